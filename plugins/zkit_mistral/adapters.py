@@ -1,0 +1,152 @@
+"""LoRA adapters on a model of transformers: a trained one, and a frozen one under it or beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyr_kit import ZkitError
+
+if TYPE_CHECKING:
+    from zkit_mistral.backend import Lora
+
+TRAINED, EARLIER, REFERENCE, MERGED = "default", "earlier", "reference", "merged"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass
+class Adapters:
+    """The adapters of a peft model, by the parts they play."""
+
+    peft: Any
+    under: tuple[str, ...] = ()
+    """Frozen adapters that the trained one stands on; they are also the reference."""
+    continued_from: Path | None = None
+    """The folder that the trained adapter was read from, when training goes on with it."""
+
+    def keep_reference(self) -> None:
+        """Read the adapter that is continued once more, frozen, to be the reference."""
+        if self.continued_from is not None and REFERENCE not in self.peft.peft_config:
+            _read(self.peft, self.continued_from, REFERENCE)
+            self.use((*self.under, TRAINED))
+
+    @property
+    def reference(self) -> tuple[str, ...]:
+        """The adapters that make up the reference."""
+        return self.under if self.continued_from is None else (REFERENCE,)
+
+    @contextmanager
+    def active(self, names: Sequence[str]) -> Iterator[None]:
+        """Switch to these adapters, and back whatever happens."""
+        before = {layer: layer._active_adapter for layer in self._layers()}
+        try:
+            self.use(names)
+            yield
+        finally:
+            for layer, active in before.items():
+                layer._active_adapter = active
+
+    def use(self, names: Sequence[str]) -> None:
+        """Make these adapters, added up, the active ones."""
+        # Not peft's set_adapter, which also makes every active adapter trainable.
+        for layer in self._layers():
+            layer._active_adapter = list(names)
+
+    def save(self, folder: Path) -> None:
+        """Write one adapter that says what all active ones do, in peft's format."""
+        if not self.under:
+            self.peft.save_pretrained(folder, selected_adapters=[TRAINED])
+            return
+        names = [*self.under, TRAINED]
+        self.peft.add_weighted_adapter(names, [1.0] * len(names), MERGED, combination_type="cat")
+        try:
+            self.peft.save_pretrained(folder, selected_adapters=[MERGED])
+        finally:
+            self.peft.delete_adapter(MERGED)
+            self.use(names)
+            self._train_only(TRAINED)
+        for file in (folder / MERGED).iterdir():
+            file.replace(folder / file.name)
+        shutil.rmtree(folder / MERGED)
+
+    def _train_only(self, name: str) -> None:
+        for key, parameter in self.peft.named_parameters():
+            parameter.requires_grad_("lora_" in key and f".{name}." in f"{key}.")
+
+    def _layers(self) -> Iterator[Any]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (module for module in self.peft.modules() if isinstance(module, BaseTunerLayer))
+
+
+def is_adapter(folder: Path | None) -> bool:
+    """Whether a folder holds an adapter, not whole weights."""
+    return folder is not None and (folder / CONFIG_FILE).exists()
+
+
+def base_of(folder: Path) -> str:
+    """The weights that an adapter belongs to."""
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+
+
+def new_adapters(model: Any, lora: Lora) -> Adapters:
+    """A new adapter on the bare model."""
+    from peft import get_peft_model
+
+    return Adapters(get_peft_model(model, _config(lora), adapter_name=TRAINED))
+
+
+def continued_adapters(model: Any, folder: Path, *, train: bool) -> Adapters:
+    """The adapter of an earlier stage, to go on with."""
+    from peft import PeftModel
+
+    return Adapters(PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=train), continued_from=folder)
+
+
+def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
+    """A new adapter on top of the frozen one of an earlier stage."""
+    from peft import PeftModel
+
+    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False)
+    if lora.dora or peft.peft_config[EARLIER].use_dora:
+        raise ZkitError("[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter")
+    peft.add_adapter(TRAINED, _config(lora))
+    adapters = Adapters(peft, under=(EARLIER,))
+    _silence_dropout(peft, EARLIER)
+    adapters.use((EARLIER, TRAINED))
+    adapters._train_only(TRAINED)
+    return adapters
+
+
+def _read(peft: Any, folder: Path, name: str) -> None:
+    peft.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+    _silence_dropout(peft, name)
+
+
+def _silence_dropout(peft: Any, name: str) -> None:
+    """A frozen adapter answers the same each time."""
+    from torch import nn
+
+    for key, module in peft.named_modules():
+        if key.endswith(f"lora_dropout.{name}") and isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _config(lora: Lora) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )

@@ -1,0 +1,54 @@
+"""A model shrunken for a smoke run: the same architecture, random weights, offline."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zkit_mistral.scratch import byte_pairs, mistral_config
+
+if TYPE_CHECKING:
+    from zkit_mistral.backend import Mistral
+
+WIDTHS = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
+
+
+def make_miniature(backend: Mistral, folder: Path) -> Path:
+    """Write the model and a byte tokenizer into a folder in Hugging Face format."""
+    from transformers import AutoModelForCausalLM
+
+    place = folder / "model"
+    tokenizer = byte_pairs([], 258)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_config(backend, tokenizer), dtype=getattr(torch, backend.dtype))
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def _config(backend: Mistral, tokenizer: Any) -> Any:
+    """The model's own configuration with smaller numbers where it is at hand, else Mistral's."""
+    from transformers import AutoConfig
+
+    if backend.weights is not None:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                config = AutoConfig.from_pretrained(backend.weights, revision=backend.revision, local_files_only=True)
+        except (OSError, ValueError):
+            pass  # not on this machine; a smoke run asks no network
+        else:
+            ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            config.update({**{key: value for key, value in WIDTHS.items() if hasattr(config, key)}, **ids, "pad_token_id": None})
+            return config
+    return mistral_config(tokenizer, **WIDTHS)

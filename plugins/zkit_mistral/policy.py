@@ -1,0 +1,110 @@
+"""A loaded model that scores packed batches and writes replies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zephyr_kit.batch import Batch
+from zephyr_kit.example import Message
+from zephyr_kit.protocols import Attention, Sampling
+from zkit_mistral.adapters import Adapters
+from zkit_mistral.attention import NAME, Packed
+from zkit_mistral.generation import write_replies
+from zkit_mistral.head import target_logp
+from zkit_mistral.tokenizer import ChatTokenizer
+
+
+class Scorer(nn.Module):
+    """The root module: hidden states of the body, then the fused head, in one forward.
+
+    The head's weight is used inside the forward of the root, so that a sharded root gathers
+    it there.
+    """
+
+    def __init__(self, model: nn.Module, attention: Attention) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probability of every target, (M,)."""
+        causal = bare(self.model)
+        body = getattr(causal, causal.base_model_prefix)
+        hidden = body(
+            input_ids=batch.tokens_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            packed=Packed(self.attention, batch),
+        ).last_hidden_state[0]
+        return target_logp(hidden.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
+
+
+class MistralPolicy:
+    """See `protocols.Policy`."""
+
+    def __init__(self, model: nn.Module, adapters: Adapters | None, tokenizer: ChatTokenizer, attention: Attention, device: torch.device) -> None:
+        self.module = Scorer(model if adapters is None else adapters.peft, attention)
+        self.adapters, self.tokenizer, self.device = adapters, tokenizer, device
+        self._twin: Scorer | None = None
+        self._scorer = self.module
+
+    def score(self, batch: Batch) -> Tensor:
+        logp_M: Tensor = self._scorer(batch)
+        return logp_M
+
+    def keep_reference(self) -> None:
+        if self.adapters is not None:
+            self.adapters.keep_reference()
+        elif self._twin is None:
+            self._twin = copy.deepcopy(self.module).requires_grad_(False).eval()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        training = self.module.training
+        self.module.eval()
+        try:
+            if self.adapters is not None:
+                with self.adapters.active(self.adapters.reference):
+                    yield
+            else:
+                assert self._twin is not None, "keep_reference comes before reference"
+                self._scorer = self._twin
+                yield
+        finally:
+            self._scorer = self.module
+            self.module.train(training)
+
+    def generate(self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None) -> list[str]:
+        self.module.eval()
+        causal = bare(self.module.model)
+        causal.set_attn_implementation("sdpa")
+        try:
+            return write_replies(causal, self.tokenizer, dialogues, sampling, device=self.device, on_text=on_text)
+        finally:
+            causal.set_attn_implementation(NAME)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        causal = bare(self.module.model)
+        causal.generation_config.eos_token_id = self.tokenizer.stop_ids
+        causal.generation_config.pad_token_id = self.tokenizer.tokens.eos_token_id
+        if self.adapters is None:
+            causal.save_pretrained(folder)
+        else:
+            self.adapters.save(folder)
+            causal.generation_config.save_pretrained(folder)
+        self.tokenizer.tokens.save_pretrained(folder)
+
+
+def bare(model: nn.Module) -> Any:
+    """The model of transformers, with adapters injected but without peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+

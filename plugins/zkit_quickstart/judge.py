@@ -1,0 +1,134 @@
+"""A judge that counts points by rule, so that anybody can see why a reply got its score."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zephyr_kit.example import Message
+from zkit_quickstart import phrases
+from zkit_quickstart.words import ADJECTIVES, ANIMALS, HELPERS, HEROES, NOWHERE, PLACES, THINGS
+
+BEST = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuickstartJudge:
+    """Scores replies from 0 to 10 by simple rules; `points` tells them apart."""
+
+    def score(self, dialogue: Sequence[Message], replies: Sequence[str]) -> list[float]:
+        """One score for each reply."""
+        return [judge(dialogue, reply) for reply in replies]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a dialogue asks for."""
+
+    names: tuple[str, ...]
+    """Words that the reply must contain."""
+    num_sentences: tuple[int, int]
+    """At least and at most, opening and closing words apart."""
+    needs_ending: bool
+    same_cast: bool
+    """Whether another animal, thing or place than those asked for is a mistake."""
+
+
+def judge(dialogue: Sequence[Message], reply: str) -> float:
+    """The score of a reply."""
+    return min(BEST, max(0.0, sum(points(dialogue, reply).values())))
+
+
+def points(dialogue: Sequence[Message], reply: str) -> dict[str, float]:
+    """The points of a reply by rule; the good ones add up to 10, faults cost some."""
+    wish = read_wish(dialogue)
+    body, closing = split_closing(reply)
+    sentences, said = split_sentences(body), words_of(body)
+    share = 5 / len(wish.names)
+    granted = {f"names {name}": share * holds(said, name) for name in wish.names}
+    rules = {
+        "asked length": wish.num_sentences[0] <= len(sentences) <= wish.num_sentences[1],
+        "nothing repeated": len(said) > 4 and not repeats(sentences, said),
+        "whole sentences": bool(sentences) and all(re.search(r"[a-z][.!?]$", sentence) for sentence in sentences),
+        "proper ending": bool(sentences) and (not wish.needs_ending or sentences[-1].startswith(phrases.ENDING_STARTS)),
+        "friendly closing": bool(closing),
+    }
+    faults = {
+        "not asked for": -1.0 * (wish.same_cast and strays(said, wish.names)),
+        "rude": -2.0 * any(line in reply for line in phrases.RUDE),
+        "unknown words": -0.5 * min(6, sum(word not in KNOWN_WORDS for word in words_of(reply))),
+    }
+    return granted | {rule: float(kept) for rule, kept in rules.items()} | {rule: cost for rule, cost in faults.items() if cost}
+
+
+def read_wish(dialogue: Sequence[Message]) -> Wish:
+    """What the last message of the user asks for, in the light of the ones before."""
+    asked = [message.content for message in dialogue if message.role == "user"]
+    cast = next((found for content in reversed(asked) if (found := named(content, CAST)) and len(found) > 1), ())
+    last = asked[-1]
+    if named(last, CAST) == cast:
+        return Wish(cast, (3, 5), needs_ending=True, same_cast=True)
+    if "short" in last or "one sentence" in last:
+        return Wish(cast, (1, 1), needs_ending=False, same_cast=True)
+    names = (*named(last, tuple(hero.name.lower() for hero in HEROES)), *named(" ".join(cast), tuple(thing.name for thing in THINGS)))
+    return Wish(names, (2, 3), needs_ending=True, same_cast=False)
+
+
+def split_closing(reply: str) -> tuple[str, str]:
+    """The reply without its opening and closing words, and the friendly closing if there is one."""
+    body = reply.strip()
+    for preamble in phrases.PREAMBLES:
+        body = body.removeprefix(preamble).lstrip()
+    for closing in (*phrases.CLOSINGS, *phrases.RUDE):
+        if body.endswith(closing):
+            return body.removesuffix(closing).rstrip(), closing if closing in phrases.CLOSINGS else ""
+    return body, ""
+
+
+def split_sentences(text: str) -> list[str]:
+    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def holds(said: Sequence[str], name: str) -> bool:
+    """Whether the words of a name stand in the text, one after the other."""
+    return f" {name} " in f" {' '.join(said)} "
+
+
+def named(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the names that the text holds."""
+    said = words_of(text)
+    return tuple(name for name in names if holds(said, name))
+
+
+def repeats(sentences: Sequence[str], said: Sequence[str]) -> bool:
+    """Whether a sentence, or six words in a row, come twice."""
+    runs = Counter(tuple(said[start : start + 6]) for start in range(len(said) - 5))
+    return len(set(sentences)) < len(sentences) or any(count > 1 for count in runs.values())
+
+
+def strays(said: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether an animal, a thing or a place is named that was not asked for."""
+    return any(name not in wanted and holds(said, name) for name in CAST if name not in ADJECTIVES)
+
+
+def collect_words() -> frozenset[str]:
+    """Every word that the world is told with."""
+    lines = (phrases.TIMES, phrases.OPENINGS, phrases.ENDINGS, phrases.SEQUELS, phrases.PREAMBLES, phrases.CLOSINGS, phrases.RUDE)
+    told = [phrase for line in lines for phrase in line]
+    told += [phrase for quests in (phrases.TROUBLES, phrases.TURNS, phrases.SHORT) for line in quests.values() for phrase in line]
+    told += [*HELPERS, *(f"{thing.with_article} {thing.look} {thing.works}" for thing in THINGS)]
+    told += [f"{place.name} {place.at} {place.spot}" for place in (*PLACES, NOWHERE)]
+    told += [f"{hero.name} {hero.subject} {hero.object} {hero.possessive}" for hero in HEROES]
+    return frozenset(words_of(" ".join((*(re.sub(r"{\w+}", " ", phrase) for phrase in told), *ADJECTIVES, *ANIMALS))))
+
+
+CAST = (*ADJECTIVES, *ANIMALS, *(thing.name for thing in THINGS), *(place.name.removeprefix("the ") for place in PLACES))
+"""Adjectives, animals, things and places: all that a request may name."""
+
+KNOWN_WORDS: frozenset[str] = collect_words()

@@ -1,0 +1,92 @@
+"""The words of the miniature world: who, what and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """An object, how it looks, and what it does when all is well."""
+
+    name: str
+    look: str
+    works: str
+
+    @property
+    def with_article(self) -> str:
+        """`a lantern`, `an umbrella`."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place, how one stands there, and a spot where things lie."""
+
+    name: str
+    at: str
+    spot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hero:
+    """A given name with its pronouns: she, her (object), her (possessive)."""
+
+    name: str
+    subject: str
+    object: str
+    possessive: str
+
+
+def _she(name: str) -> Hero:
+    return Hero(name, "she", "her", "her")
+
+
+def _he(name: str) -> Hero:
+    return Hero(name, "he", "him", "his")
+
+
+HEROES = (_she("Luna"), _she("Maisy"), _she("Nell"), _she("Poppy"), _she("Tilly"), _he("Pip"), _he("Oscar"), _he("Bram"), _he("Finn"), _he("Toby"))
+
+ADJECTIVES = ("brave", "shy", "clever", "gentle", "curious", "sleepy", "cheerful", "patient")
+
+ANIMALS = ("otter", "hare", "fox", "hedgehog", "badger", "mouse", "duck", "squirrel", "beaver", "rabbit", "frog", "kitten")
+
+HELPERS = ("kind owl", "wise toad", "tiny robin", "grey goose", "friendly mole", "slow tortoise", "young deer", "merry cricket")
+
+THINGS = (
+    Thing("lantern", "that shone like a small moon", "glowed softly"),
+    Thing("kite", "with a tail of red ribbons", "flew high above the trees"),
+    Thing("drum", "with a golden rim", "boomed like summer thunder"),
+    Thing("clock", "with a painted sun on it", "ticked like a tiny heart"),
+    Thing("boat", "with a white paper sail", "floated like a swan"),
+    Thing("umbrella", "as yellow as butter", "opened like a flower"),
+    Thing("basket", "that smelled of apples", "was full of berries"),
+    Thing("bell", "no bigger than a plum", "rang sweet and clear"),
+    Thing("hat", "with a long blue feather", "looked very fine"),
+    Thing("book", "full of pictures of the sea", "was read aloud to everyone"),
+    Thing("scarf", "as soft as moss", "kept everyone warm"),
+    Thing("map", "with a red star in one corner", "showed the way home"),
+    Thing("flute", "made of pale wood", "played a merry song"),
+    Thing("cup", "painted with daisies", "was full of hot chocolate"),
+    Thing("blanket", "as green as clover", "felt warm and safe"),
+    Thing("wagon", "with four shiny wheels", "rolled along without a squeak"),
+)
+
+PLACES = (
+    Place("the old mill", "in the old mill", "behind a sack of flour"),
+    Place("the apple garden", "in the apple garden", "under a crooked branch"),
+    Place("the stone bridge", "under the stone bridge", "among the smooth pebbles"),
+    Place("the silver lake", "by the silver lake", "between the tall reeds"),
+    Place("the windy hill", "on the windy hill", "behind a mossy rock"),
+    Place("the quiet forest", "in the quiet forest", "inside a hollow log"),
+    Place("the little harbour", "at the little harbour", "beside a coil of rope"),
+    Place("the village square", "in the village square", "next to the fountain"),
+    Place("the round tower", "in the round tower", "at the top of the stairs"),
+    Place("the snowy meadow", "in the snowy meadow", "beneath the frozen grass"),
+    Place("the busy bakery", "in the busy bakery", "near a tray of buns"),
+    Place("the secret cave", "in the secret cave", "beside a pool of blue water"),
+)
+
+NOWHERE = Place("a land far away", "in a land far away", "in the tall grass")
+"""Where a careless teacher's story happens."""

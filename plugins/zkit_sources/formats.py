@@ -1,0 +1,148 @@
+"""Row formats: one small function for each, from the columns of a row to an `Example`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from zephyr_kit.example import TEXT, Example, ExampleError, Message
+from zkit_sources.turns import CONVERSATION_ROLES, MissingColumnError, Turns, describe, number_of, required, text_of, turns_of
+
+FormatName = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion", "preference", "text"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a format is recognised by, and how its rows are read."""
+
+    read: Callable[[Row], Example]
+    needs: tuple[tuple[str, ...], ...]
+    """Groups of columns; one of each group must be there."""
+    also: tuple[str, ...] = ()
+    """Columns that it reads where they are there."""
+    unless: tuple[str, ...] = ()
+    """Columns that tell of something else; only a format named in the preset overlooks them."""
+
+    def fits(self, columns: Collection[str]) -> bool:
+        """Whether rows with these columns are in this format."""
+        return all(any(name in columns for name in group) for group in self.needs) and not any(name in columns for name in self.unless)
+
+    def columns(self) -> tuple[str, ...]:
+        """Every column that it reads."""
+        return (*(name for group in self.needs for name in group), *self.also)
+
+    def __str__(self) -> str:
+        return ", ".join([*(" or ".join(group) for group in self.needs), *(f"[{name}]" for name in self.also)])
+
+
+def read_messages(row: Row) -> Example:
+    """`messages`: a dialogue, learnt from its first assistant turn to its last."""
+    return dialogue(turns_of(required(row, "messages"), "`messages`"))
+
+
+def read_conversations(row: Row) -> Example:
+    """`conversations`: a dialogue as ShareGPT writes it, with `from` and `value`."""
+    turns = turns_of(required(row, "conversations"), "`conversations`", role="from", content="value", roles=CONVERSATION_ROLES)
+    return dialogue(turns)
+
+
+def read_alpaca(row: Row) -> Example:
+    """`instruction`, perhaps with an `input` after a blank line, and `output` or `response`."""
+    instruction = text_of(required(row, "instruction"), "`instruction`")
+    material = text_of(row["input"], "`input`") if row.get("input") is not None else ""
+    if "output" not in row and "response" not in row:
+        raise MissingColumnError("output", "response")
+    name = "output" if row.get("output") is not None or "response" not in row else "response"
+    question = f"{instruction}\n\n{material}" if material.strip() else instruction
+    return Example((Message("user", question),), ((Message("assistant", text_of(row[name], f"`{name}`")),),))
+
+
+def read_prompt_completion(row: Row) -> Example:
+    """`prompt` and `completion`, each a text or a list of messages."""
+    prompt, completion = required(row, "prompt"), required(row, "completion")
+    return Example(text_or_turns(prompt, "prompt", role="user"), (text_or_turns(completion, "completion", role="assistant"),))
+
+
+def read_text(row: Row) -> Example:
+    """`text`: learnt as it stands, outside any chat template."""
+    return Example((), ((Message(TEXT, text_of(required(row, "text"), "`text`")),),))
+
+
+def read_preference(row: Row) -> Example:
+    """`chosen` and `rejected`, as texts or as lists of messages, perhaps with a `prompt` and scores."""
+    chosen, rejected, prompt = required(row, "chosen"), required(row, "rejected"), row.get("prompt")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        start, pair = split_pair(turns_of(chosen, "`chosen`"), turns_of(rejected, "`rejected`"), prompt)
+    elif isinstance(chosen, list) or isinstance(rejected, list):
+        raise ExampleError(f"`chosen` is {describe(chosen)} but `rejected` is {describe(rejected)}: give two texts or two lists of turns")
+    else:
+        pair = text_or_turns(chosen, "chosen", role="assistant"), text_or_turns(rejected, "rejected", role="assistant")
+        start = text_or_turns(required(row, "prompt"), "prompt", role="user")
+    return Example(start, pair, scores_of(row))
+
+
+def dialogue(turns: Turns) -> Example:
+    """Everything before the first assistant turn is the prompt; what follows the last is dropped."""
+    spoken = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if not spoken:
+        raise ExampleError("no assistant turn to learn from" if turns else "the list of turns is empty")
+    return Example(turns[: spoken[0]], (turns[spoken[0] : spoken[-1] + 1],))
+
+
+def text_or_turns(value: Any, name: str, *, role: str) -> Turns:
+    """A text as one turn of `role`, a list as the messages it holds."""
+    if isinstance(value, list):
+        return turns_of(value, f"`{name}`")
+    return (Message(role, text_of(value, f"`{name}`")),)
+
+
+def split_pair(chosen: Turns, rejected: Turns, prompt: Any) -> tuple[Turns, tuple[Turns, Turns]]:
+    """The prompt of two dialogues, from its own column or from what they share, and the two rests."""
+    given = () if prompt is None else text_or_turns(prompt, "prompt", role="user")
+    bare = all(not turns or turns[0].role == "assistant" for turns in (chosen, rejected))
+    if given and bare:
+        return given, (chosen, rejected)
+    start = shared_prompt(chosen, rejected)
+    if isinstance(prompt, list) and given:
+        start = given if chosen[: len(given)] == given == rejected[: len(given)] else ()
+    if not start or (given and not agrees(given, start)):
+        raise ExampleError("`chosen` and `rejected` do not begin with the same prompt" + (" as `prompt`" if given else ""))
+    return start, (chosen[len(start) :], rejected[len(start) :])
+
+
+def shared_prompt(chosen: Turns, rejected: Turns) -> Turns:
+    """The turns that both begin with, up to the last user turn among them."""
+    pairs = list(zip(chosen, rejected, strict=False))
+    shared = next((number for number, (left, right) in enumerate(pairs) if left != right), len(pairs))
+    asked = [number for number in range(shared) if chosen[number].role == "user"]
+    return chosen[: asked[-1] + 1] if asked else ()
+
+
+def agrees(given: Turns, start: Turns) -> bool:
+    """Whether a prompt column repeats one of the user turns, or the turns, of the shared prompt."""
+    asked = {turn.content.strip() for turn in start if turn.role == "user"}
+    return given == start or (len(given) == 1 and given[0].content.strip() in asked)
+
+
+def scores_of(row: Row) -> tuple[float, float] | None:
+    """`score_chosen` and `score_rejected`, when the row has them."""
+    names = ("score_chosen", "score_rejected")
+    values = [row.get(name) for name in names]
+    if values == [None, None]:
+        return None
+    chosen, rejected = (number_of(value, f"`{name}`") for name, value in zip(names, values, strict=True))
+    return chosen, rejected
+
+
+FORMATS: Mapping[str, Format] = {
+    "preference": Format(read_preference, (("chosen",), ("rejected",)), also=("prompt", "score_chosen", "score_rejected")),
+    "messages": Format(read_messages, (("messages",),)),
+    "conversations": Format(read_conversations, (("conversations",),)),
+    "prompt_completion": Format(read_prompt_completion, (("prompt",), ("completion",)), unless=("label",)),
+    "alpaca": Format(read_alpaca, (("instruction",), ("output", "response")), also=("input",)),
+    "text": Format(read_text, (("text",),)),
+}
+"""By name, in the order they are looked for: the first that fits is it."""

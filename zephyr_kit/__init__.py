@@ -1,0 +1,30 @@
+"""A small engine for aligning language models, extended by plugins.
+
+What a plugin author needs first is importable from here; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import pluggy
+
+NAME = "zephyr_kit"
+__version__ = "0.1.0"
+
+hookspec = pluggy.HookspecMarker(NAME)
+hookimpl = pluggy.HookimplMarker(NAME)
+
+
+class Unit(Enum):
+    """What a loss is averaged over, across the whole optimiser step."""
+
+    TOKEN = "token"
+    EXAMPLE = "example"
+
+
+class ZkitError(Exception):
+    """Something the user can mend; the message says what, where and how."""
+
+
+__all__ = ["NAME", "Unit", "ZkitError", "__version__", "hookimpl", "hookspec"]

@@ -1,0 +1,143 @@
+"""Examples laid end to end, without padding.
+
+Tensor names carry their shape: T tokens, M targets, N sequences (completions), S segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ids = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Token ids of a prompt, of the completions that follow it, and which of those are trained."""
+
+    prompt: Ids
+    completions: tuple[Ids, ...]
+    trained: tuple[Flags, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens with the prompt counted once: the measure that steps are counted in."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Whole examples in one row of T tokens.
+
+    A segment attends to itself causally, and to the whole of its parent segment if it has
+    one (-1: none). Target m is the token that should follow position `source_M[m]`, and
+    belongs to completion `sequence_M[m]`; two completions may share a source.
+    `lengths` (S,) and `parents` (S,) repeat the segments on the host, for kernels that
+    loop over them.
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    segment_T: Tensor
+    parent_S: Tensor
+    source_M: Tensor
+    target_M: Tensor
+    sequence_M: Tensor
+    num_sequences: int
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`, copied without waiting for it."""
+        moved = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in moved))
+
+
+class _Row:
+    """A row under construction."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Ids] = []
+        self.starts: list[int] = []
+        self.parents: list[int] = []
+        self.targets: list[tuple[npt.NDArray[np.int64], Ids]] = []
+        self.size = 0
+
+    def segment(self, *pieces: Ids, start: int = 0, parent: int = -1) -> int:
+        """Append a segment; return the index in the row of its first token."""
+        first = self.size
+        ids = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        self.tokens.append(ids)
+        self.starts.append(start)
+        self.parents.append(parent)
+        self.size += len(ids)
+        return first
+
+    def sequence(self, first: int, before: int, ids: Ids, trained: Flags) -> None:
+        """Append the targets of a completion whose first token is at `first`, the one before it at `before`."""
+        source = np.arange(first - 1, first + len(ids) - 1)
+        if len(ids):
+            source[0] = before
+        wanted = trained & (source >= 0)
+        self.targets.append((source[wanted], ids[wanted]))
+
+    def batch(self) -> Batch:
+        lengths = [len(ids) for ids in self.tokens]
+        positions = [np.arange(start, start + length) for start, length in zip(self.starts, lengths, strict=True)]
+        sequences = np.repeat(np.arange(len(self.targets)), [len(source) for source, _ in self.targets])
+        return Batch(
+            _tensor(self.tokens),
+            _tensor(positions),
+            torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+            torch.tensor(self.parents, dtype=torch.long),
+            _tensor([source for source, _ in self.targets]),
+            _tensor([ids for _, ids in self.targets]),
+            torch.from_numpy(sequences),
+            len(self.targets),
+            tuple(lengths),
+            tuple(self.parents),
+        )
+
+
+def lay_out(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
+    """Lay examples end to end; with sharing, a prompt of several completions is written once."""
+    row = _Row()
+    for tree in trees:
+        size = len(tree.prompt)
+        if share_prompts and size and len(tree.completions) > 1:
+            trunk = row.segment(tree.prompt)
+            parent = len(row.parents) - 1
+            for ids, trained in zip(tree.completions, tree.trained, strict=True):
+                first = row.segment(ids, start=size, parent=parent)
+                row.sequence(first, trunk + size - 1, ids, trained)
+        else:
+            for ids, trained in zip(tree.completions, tree.trained, strict=True):
+                first = row.segment(tree.prompt, ids) + size
+                row.sequence(first, first - 1 if size else -1, ids, trained)
+    return row.batch()
+
+
+def visible(batch: Batch, *, window: int | None = None) -> Tensor:
+    """Dense (T, T) mask of who sees whom: the definition that every attention kernel must match.
+
+    `window` is the sliding window of models that have one: a token sees itself and the
+    `window - 1` positions before it.
+    """
+    segment, index = batch.segment_T, torch.arange(len(batch.segment_T), device=batch.segment_T.device)
+    own = (segment[:, None] == segment[None, :]) & (index[:, None] >= index[None, :])
+    seen = own | (batch.parent_S[segment][:, None] == segment[None, :])
+    if window is not None:
+        seen &= batch.positions_T[:, None] - batch.positions_T[None, :] < window
+    return seen
+
+
+def _tensor(arrays: Sequence[npt.NDArray[np.integer]]) -> Tensor:
+    if not arrays:
+        return torch.empty(0, dtype=torch.long)
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))

@@ -1,0 +1,206 @@
+"""The optimiser step, and the loop around it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zephyr_kit import ZkitError
+from zephyr_kit.checkpoint import State
+from zephyr_kit.feed import StepWork, Work
+from zephyr_kit.masters import Masters
+from zephyr_kit.observe import Report
+from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.world import World
+
+
+class TrainingError(ZkitError):
+    """Training that cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over a step, still on the device: `loss`, the metrics, and the gradient norm."""
+
+    step: int
+    means: Mapping[str, Tensor]
+    gradient_norm: Tensor
+    learning_rate: float
+    num_tokens: int
+    num_targets: int
+
+
+class Trainer:
+    """The one object that changes while training."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        *,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        learning_rate: Callable[[int], float],
+        seed: int,
+        clip: float = 1.0,
+        world: World | None = None,
+    ) -> None:
+        self.policy, self.objective = policy, objective
+        self.masters = Masters.of(policy.module.named_parameters())
+        self.parameters = list(self.masters.optimized.values())
+        if not self.parameters:
+            raise TrainingError("the model has no trainable parameter")
+        self.optimizer = optimizer(self.parameters)
+        self.learning_rate, self.seed, self.clip = learning_rate, seed, clip
+        self.world = world or World()
+        self.num_steps_taken = 0
+
+    def step(self, work: StepWork) -> Totals:
+        """Take one optimiser step over this rank's share of its batches."""
+        step = self.num_steps_taken
+        self.policy.module.train()
+        seed_everything(self.seed, step, self.world.rank)
+        totals: dict[str, Tensor] = {}
+        for item in work.works:
+            outcome = self._outcome(item)
+            # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
+            (outcome.loss / work.num_units).backward()
+            _add(totals, outcome)
+        norm = self._update(self.learning_rate(step))
+        self.num_steps_taken += 1
+        means = {name: self.world.total(value) / work.num_units for name, value in totals.items()}
+        return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
+
+    @torch.no_grad()
+    def evaluate(self, works: Iterator[StepWork]) -> dict[str, float]:
+        """Means of the loss and of the metrics, without learning from them."""
+        self.policy.module.eval()
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for work in works:
+            for item in work.works:
+                _add(totals, self._outcome(item))
+            count += work.num_units
+        return {name: float(self.world.total(value)) / count for name, value in totals.items()}
+
+    def state(self) -> State:
+        """All that the next step depends on."""
+        values = {f"trained/{name}": p for name, p in self.masters.optimized.items()}
+        values.update(_flatten(self.optimizer.state_dict()["state"], "optimizer"))
+        tensors = {path: value for path, value in values.items() if isinstance(value, Tensor)}
+        return State(self.num_steps_taken, tensors, {path: value for path, value in values.items() if path not in tensors})
+
+    def load_state(self, state: State) -> None:
+        """Go back to where `state` was taken."""
+        values = _unflatten({**state.tensors, **state.facts})
+        self.masters.load(values["trained"])
+        optimizer = {int(index): value for index, value in values.get("optimizer", {}).items()}
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.num_steps_taken = state.step
+
+    def _outcome(self, work: Work) -> Outcome:
+        reference = self._reference(work)
+        return self.objective(self._scores(work, self.policy.score(work.batch)), reference)
+
+    def _reference(self, work: Work) -> Scores | None:
+        if not self.objective.needs_reference:
+            return None
+        if work.reference_M is not None:
+            return self._scores(work, work.reference_M)
+        with torch.no_grad(), self.policy.reference():
+            return self._scores(work, self.policy.score(work.batch))
+
+    def _scores(self, work: Work, logp_M: Tensor) -> Scores:
+        return Scores(logp_M, work.batch.sequence_M, work.batch.num_sequences)
+
+    def _update(self, learning_rate: float) -> Tensor:
+        self._sum_gradients()
+        self.masters.take_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.masters.give_back()
+        return norm.detach()
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of replicated parameters over ranks, in one message."""
+        if self.world.size == 1:
+            return
+        parameters = list(self.masters.model.values())
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for parameter, piece in zip(parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+
+class Meter:
+    """Turns totals on the device into reports, waiting for the device at most about once a second."""
+
+    def __init__(self, *, num_steps: int, epoch: Callable[[int], float], every: float = 1.0) -> None:
+        self._num_steps, self._epoch, self._every = num_steps, epoch, every
+        self._waiting: list[Totals] = []
+        self._since = time.monotonic()
+
+    def add(self, totals: Totals) -> list[Report]:
+        """Take the totals of a step; return the reports that are due."""
+        self._waiting.append(totals)
+        return self.flush() if time.monotonic() - self._since >= self._every else []
+
+    def flush(self) -> list[Report]:
+        """All reports that are waiting; raises when a figure is not a number."""
+        if not self._waiting:
+            return []
+        waiting, self._waiting = self._waiting, []
+        rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values()]) for t in waiting]).tolist()
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        speed = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9)
+        return [self._report(totals, row, speed) for totals, row in zip(waiting, rows, strict=True)]
+
+    def _report(self, totals: Totals, row: list[float], speed: float) -> Report:
+        norm, *values = row
+        means = dict(zip(totals.means, values, strict=True))
+        loss = means.pop("loss")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(f"step {totals.step}: the loss is {loss} and the gradient norm {norm}; lower the learning rate, or look at the rows of this step")
+        epoch = self._epoch(totals.step - 1)
+        return Report(
+            totals.step, self._num_steps, epoch, loss, means, norm, totals.learning_rate, totals.num_tokens, totals.num_targets, speed
+        )
+
+
+def seed_everything(*numbers: int) -> None:
+    """Set torch's random state to a pure function of these numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:
+    for name, value in {"loss": outcome.loss, **outcome.metrics}.items():
+        value = value.detach().double()
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def _flatten(values: Mapping[Any, Any], path: str) -> dict[str, Any]:
+    """Nested mappings as one, with paths as keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{path}/{key}") if isinstance(value, Mapping) else {f"{path}/{key}": value})
+    return flat
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *above, last = path.split("/")
+        table = nested
+        for name in above:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return nested

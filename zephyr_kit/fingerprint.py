@@ -1,0 +1,27 @@
+"""Texts that stand for the content of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from zephyr_kit.cache import cache_folder
+
+
+def file_fingerprint(path: Path) -> str:
+    """Digest of a file's bytes; remembered as long as its size and times stay."""
+    stat = path.stat()
+    known = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    note = cache_folder("digests") / hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
+    if note.exists():
+        return note.read_text("ascii")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note.write_text(digest, "ascii")
+    return digest
+
+
+def folder_fingerprint(folder: Path) -> dict[str, str]:
+    """Digest of each file of a folder, not of folders in it."""
+    return {path.name: file_fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}

@@ -1,0 +1,51 @@
+"""Full-precision copies of parameters that are kept in a shorter type.
+
+A step of 5e-7 on a bfloat16 weight is lost to rounding; so the optimizer works on float32
+copies, and the model gets their rounded values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SHORT = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Masters:
+    """The trained parameters by name, and what the optimizer sees of each: itself, or a float32 copy."""
+
+    model: dict[str, nn.Parameter]
+    optimized: dict[str, nn.Parameter]
+
+    @staticmethod
+    def of(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Masters:
+        """Copies for those parameters that need a gradient and are in a short type."""
+        model = {name: p for name, p in named_parameters if p.requires_grad}
+        return Masters(model, {name: nn.Parameter(p.detach().float()) if p.dtype in SHORT else p for name, p in model.items()})
+
+    def take_gradients(self) -> None:
+        """Move the gradients of short parameters to their copies."""
+        for short, full in self._copies():
+            full.grad = None if short.grad is None else short.grad.float()
+            short.grad = None
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Round the copies into the model."""
+        for short, full in self._copies():
+            short.copy_(full)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Set every trained parameter, in full precision."""
+        for name, parameter in self.optimized.items():
+            parameter.copy_(tensors[name])
+        self.give_back()
+
+    def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
+        return ((short, self.optimized[name]) for name, short in self.model.items() if short is not self.optimized[name])

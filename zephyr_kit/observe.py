@@ -1,0 +1,70 @@
+"""What observers are told about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stage that trains."""
+
+    name: str
+    stage: str
+    folder: Path
+    num_steps: int
+    first_step: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved preset, flat: `stages.dpo.train.learning_rate` and so on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures of one optimiser step; losses and metrics are means over its units."""
+
+    step: int
+    num_steps: int
+    epoch: float
+    loss: float
+    metrics: Mapping[str, float]
+    gradient_norm: float
+    learning_rate: float
+    num_tokens: int
+    """Tokens that the model read, over all ranks."""
+    num_targets: int
+    """Tokens that it was trained on, over all ranks."""
+    tokens_per_second: float
+
+    def facts(self) -> dict[str, Any]:
+        """One line of `metrics.jsonl`."""
+        return {
+            "step": self.step,
+            "epoch": round(self.epoch, 6),
+            "loss": self.loss,
+            **self.metrics,
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+            "num_tokens": self.num_tokens,
+            "num_targets": self.num_targets,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+        }
+
+
+Advance = Callable[[int], None]
+"""Told how far a piece of work has come, in absolute terms."""
+
+
+class Narrator(Protocol):
+    """Whoever tells the user what happens."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        ...
+
+    def track(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """A piece of work that takes a while."""
+        ...

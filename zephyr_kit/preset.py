@@ -1,0 +1,267 @@
+"""Presets: a TOML file as a pipeline of stages."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, inline, suggest
+from zephyr_kit.protocols import Backend, DataSource, Objective, OptimizerFactory, Suite
+
+Positive = Annotated[int, Gt(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Take:
+    """A data source, and how much of it to take; its other keys are the source's own."""
+
+    source: DataSource = inline()
+    fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """The share of rows to take, drawn at random."""
+    limit: Positive | None = None
+    """At most so many rows."""
+    draw: int = 0
+    """Seed of the random draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a stage trains. A step is counted over all devices, in examples or in tokens."""
+
+    learning_rate: Annotated[float, Gt(0)]
+    """The highest one."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """How many times to see the data."""
+    steps: Positive | None = None
+    """How many optimiser steps to take, instead of `epochs`."""
+    examples_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None
+    """Tokens with each prompt counted once."""
+    tokens_per_batch: Positive = 8192
+    """What one device takes at once; changes no result."""
+    share_prompts: bool = True
+    """Compute the prompt of several completions once; changes no result."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Share = 0.0
+    """Share of the steps over which the learning rate rises."""
+    optimizer: OptimizerFactory = default_use("adamw")
+    clip: Annotated[float, Ge(0)] = 1.0
+    """Highest norm of the gradient; 0 for no limit."""
+    checkpoint_every: Positive = 100
+    keep_checkpoints: Positive = 2
+    held_out_every: Positive = 100
+    """Steps between two looks at the held-out data; there is always one at the end."""
+
+    def __post_init__(self) -> None:
+        _just_one(self, "epochs", "steps")
+        _just_one(self, "examples_per_step", "tokens_per_step")
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """A stage that minimises an objective."""
+
+    objective: Objective
+    data: tuple[Take, ...]
+    train: Train
+    held_out: tuple[Take, ...] = ()
+    max_length: Positive = 2048
+    """Tokens of a prompt with its longest completion."""
+    too_long: Literal["cut", "drop", "refuse"] = "cut"
+    """What to do with longer ones; `refuse` counts them as bad rows without dropping any silently, as `drop` does by name."""
+    bad_rows: Share = 0.01
+    """The share of rows that may be bad before the run stops."""
+    reference: Literal["auto", "live", "cached"] = "auto"
+    """Score the reference while training, or once before; `auto` caches what costs a second model."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("needs at least one table in `data`")
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    """A stage that measures the models of the stages before it."""
+
+    suites: tuple[Suite, ...]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a machine must have for a preset; checked before anything is downloaded."""
+
+    device: Literal["any", "cuda"] = "any"
+    memory: Annotated[float, Ge(0)] = 0.0
+    """GiB on each device (of the host, when there is no other)."""
+    devices: Positive = 1
+    """How many devices together hold that memory."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with the model it trains or measures."""
+
+    name: str
+    task: TrainStage | EvaluateStage
+    model: Backend
+    changed: frozenset[str]
+    """Keys of `[model]` that the stage sets itself."""
+    settings: Mapping[str, Any]
+    """Its resolved keys, flat, `model.` and its own."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A whole pipeline."""
+
+    name: str
+    file: str
+    seed: int
+    needs: Needs
+    stages: tuple[Stage, ...]
+    settings: tuple[Setting, ...]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The keys of a preset outside its tables."""
+
+    name: str
+    seed: int = 42
+    description: str = ""
+    needs: Needs = field(default_factory=Needs)
+
+
+def load(path: Path, offers: Offers, *, changes: Sequence[str] = ()) -> Preset:
+    """Read and resolve a preset file; `changes` are `path.to.key=value` from the command line."""
+    table = read_toml(path)
+    return resolve(table, offers, file=str(path), changes=changes)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PresetError(f"{path}: not a TOML file: {error}") from error
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def resolve(table: Mapping[str, Any], offers: Offers, *, file: str, changes: Sequence[str] = ()) -> Preset:
+    """Build every table of a preset, refusing whatever it does not understand."""
+    table, origins = apply_changes(table, changes, file)
+    builder = Builder(offers, file, origins)
+    rest = {key: value for key, value in table.items() if key not in ("model", "stages")}
+    known = [f.name for f in fields(_Header)]
+    for key in rest:
+        if key not in known:
+            raise builder.error("", f"does not know the key `{key}`{suggest(key, [*known, 'model', 'stages'])}")
+    header: _Header = builder.build(_Header, rest, "")
+    stages = _stages(builder, table)
+    return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), header.description)
+
+
+def apply_changes(table: Mapping[str, Any], changes: Iterable[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The table with `path.to.key=value` set, and which paths were."""
+    changed, origins = _copy(table), {}
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals or not path.strip():
+            raise PresetError(f"--set {change}: write it as path.to.key=value")
+        _set(changed, path.strip(), _value(text.strip()), file)
+        origins[path.strip()] = COMMAND_LINE
+    return changed, origins
+
+
+def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
+    model, stages = table.get("model"), table.get("stages")
+    if not isinstance(model, dict):
+        raise builder.error("", "needs a table [model]")
+    if not isinstance(stages, dict) or not stages:
+        raise builder.error("", "needs at least one table [stages.NAME]")
+    _offer_in(builder, model, "model")
+    return tuple(_stage(builder, name, stage, model) for name, stage in stages.items())
+
+
+def _offer_in(builder: Builder, model: Mapping[str, Any], where: str) -> Backend:
+    backend: Backend = builder.convert(Backend, model, where)
+    return backend
+
+
+def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) -> Stage:
+    where = f"stages.{name}"
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise builder.error(where, "a stage's name is made of small letters, digits, - and _, a letter first: it names a folder")
+    if not isinstance(table, dict):
+        raise builder.error(where, "should be a table")
+    override = table.get("model", {})
+    if not isinstance(override, dict):
+        raise builder.error(where, "`model` should be a table of keys of [model] to override")
+    kind = _kind(builder, table, where)
+    own = Builder(builder.offers, builder.file, builder.origins)
+    task = own.build(kind, {key: value for key, value in table.items() if key != "model"}, where)
+    # Built under its own path, so that errors and origins name the place where the override stands.
+    inside = Builder(builder.offers, builder.file, {**_inherited(model, override, where), **builder.origins})
+    backend = _offer_in(inside, {**model, **override}, f"{where}.model")
+    builder.settings += own.settings
+    if override:
+        builder.settings += inside.settings
+    settings = {s.path.removeprefix(f"{where}."): s.value for s in (*inside.settings, *own.settings)}
+    return Stage(name, task, backend, frozenset(override), settings)
+
+
+def _kind(builder: Builder, table: Mapping[str, Any], where: str) -> type:
+    kinds: dict[str, type] = {"objective": TrainStage, "suites": EvaluateStage}
+    found = [key for key in kinds if key in table]
+    if len(found) == 1:
+        return kinds[found[0]]
+    near = "".join(suggest(key, kinds) for key in table if suggest(key, kinds).startswith("; did"))
+    raise builder.error(where, f"needs either `objective` (it trains) or `suites` (it measures){near}")
+
+
+def _inherited(model: Mapping[str, Any], override: Mapping[str, Any], where: str) -> dict[str, str]:
+    return {f"{where}.model.{key}": "[model]" for key in model if key not in override}
+
+
+def _just_one(table: object, first: str, second: str) -> None:
+    given = [name for name in (first, second) if getattr(table, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"takes either `{first}` or `{second}`, {'not both' if given else 'and has neither'}")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(element) for key, element in value.items()}
+    return [_copy(element) for element in value] if isinstance(value, list) else value
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or else the text itself: `--set model.weights=org/name` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(table: dict[str, Any], path: str, value: Any, file: str) -> None:
+    place: Any = table
+    parts = [int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", path)]
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(part, int) != isinstance(place, list) or (isinstance(part, int) and part >= len(place)):
+            raise PresetError(f"{file}: --set {path}: there is no such place")
+        if following is None:
+            place[part] = value
+        else:
+            if not isinstance(part, int) and not isinstance(place.get(part), (dict, list)):
+                place[part] = {"use": place[part]} if isinstance(place.get(part), str) else {}
+            place = place[part]

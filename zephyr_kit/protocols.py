@@ -1,0 +1,245 @@
+"""What the engine asks of a plugin, and what it hands over.
+
+Tensor names carry their shape: T tokens, M targets, N sequences (completions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from zephyr_kit import Unit
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from zephyr_kit.batch import Batch, Tree
+    from zephyr_kit.example import BadRow, Example, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probability of each of the M target tokens, and the completion it belongs to.
+
+    Completions come in the order of their examples: with pairs, 0::2 are the chosen ones
+    and 1::2 the rejected ones.
+    """
+
+    logp_M: Tensor
+    sequence_M: Tensor
+    num_sequences: int
+
+    def sums(self) -> Tensor:
+        """Log-probability of each completion, (N,)."""
+        return self._by_sequence(self.logp_M)
+
+    def means(self) -> Tensor:
+        """Average log-probability of a target token of each completion, (N,)."""
+        return self.sums() / self.lengths()
+
+    def lengths(self) -> Tensor:
+        """Number of target tokens of each completion, (N,)."""
+        return self._by_sequence(self.logp_M.new_ones(self.logp_M.shape))
+
+    def _by_sequence(self, value_M: Tensor) -> Tensor:
+        return value_M.new_zeros(self.num_sequences).index_add(0, self.sequence_M, value_M)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Totals over a batch; the engine divides them by the number of units in the step.
+
+    `loss` is a scalar with a graph; every metric is a scalar without one.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A loss that is a sum over tokens or over examples, and so can be added up in any order."""
+
+    completions: ClassVar[int]
+    unit: ClassVar[Unit]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with the model that the stage started from."""
+        ...
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        """Loss and metrics of a batch; `reference` is None unless `needs_reference`."""
+        ...
+
+
+class DataSource(Protocol):
+    """Rows to learn from: the same ones, in the same order, each time they are read."""
+
+    def rows(self) -> Iterator[Example | BadRow]:
+        """Every row, in order; one that cannot be understood comes as a `BadRow`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A text that changes whenever the rows would."""
+        ...
+
+    def problems(self) -> Sequence[str]:
+        """What stands in the way of reading it, found within three seconds; empty if nothing."""
+        ...
+
+    def miniature(self, folder: Path) -> DataSource:
+        """A small offline source of the same schema, with generated rows, for `--smoke`."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Turns examples into token ids, with the chat template; picklable."""
+
+    def encode(self, example: Example) -> Tree:
+        """Token ids and trained tokens; raises `ExampleError` when it cannot be done rightly."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A text that changes whenever the ids would."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a stage starts from."""
+
+    folder: Path | None = None
+    """The model that the stage before left; None for the backend's own weights."""
+    changed: frozenset[str] = frozenset()
+    """Keys of `[model]` that the stage sets for itself."""
+    seed: int = 0
+    """For weights that start at random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to write a reply. `temperature` 0 takes the likeliest token."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Policy(Protocol):
+    """A loaded model."""
+
+    module: nn.Module
+    """The root module; its forward is `score`. Its parameters that need a gradient are trained."""
+
+    def score(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the targets, (M,), in float32 or better."""
+        ...
+
+    def keep_reference(self) -> None:
+        """Called once, before the first step, when `reference` will be entered while training."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within it, `score` answers for the model as the stage found it; restores itself always."""
+        ...
+
+    def generate(self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None) -> list[str]:
+        """The assistant's reply to each dialogue; `on_text` streams that of a single one."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model in Hugging Face format: weights or adapter, tokenizer, template."""
+        ...
+
+
+class Backend(Protocol):
+    """A preset's `[model]` table."""
+
+    def problems(self, device: torch.device, *, start: Start) -> Sequence[str]:
+        """What stands in the way of loading it, found within three seconds; empty if nothing."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """JSON values that change whenever the weights it starts from would."""
+        ...
+
+    def tokenizer(self, start: Start) -> Tokenizer:
+        """The tokenizer, without loading the model."""
+        ...
+
+    def load(self, device: torch.device, *, start: Start, train: bool) -> Policy:
+        """The model, ready to be trained, or only to be read."""
+        ...
+
+    def miniature(self, folder: Path) -> Backend:
+        """The same model shrunken, with random weights and a tokenizer of its own, offline."""
+        ...
+
+
+class Attention(Protocol):
+    """A kernel for packed rows that share prompts; equal to softmax attention under `visible`."""
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        """Why it cannot run on `device`; empty if it can."""
+        ...
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float) -> Tensor:
+        """`query` (heads, T, size), `key` and `value` (key-value heads, T, size) -> (heads, T, size)."""
+        ...
+
+
+class OptimizerFactory(Protocol):
+    """A preset's `optimizer` table."""
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        """Why it cannot run on `device`; empty if it can."""
+        ...
+
+    def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
+        """The optimizer of these parameters."""
+        ...
+
+
+class Judge(Protocol):
+    """Scores replies to a dialogue; higher is better."""
+
+    def score(self, dialogue: Sequence[Message], replies: Sequence[str]) -> list[float]:
+        """One score for each reply."""
+        ...
+
+
+class Suite(Protocol):
+    """An evaluation of one or more models."""
+
+    def problems(self) -> Sequence[str]:
+        """What stands in the way; empty if nothing."""
+        ...
+
+    def evaluate(self, models: Mapping[str, Callable[[], AbstractContextManager[Policy]]], tokenizer: Tokenizer, folder: Path) -> Evaluation:
+        """Measure each model, loading one at a time; `folder` is for answers worth keeping."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A table: a row for each model, a column for each measure."""
+
+    title: str
+    columns: Mapping[str, str]
+    """Name of each measure, and what it means in a few words."""
+    rows: Mapping[str, Mapping[str, float | None]]
+    """Model, measure, value; None where the measure does not apply."""
+    samples: Sequence[Mapping[str, str]] = ()
+    """A few prompts with each model's reply, under `prompt` and the model's name."""
+
+
+def num_units(objective: Objective, batch: Batch) -> int:
+    """How many tokens, or examples, the loss of this batch is a sum over."""
+    if objective.unit is Unit.TOKEN:
+        return len(batch.target_M)
+    return batch.num_sequences // objective.completions

@@ -1,0 +1,163 @@
+"""The folder of a run.
+
+    RUN/preset.toml            the preset as it was resolved
+    RUN/run.json               versions and machine of each start
+    RUN/STAGE/key.json         what the stage's result depends on
+    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
+    RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
+    RUN/STAGE/checkpoints/     to go on from
+    RUN/STAGE/model/           the result, in Hugging Face format
+    RUN/STAGE/done.json        there when the stage has ended
+    RUN/superseded/            stages that were run again, as they were
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit import ZkitError, __version__
+
+PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
+
+
+class RunError(ZkitError):
+    """A run folder that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """The files of one stage."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The result, in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """A line for each step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """To go on from."""
+        return self.path / "checkpoints"
+
+    def done(self) -> dict[str, Any] | None:
+        """What the stage left behind when it ended; None if it has not."""
+        return _read(self.path / "done.json")
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Mark the stage as ended."""
+        write_json(self.path / "done.json", facts)
+
+    def key(self) -> dict[str, Any] | None:
+        """What the stage's result depends on, as it was when the stage began."""
+        return _read(self.path / "key.json")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of a run."""
+
+    path: Path
+
+    def stage(self, name: str) -> StageFolder:
+        """The folder of one stage."""
+        return StageFolder(self.path / name)
+
+    def open_stage(self, name: str, key: Mapping[str, Any]) -> tuple[StageFolder, list[str]]:
+        """The stage's folder for this key, and why an earlier result is not used if there is one."""
+        stage = self.stage(name)
+        key = json.loads(json.dumps(key))
+        before = stage.key()
+        reasons: list[str] = []
+        if before is not None and before != key:
+            reasons = differences(before, key)
+            self._supersede(stage)
+        stage.path.mkdir(parents=True, exist_ok=True)
+        write_json(stage.path / "key.json", key)
+        return stage, reasons
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while this one works in the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path}: another zkit works in this folder; wait for it, or choose another with --output") from error
+            yield
+
+    def _supersede(self, stage: StageFolder) -> None:
+        shelf = self.path / "superseded"
+        shelf.mkdir(exist_ok=True)
+        number = 1 + sum(1 for _ in shelf.glob(f"{stage.path.name}-*"))
+        stage.path.rename(shelf / f"{stage.path.name}-{number}")
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, a line each: `path: was …, is …`."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        lines = []
+        for key in sorted({*before, *after}):
+            lines += differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and machine."""
+    return {
+        "zephyr-kit": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "command": sys.argv[1:],
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.rename(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); remove the folder it is in to run that stage again") from error
+    return facts
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

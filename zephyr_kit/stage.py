@@ -1,0 +1,224 @@
+"""One training stage: data, model, steps, checkpoints, result."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zephyr_kit.cache import cache_folder
+from zephyr_kit.card import write_card
+from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.corpus import Corpus, Door, Portion, prepare, refuse_bad_rows
+from zephyr_kit.engine import Meter, Trainer
+from zephyr_kit.feed import Feed
+from zephyr_kit.metrics import MetricLog
+from zephyr_kit.observe import Narrator, Report, Run
+from zephyr_kit.plan import Plan, pack
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.preset import Stage, Take, TrainStage
+from zephyr_kit.protocols import Policy, Start, Tokenizer
+from zephyr_kit.reference import ReferenceScores, score_corpus
+from zephyr_kit.runs import StageFolder
+from zephyr_kit.schedule import learning_rate
+from zephyr_kit.world import World
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage that trains, with everything it needs at hand."""
+
+    run_name: str
+    stage: Stage
+    task: TrainStage
+    folder: StageFolder
+    start: Start
+    seed: int
+    device: torch.device
+    plugins: Plugins
+    narrator: Narrator
+
+    def run(self) -> None:
+        """Train, save the model, and mark the stage as done."""
+        tokenizer = self.stage.model.tokenizer(self.start)
+        corpus = self._corpus(self.task.data, tokenizer, "data")
+        held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        plan = self._plan(corpus)
+        with self.narrator.track("loading the model"):
+            policy = self.stage.model.load(self.device, start=self.start, train=True)
+        references = self._references(policy, {"data": corpus, "held_out": held_out})
+        trainer = self._trainer(policy, plan)
+        checkpoints = Checkpoints(self.folder.checkpoints, self.task.train.keep_checkpoints)
+        self._resume(trainer, checkpoints)
+        feed = self._feed(corpus, references.get("data"))
+        held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
+        _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
+        self._finish(policy, corpus, plan)
+
+    def _corpus(self, takes: Sequence[Take], tokenizer: Tokenizer, name: str) -> Corpus:
+        portions = [Portion(take.source, take.fraction, take.limit, take.draw) for take in takes]
+        door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
+        with self.narrator.track(f"tokenising {name}") as advance:
+            corpus = prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
+        for file, ours in (("ledger.json", f"{name}.json"), ("quarantine.jsonl", f"{name}.quarantine.jsonl")):
+            shutil.copyfile(corpus.folder / file, self.folder.path / ours)
+        where = f"stages.{self.stage.name}.{name}"
+        refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where)
+        self.narrator.say(_summary(name, corpus.ledger, self.folder.path / f"{name}.quarantine.jsonl"))
+        return corpus
+
+    def _plan(self, corpus: Corpus) -> Plan:
+        train = self.task.train
+        return Plan(
+            corpus.lengths,
+            self.seed,
+            examples_per_step=train.examples_per_step,
+            tokens_per_step=train.tokens_per_step,
+            epochs=train.epochs,
+            steps=train.steps,
+        )
+
+    def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
+        """Reference scores of every corpus, before the first step, if the stage wants them cached."""
+        if not self.task.objective.needs_reference:
+            return {}
+        if self.task.reference == "live":
+            policy.keep_reference()
+            return {}
+        return {name: self._score(policy, corpus, name) for name, corpus in corpora.items() if corpus is not None}
+
+    def _score(self, policy: Policy, corpus: Corpus, name: str) -> ReferenceScores:
+        train = self.task.train
+        with self.narrator.track(f"reference scores of {name}", len(corpus)) as advance:
+            return score_corpus(
+                policy,
+                corpus,
+                self.folder.path / "reference" / f"{name}.npy",
+                device=self.device,
+                capacity=train.tokens_per_batch,
+                share_prompts=train.share_prompts,
+                advance=advance,
+            )
+
+    def _trainer(self, policy: Policy, plan: Plan) -> Trainer:
+        train = self.task.train
+        return Trainer(
+            policy,
+            self.task.objective,
+            optimizer=lambda parameters: train.optimizer.build(parameters, learning_rate=train.learning_rate),
+            learning_rate=lambda step: learning_rate(
+                step, peak=train.learning_rate, schedule=train.schedule, warmup=train.warmup, num_steps=plan.num_steps
+            ),
+            seed=self.seed,
+            clip=train.clip,
+        )
+
+    def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
+        state, remarks = checkpoints.newest()
+        for remark in remarks:
+            self.narrator.say(remark)
+        log = MetricLog(self.folder.metrics)
+        if state is not None:
+            trainer.load_state(state)
+            self.narrator.say(f"going on after step {state.step}")
+        log.rewind(trainer.num_steps_taken)
+
+    def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
+        train = self.task.train
+        return Feed(corpus, self.task.objective, train.tokens_per_batch, train.share_prompts, self.device, World(), reference)
+
+    def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
+        staging = self.folder.path / ".model"
+        shutil.rmtree(staging, ignore_errors=True)
+        with self.narrator.track("saving the model"):
+            policy.save(staging)
+        last = _last(MetricLog(self.folder.metrics).lines())
+        write_card(staging, run=self.run_name, stage=self.stage.name, settings=self.stage.settings, ledger=corpus.ledger, last=last)
+        shutil.rmtree(self.folder.model, ignore_errors=True)
+        staging.rename(self.folder.model)
+        self.folder.finish({"steps": plan.num_steps, **last})
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """Steps until the plan is fulfilled, with reports, held-out looks and checkpoints between them."""
+
+    training: Training
+    trainer: Trainer
+    plan: Plan
+    feed: Feed
+    held_out: Feed | None
+    checkpoints: Checkpoints
+
+    def run(self) -> None:
+        """Run, and tell observers of the start, of every step, and of the end."""
+        hook = self.training.plugins.manager.hook
+        run = self._about()
+        error: BaseException | None = None
+        try:
+            hook.zkit_run_started(run=run)
+            self._steps(run)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            hook.zkit_run_ended(run=run, error=error)
+
+    def _about(self) -> Run:
+        training = self.training
+        return Run(
+            training.run_name,
+            training.stage.name,
+            training.folder.path,
+            self.plan.num_steps,
+            self.trainer.num_steps_taken,
+            training.stage.settings,
+        )
+
+    def _steps(self, run: Run) -> None:
+        train = self.training.task.train
+        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch)
+        for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
+            self._report(run, meter.add(self.trainer.step(work)))
+            step = self.trainer.num_steps_taken
+            last = step == self.plan.num_steps
+            if last or step % train.held_out_every == 0:
+                self._report(run, meter.flush())
+                self._look(step)
+            if last or step % train.checkpoint_every == 0:
+                # Flushed first: a figure that is not a number must stop the run before it is kept.
+                self._report(run, meter.flush())
+                self.checkpoints.save(self.trainer.state())
+
+    def _report(self, run: Run, reports: Sequence[Report]) -> None:
+        MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)
+        for report in reports:
+            self.training.plugins.manager.hook.zkit_step_ended(run=run, report=report)
+
+    def _look(self, step: int) -> None:
+        if self.held_out is None:
+            return
+        feed = self.held_out
+        groups = pack(range(len(feed.corpus)), feed.corpus.row_lengths(share_prompts=feed.share_prompts), feed.capacity)
+        means = self.trainer.evaluate(feed.step(group) for group in groups)
+        MetricLog(self.training.folder.metrics).append([{"step": step, **{f"held_out/{name}": value for name, value in means.items()}}])
+
+
+def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+    """The newest value of every metric."""
+    newest: dict[str, Any] = {}
+    for line in lines:
+        newest.update(line)
+    return {name: value for name, value in newest.items() if name not in ("step", "tokens_per_second", "num_tokens", "num_targets")}
+
+
+def _summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:
+    text = f"{name}: {ledger['kept']:,} of {ledger['read']:,} rows, {ledger['tokens']:,} tokens, {ledger['trained']:,} of them trained"
+    odd = [f"{count:,} {reason}" for reason, count in ledger["reasons"].items()]
+    return text if not odd else f"{text}; {'; '.join(odd[:4])}{' …' if len(odd) > 4 else ''} (all in {quarantine})"
+
+

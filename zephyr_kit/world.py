@@ -1,0 +1,38 @@
+"""The devices that take part in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's share of the batches of a step."""
+        return items[self.rank :: self.size]
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a value over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device to train on: the named one, or the best of this machine."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
