@@ -462,13 +462,16 @@ def test_hub_reads_what_is_downloaded(cache: Path) -> None:
         list(Hub(REPO, split="tset").rows())
 
 
-def test_hub_out_of_reach(cache: Path) -> None:
+def test_hub_out_of_reach(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
     (problem,) = Hub(REPO).problems()
     assert time.monotonic() - begun < 3
     for words in (REPO, str(cache / "datasets"), "no answer within", "hf download --repo-type dataset", "HF_HOME", 'use = "jsonl"'):
         assert words in problem
     assert "v1.0" in Hub(REPO, revision="v1.0").fingerprint()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("down.")))
+    with pytest.raises(ZkitError, match=r"cannot be loaded: ConnectionError: down\. On a machine with network run"):
+        list(Hub(REPO).rows())
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

@@ -82,12 +82,12 @@ class Builder:
 
     def convert(self, kind: Any, value: Any, path: str) -> Any:
         """Check one value against an annotation, and make it of that type."""
-        kind = _without_none(kind)
+        kind = without_none(kind)
         if _is_offered(kind, self.offers):
             return self._choose(kind, value, path)
         if dataclasses.is_dataclass(kind):
             return self.build(cast("type", kind), self._table(value, path), path)
-        item = _item_of_tuple(kind)
+        item = item_of_tuple(kind)
         if item is not None and (dataclasses.is_dataclass(item) or _is_offered(item, self.offers)):
             if not isinstance(value, list):
                 raise self._wrong(path, value, "a list of tables")
@@ -173,7 +173,7 @@ def _split(table: dict[str, Any], known: Mapping[str, Any], inlined: str) -> dic
     return {**own, inlined: {key: value for key, value in table.items() if key not in own}}
 
 
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
     """`X | None` as `X`: TOML has no null, so a key that is there has a value."""
     if get_origin(kind) in (Union, types.UnionType):
         rest = [part for part in get_args(kind) if part is not types.NoneType]
@@ -181,7 +181,7 @@ def _without_none(kind: Any) -> Any:
     return kind
 
 
-def _item_of_tuple(kind: Any) -> Any:
+def item_of_tuple(kind: Any) -> Any:
     args = get_args(kind)
     return args[0] if get_origin(kind) is tuple and len(args) == 2 and args[1] is Ellipsis else None
 

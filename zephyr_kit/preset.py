@@ -76,11 +76,11 @@ class TrainStage:
     max_length: Positive = 2048
     """Tokens of a prompt with its longest completion."""
     too_long: Literal["cut", "drop", "refuse"] = "cut"
-    """What to do with longer ones; `refuse` counts them as bad rows without dropping any silently, as `drop` does by name."""
+    """What to do with longer ones; `cut` ones and `drop`ped ones are counted by name, `refuse`d ones are bad rows."""
     bad_rows: Share = 0.01
     """The share of rows that may be bad before the run stops."""
-    reference: Literal["auto", "live", "cached"] = "auto"
-    """Score the reference while training, or once before; `auto` caches what costs a second model."""
+    reference: Literal["cached", "live"] = "cached"
+    """Score the reference once, before the first step, or again and again while training."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -128,11 +128,13 @@ class Preset:
     needs: Needs
     stages: tuple[Stage, ...]
     settings: tuple[Setting, ...]
+    table: Mapping[str, Any]
+    """The tables as they were read, with the changes of the command line."""
     description: str = ""
 
 
 @dataclass(frozen=True)
-class _Header:
+class Header:
     """The keys of a preset outside its tables."""
 
     name: str
@@ -162,13 +164,13 @@ def resolve(table: Mapping[str, Any], offers: Offers, *, file: str, changes: Seq
     table, origins = apply_changes(table, changes, file)
     builder = Builder(offers, file, origins)
     rest = {key: value for key, value in table.items() if key not in ("model", "stages")}
-    known = [f.name for f in fields(_Header)]
+    known = [f.name for f in fields(Header)]
     for key in rest:
         if key not in known:
             raise builder.error("", f"does not know the key `{key}`{suggest(key, [*known, 'model', 'stages'])}")
-    header: _Header = builder.build(_Header, rest, "")
+    header: Header = builder.build(Header, rest, "")
     stages = _stages(builder, table)
-    return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), header.description)
+    return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), table, header.description)
 
 
 def apply_changes(table: Mapping[str, Any], changes: Iterable[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -213,9 +215,9 @@ def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) ->
     # Built under its own path, so that errors and origins name the place where the override stands.
     inside = Builder(builder.offers, builder.file, {**_inherited(model, override, where), **builder.origins})
     backend = _offer_in(inside, {**model, **override}, f"{where}.model")
-    builder.settings += own.settings
+    builder.settings.extend(own.settings)
     if override:
-        builder.settings += inside.settings
+        builder.settings.extend(inside.settings)
     settings = {s.path.removeprefix(f"{where}."): s.value for s in (*inside.settings, *own.settings)}
     return Stage(name, task, backend, frozenset(override), settings)
 

@@ -224,6 +224,10 @@ class Suite(Protocol):
         """Measure each model, loading one at a time; `folder` is for answers worth keeping."""
         ...
 
+    def miniature(self) -> Suite:
+        """The same in seconds, for `--smoke`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:

@@ -1,6 +1,7 @@
 """The folder of a run.
 
-    RUN/preset.toml            the preset as it was resolved
+    RUN/preset.toml            the preset, with the changes of the command line
+    RUN/settings.json          every resolved value, and where it came from
     RUN/run.json               versions and machine of each start
     RUN/STAGE/key.json         what the stage's result depends on
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zephyr_kit.example import Message
@@ -88,10 +88,12 @@ def split_closing(reply: str) -> tuple[str, str]:
 
 
 def split_sentences(text: str) -> list[str]:
+    """The sentences of a text; what follows the last full stop counts as one too."""
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
 
 
 def words_of(text: str) -> list[str]:
+    """The words of a text in small letters."""
     return re.findall(r"[a-z]+", text.lower())
 
 

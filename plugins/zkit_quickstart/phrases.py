@@ -110,7 +110,11 @@ REQUESTS = (
 
 ASK_SHORTER = ("Make it shorter, please.", "Can you tell it in one sentence?", "That is too long for me. Please make it short.")
 
-ASK_NEXT = ("What did {name} do next?", "And then? What did {name} do with the {thing}?", "Please go on. What happened to {name} after that?")
+ASK_NEXT = (
+    "What did {name} do next?",
+    "And then? What did {name} do with the {thing}?",
+    "Please go on. What happened to {name} after that?",
+)
 
 TITLES = (
     "This is the story of a {adjective} {animal} who {verb} {a_thing} {at}.",

@@ -11,7 +11,6 @@ from typing import Literal
 
 from zephyr_kit.example import Example
 from zkit_quickstart.dialogue import chat_row, preference_row, text_row
-from zkit_quickstart.world import Split
 
 Part = Literal["text", "chat", "preference"]
 
@@ -34,7 +33,7 @@ class QuickstartData:
     def rows(self) -> Iterator[Example]:
         """Every row, each from a random state of its own."""
         for number in range(self.count):
-            random = Random(f"quickstart/{self.part}/{self.split}/{self.seed}/{number}")
+            random = Random(f"quickstart/{self.part}/{self.split}/{self.seed}/{number}")  # noqa: S311 (stories, not secrets)
             yield replace(ROWS[self.part](random, split=self.split), origin=f"quickstart/{self.part}:{number}")
 
     def fingerprint(self) -> str:
@@ -48,7 +47,7 @@ class QuickstartData:
         """Nothing can stand in the way of a generator but a senseless count."""
         return [f"count = {self.count}: at least one row is needed"] if self.count < 1 else []
 
-    def miniature(self, folder: Path) -> QuickstartData:
+    def miniature(self, folder: Path) -> QuickstartData:  # noqa: ARG002 (all is made in memory)
         """The first few rows; nothing is written to `folder`."""
         return replace(self, count=min(self.count, 24))
 

@@ -45,18 +45,22 @@ def flawed_answer(scene: Scene, form: Form, random: Random, *, flaws: Sequence[s
 
 
 def mistake_animal(scene: Scene, random: Random) -> Scene:
+    """Tell of another animal than the one asked for."""
     return replace(scene, animal=random.choice([animal for animal in ANIMALS if animal != scene.animal]))
 
 
 def mistake_thing(scene: Scene, random: Random) -> Scene:
+    """Tell of another thing."""
     return replace(scene, thing=random.choice([thing for thing in THINGS if thing != scene.thing]))
 
 
 def mistake_place(scene: Scene, random: Random) -> Scene:
+    """Tell it in another place."""
     return replace(scene, place=random.choice([place for place in PLACES if place != scene.place]))
 
 
-def forget_place(scene: Scene, random: Random) -> Scene:
+def forget_place(scene: Scene, _random: Random) -> Scene:
+    """Tell it without a place."""
     return replace(scene, place=NOWHERE)
 
 
@@ -67,10 +71,12 @@ def repeat(draft: Draft, random: Random) -> Draft:
 
 
 def be_rude(draft: Draft, random: Random) -> Draft:
+    """Part from the user unkindly."""
     return replace(draft, closing=random.choice(RUDE))
 
 
-def forget_closing(draft: Draft, random: Random) -> Draft:
+def forget_closing(draft: Draft, _random: Random) -> Draft:
+    """Part from the user without a word."""
     return replace(draft, closing="")
 
 

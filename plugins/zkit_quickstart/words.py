@@ -46,7 +46,7 @@ def _he(name: str) -> Hero:
     return Hero(name, "he", "him", "his")
 
 
-HEROES = (_she("Luna"), _she("Maisy"), _she("Nell"), _she("Poppy"), _she("Tilly"), _he("Pip"), _he("Oscar"), _he("Bram"), _he("Finn"), _he("Toby"))
+HEROES = (*map(_she, ("Luna", "Maisy", "Nell", "Poppy", "Tilly")), *map(_he, ("Pip", "Oscar", "Bram", "Finn", "Toby")))
 
 ADJECTIVES = ("brave", "shy", "clever", "gentle", "curious", "sleepy", "cheerful", "patient")
 

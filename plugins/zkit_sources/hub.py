@@ -104,10 +104,11 @@ class Hub:
 
     def _hub_problem(self) -> str:
         problem = ask_hub(self.path, self.revision).problem
-        if not problem:
-            return ""
+        places = f"{datasets_cache()}, {hub_folder(self.path).parent}"
+        return f"{self.path}: neither in the local cache ({places}) nor on the hub: {problem}. {self._advice()}" if problem else ""
+
+    def _advice(self) -> str:
         return (
-            f"{self.path}: neither in the local cache ({datasets_cache()}, {hub_folder(self.path).parent}) nor on the hub: {problem}. "
             f"On a machine with network run `hf download --repo-type dataset {self.path}` and copy its HF_HOME here, "
             f'set HF_HOME to where it is, or read a local file with use = "jsonl"'
         )
@@ -123,18 +124,25 @@ class Hub:
 
     def _load(self) -> Any:
         """The data set, from its folder, from the cache, or from the hub."""
-        cached = None if self._folder.is_dir() else self._cached()
+        here = self._folder.is_dir()
+        cached = None if here else self._cached()
         try:
             if cached and cached.prepared:
                 return load_prepared(cached, self.path, self.split)
-            folder = cached.folder if cached else self._folder if self._folder.is_dir() else None
-            if folder:
-                return load_folder(folder, self.config, self.split)
-            import datasets
-
-            return datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision)
+            if here or cached:
+                return load_folder(cached.folder if cached else self._folder, self.config, self.split)
+            return load_remote(self.path, self.config, split=self.split, revision=self.revision)
         except Exception as error:  # `datasets` raises what its many readers raise
-            raise ZkitError(f"{self.path} (split {self.split}): cannot be loaded: {type(error).__name__}: {error}") from error
+            advice = "" if here or cached else f". {self._advice()}"
+            reason = f"{type(error).__name__}: {error}".rstrip(".")
+            raise ZkitError(f"{self.path} (split {self.split}): cannot be loaded: {reason}{advice}") from error
+
+
+def load_remote(repo: str, config: str | None, *, split: str, revision: str | None) -> Any:
+    """A data set that is not in the cache yet; `datasets` 4 and later run no code that comes with one."""
+    import datasets
+
+    return datasets.load_dataset(repo, config, split=split, revision=revision)
 
 
 def load_folder(folder: Path, config: str | None, split: str) -> Any:

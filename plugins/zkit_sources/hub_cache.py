@@ -122,4 +122,4 @@ def request(repo: str, revision: str | None) -> Answer:
         return Answer(problem=f"the data set has no revision {revision!r}")
     except Exception as error:  # whatever the network throws, the answer is that there is none
         lines = str(error).splitlines()
-        return Answer(problem=f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": "))
+        return Answer(problem=f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ."))

@@ -6,8 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-TOKEN = re.compile(r'\\.|["\[\]{},\n]', re.DOTALL)
-"""All that tells where an item ends: escapes, quotes, brackets, commas; and line ends, to count."""
+TOKEN = re.compile(r'"(?:[^"\\]*+(?:\\.[^"\\]*+)*+")?|[\[\]{},\n]', re.DOTALL)
+"""All that tells where an item ends: whole strings, brackets, commas; and line ends, to count.
+
+A quote alone begins a string that the block does not end.
+"""
+
+REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 MAX_DEPTH = 500
 CLOSES = {"]": "[", "}": "{"}
@@ -47,11 +52,14 @@ class Scan:
     def feed(self, block: str) -> Iterator[tuple[int, str]]:
         """The items that end in this block."""
         start = 0
-        for match in TOKEN.finditer(block):
+        for match in TOKEN.finditer(block, self.skip_string(block)):
             mark = match.group()
-            self.line += mark == "\n"
-            self.quoted ^= mark == '"'
-            if self.quoted or mark not in ("[", "]", "{", "}", ","):
+            self.line += mark.count("\n")
+            if mark == '"':
+                self.quoted = True
+                self.line += block.count("\n", match.end())
+                break
+            if mark not in ("[", "]", "{", "}", ","):
                 continue
             if not self.level:
                 self.check_blank(block[start : match.end()].rstrip("[{"))
@@ -64,6 +72,16 @@ class Scan:
             self.pieces.append(block[start:])
         elif not self.level:
             self.check_blank(block[start:])
+
+    def skip_string(self, block: str) -> int:
+        """Where the string ends that an earlier block began; 0 when none did."""
+        if not self.quoted:
+            return 0
+        rest = REST_OF_STRING.match(block)
+        end = rest.end() if rest else len(block)
+        self.quoted = rest is None
+        self.line += block.count("\n", 0, end)
+        return end
 
     def item(self, rest: str) -> Iterator[tuple[int, str]]:
         """The item that ends here, unless it is blank."""

@@ -1,0 +1,83 @@
+"""What a policy is asked in the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.example import Example, Message
+from zephyr_kit.protocols import Policy, Sampling, Scores, Tokenizer
+
+TOKENS_PER_BATCH = 2000
+REPLIES_PER_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model said."""
+
+    loss: float
+    """Per token of the held-out answers."""
+    margins: tuple[float, ...]
+    """Log-probability of the chosen completion less that of the rejected one, of each pair."""
+    replies: tuple[str, ...]
+
+
+def measure(
+    policy: Policy,
+    tokenizer: Tokenizer,
+    chats: Sequence[Example],
+    pairs: Sequence[Example],
+    *,
+    dialogues: Sequence[Sequence[Message]],
+    sampling: Sampling,
+) -> Answers:
+    """Everything that is asked of one model."""
+    loss = held_out_loss(policy, tokenizer, chats)
+    margins = preference_margins(policy, tokenizer, pairs)
+    return Answers(loss, margins, write_replies(policy, dialogues, sampling))
+
+
+def held_out_loss(policy: Policy, tokenizer: Tokenizer, chats: Sequence[Example]) -> float:
+    """Mean surprise per trained token."""
+    scored = list(score_all(policy, tokenizer, chats))
+    return -sum(scores.logp_M.sum().item() for scores in scored) / sum(len(scores.logp_M) for scores in scored)
+
+
+def preference_margins(policy: Policy, tokenizer: Tokenizer, pairs: Sequence[Example]) -> tuple[float, ...]:
+    """How much likelier each chosen completion is than the rejected one."""
+    sums = torch.cat([scores.sums() for scores in score_all(policy, tokenizer, pairs)])
+    return tuple((sums[0::2] - sums[1::2]).tolist())
+
+
+@torch.no_grad()
+def score_all(policy: Policy, tokenizer: Tokenizer, examples: Sequence[Example]) -> Iterator[Scores]:
+    """The token log-probabilities of all examples, batch by batch, on the host."""
+    device = next(policy.module.parameters()).device
+    for trees in in_batches([tokenizer.encode(example) for example in examples]):
+        batch = lay_out(trees).to(device)
+        yield Scores(policy.score(batch).double().cpu(), batch.sequence_M.cpu(), batch.num_sequences)
+
+
+def in_batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+    """Consecutive examples of about 2000 tokens together."""
+    batch: list[Tree] = []
+    for tree in trees:
+        if batch and sum(kept.num_tokens for kept in (*batch, tree)) > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch
+
+
+def write_replies(policy: Policy, dialogues: Sequence[Sequence[Message]], sampling: Sampling) -> tuple[str, ...]:
+    """The policy's reply to each dialogue, another seed for each batch of them."""
+    replies: list[str] = []
+    for first in range(0, len(dialogues), REPLIES_PER_BATCH):
+        chunk = dialogues[first : first + REPLIES_PER_BATCH]
+        replies += policy.generate(chunk, sampling=replace(sampling, seed=sampling.seed + first))
+    return tuple(replies)

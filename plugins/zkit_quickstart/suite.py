@@ -1,0 +1,126 @@
+"""The quickstart's evaluation: stories that were never asked for in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from zephyr_kit.example import Example, Message
+from zephyr_kit.protocols import Evaluation, Policy, Sampling, Tokenizer
+from zkit_quickstart.judge import QuickstartJudge, points
+from zkit_quickstart.source import QuickstartData
+
+if TYPE_CHECKING:
+    from zkit_quickstart.measure import Answers
+
+NUM_SAMPLES = 3
+
+Enter = Callable[[], AbstractContextManager[Policy]]
+"""Loads a model for as long as the context lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuickstartSuite:
+    """Compares models on wishes held out from training: loss, points, wins and preferences."""
+
+    prompts: int = 100
+    """How many held-out wishes each model answers."""
+    pairs: int = 200
+    """How many held-out preference pairs each model scores."""
+    seed: int = 0
+    against: str = "sft"
+    """The model that the others are compared with."""
+    max_new_tokens: int = 90
+    temperature: float = 0.7
+
+    def problems(self) -> Sequence[str]:
+        """Senseless counts."""
+        fields = {"prompts": self.prompts, "pairs": self.pairs, "max_new_tokens": self.max_new_tokens}
+        return [f"{name} = {value}: must be at least 1" for name, value in fields.items() if value < 1]
+
+    def evaluate(self, models: Mapping[str, Enter], tokenizer: Tokenizer, folder: Path) -> Evaluation:
+        """Measure each model, loading one at a time; the replies go to `replies.jsonl`."""
+        from zkit_quickstart.measure import measure
+
+        chats = list(QuickstartData("chat", "held_out", self.prompts, self.seed).rows())
+        pairs = list(QuickstartData("preference", "held_out", self.pairs, self.seed).rows())
+        dialogues = [last_question(chat) for chat in chats]
+        sampling = Sampling(self.max_new_tokens, self.temperature, seed=self.seed)
+        answers: dict[str, Answers] = {}
+        for name, enter in models.items():
+            with enter() as policy:
+                answers[name] = measure(policy, tokenizer, chats, pairs, dialogues=dialogues, sampling=sampling)
+        scores = {name: judge_replies(dialogues, given.replies) for name, given in answers.items()}
+        keep_replies(folder / "replies.jsonl", dialogues, {name: given.replies for name, given in answers.items()})
+        rows = {name: self._row(name, answers, scores) for name in answers}
+        return Evaluation("Stories never asked for in training", self._columns(), rows, samples(dialogues, answers))
+
+    def miniature(self) -> QuickstartSuite:
+        """A few wishes and pairs, and short answers."""
+        return replace(self, prompts=min(self.prompts, 4), pairs=min(self.pairs, 4), max_new_tokens=min(self.max_new_tokens, 8))
+
+    def _row(self, name: str, answers: Mapping[str, Answers], scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+        compared = self.against in answers and name != self.against
+        return {
+            "loss": answers[name].loss,
+            "score": fmean(scores[name]),
+            "wins": win_rate(scores[name], scores[self.against]) if compared else None,
+            "preference": share_above(answers[name].margins, answers[self.against].margins) if compared else None,
+        }
+
+    def _columns(self) -> dict[str, str]:
+        return {
+            "loss": "surprise per token at the teacher's answers; lower is better at imitating it, flaws and all",
+            "score": "the judge's mean points for its own answers, 0 to 10",
+            "wins": f"share of wishes where its answer scores higher than that of {self.against}; a tie counts half",
+            "preference": f"share of pairs where it leans to the better answer more than {self.against} does",
+        }
+
+
+def last_question(chat: Example) -> tuple[Message, ...]:
+    """The dialogue up to, and without, the last answer."""
+    return (*chat.prompt, *chat.completions[0])[:-1]
+
+
+def judge_replies(dialogues: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[float]:
+    """One score for each reply."""
+    judge = QuickstartJudge()
+    return [judge.score(dialogue, [reply])[0] for dialogue, reply in zip(dialogues, replies, strict=True)]
+
+
+def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
+    """Share of scores above the others'; ties count half."""
+    return fmean(0.5 if score == other else float(score > other) for score, other in zip(scores, others, strict=True))
+
+
+def share_above(margins: Sequence[float], reference: Sequence[float]) -> float:
+    """Share of pairs whose implicit reward is higher for the chosen answer (DPO, Rafailov et al. 2023, eq. 5)."""
+    return fmean(float(margin > other) for margin, other in zip(margins, reference, strict=True))
+
+
+def keep_replies(path: Path, dialogues: Sequence[Sequence[Message]], replies: Mapping[str, Sequence[str]]) -> None:
+    """A line for each model and wish: the reply, and its points by rule."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for model, texts in replies.items():
+            for dialogue, reply in zip(dialogues, texts, strict=True):
+                record = {"model": model, "prompt": as_text(dialogue), "reply": reply, "points": points(dialogue, reply)}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def samples(dialogues: Sequence[Sequence[Message]], answers: Mapping[str, Answers]) -> list[dict[str, str]]:
+    """The first few wishes of a single turn, with each model's reply."""
+    short = [number for number, dialogue in enumerate(dialogues) if len(dialogue) == 1][:NUM_SAMPLES]
+    return [{"prompt": as_text(dialogues[number]), **{name: given.replies[number] for name, given in answers.items()}} for number in short]
+
+
+def as_text(dialogue: Sequence[Message]) -> str:
+    """A dialogue to be read: a single question as it is, more turns with who says them."""
+    if len(dialogue) == 1:
+        return dialogue[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in dialogue)

@@ -1,0 +1,29 @@
+"""The model card of a stage's result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit.markdown import figure, table
+
+
+def write_card(folder: Path, *, run: str, stage: str, settings: Mapping[str, Any], ledger: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+    """Write `README.md`: what the model is, from what, with which settings and figures."""
+    base = settings.get("model.weights")
+    objective = settings.get("objective.use")
+    front = ["library_name: peft" if (folder / "adapter_config.json").exists() else "library_name: transformers"]
+    front += [f"base_model: {base}"] if base else []
+    front += ["tags:", "- zephyr-kit", f"- {objective}"]
+    lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
+    lines += [f"Stage `{stage}` of the run `{run}`, trained with the objective `{objective}` by zephyr-kit.", ""]
+    lines += ["## Data", "", *table(("rows read", "kept", "cut", "tokens", "trained tokens"), [_counts(ledger)]), ""]
+    lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
+    lines += ["## Settings", "", *table(("key", "value"), [(f"`{k}`", f"`{json.dumps(v, default=str)}`") for k, v in settings.items()]), ""]
+    (folder / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _counts(ledger: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{ledger[key]:,}" for key in ("read", "kept", "cut", "tokens", "trained"))

@@ -1,0 +1,69 @@
+"""`zkit run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zephyr_kit.cli.find import find_preset
+from zephyr_kit.plugins import Plugins
+
+if TYPE_CHECKING:
+    from zephyr_kit.preset import Preset
+    from zephyr_kit.protocols import Evaluation
+
+
+@click.command()
+@click.argument("preset")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--smoke", is_flag=True, help="The same pipeline in miniature: shrunken random model, generated rows, a few steps, offline.")
+@click.pass_obj
+def run(plugins: Plugins, preset: str, changes: tuple[str, ...], output: Path | None, device: str, smoke: bool) -> None:  # noqa: FBT001  click's way
+    """Run PRESET, a file or a name: start it, or go on where it stood."""
+    from zephyr_kit.preset import load
+
+    resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+    folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
+    _run(plugins, resolved, folder, device, smoke=smoke)
+
+
+def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: bool) -> None:
+    from zephyr_kit.cli.tell import Teller
+    from zephyr_kit.pipeline import Pipeline
+    from zephyr_kit.runs import RunFolder
+    from zephyr_kit.smoke import miniature
+    from zephyr_kit.world import find_device
+
+    teller = Teller()
+    plugins.add(teller, "zkit-teller")
+    if smoke:
+        folder.mkdir(parents=True, exist_ok=True)
+        preset = miniature(preset, folder / "smoke")
+    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, find_device(device))
+    if not smoke:
+        pipeline.check()
+    teller.say(f"{preset.name} in {folder} on {pipeline.device}")
+    evaluations = pipeline.run()
+    _conclude(teller, preset, folder, evaluations)
+
+
+def _conclude(teller: object, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
+    from zephyr_kit.cli.tell import Teller
+    from zephyr_kit.report import write_report
+
+    assert isinstance(teller, Teller)
+    for evaluation in evaluations:
+        teller.show(evaluation)
+    report = write_report(preset, folder, evaluations)
+    last = [stage.name for stage in preset.stages if (folder / stage.name / "model").is_dir()]
+    teller.say("")
+    for name in last:
+        teller.say(f"model    {folder / name / 'model'}")
+    teller.say(f"metrics  {folder}/*/metrics.jsonl")
+    teller.say(f"report   {report}")
+    if last:
+        teller.say(f"to talk to it:  zkit chat {folder}")

@@ -1,0 +1,101 @@
+"""What `zkit run` shows: progress in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from zephyr_kit import hookimpl
+from zephyr_kit.observe import Advance, Report, Run
+from zephyr_kit.protocols import Evaluation
+
+SECONDS_BETWEEN_LINES = 10.0
+SHOWN = {"reward/accuracy": "accuracy", "reward/margin": "margin"}
+
+
+class Teller:
+    """A narrator, and an observer of training."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = 0.0
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def track(self, label: str, total: int | None = None) -> Iterator[Advance]:
+        """Show a piece of work while it lasts."""
+        if not self.console.is_terminal:
+            yield lambda _: None
+            return
+        with self._bar(transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda done: progress.update(task, completed=done)
+
+    @hookimpl
+    def zkit_run_started(self, run: Run) -> None:
+        self._told = 0.0
+        if self.console.is_terminal:
+            self._progress = self._bar(transient=False)
+            self._progress.start()
+            self._task = self._progress.add_task(run.stage, total=run.num_steps, completed=run.first_step)
+
+    @hookimpl
+    def zkit_step_ended(self, run: Run, report: Report) -> None:
+        line = figures(report)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=report.step, description=f"{run.stage}  {line}")
+        elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES or report.step == report.num_steps:
+            self._told = time.monotonic()
+            self.say(f"{run.stage} step {report.step}/{report.num_steps}  {line}")
+
+    @hookimpl
+    def zkit_run_ended(self, run: Run, error: BaseException | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def show(self, evaluation: Evaluation) -> None:
+        """Print an evaluation as a table, with what its columns mean, and samples."""
+        table = Table(title=evaluation.title, title_justify="left")
+        table.add_column("model")
+        for name in evaluation.columns:
+            table.add_column(name, justify="right")
+        for model, values in evaluation.rows.items():
+            table.add_row(model, *(figure(values.get(name)) for name in evaluation.columns))
+        self.console.print()
+        self.console.print(table)
+        for name, meaning in evaluation.columns.items():
+            self.say(f"  {name}: {meaning}")
+        for sample in evaluation.samples:
+            self._sample(sample)
+
+    def _sample(self, sample: Mapping[str, str]) -> None:
+        self.say(f"\n  user: {sample['prompt']}")
+        for model, reply in sample.items():
+            if model != "prompt":
+                self.say(f"  {model}: {reply}")
+
+    def _bar(self, *, transient: bool) -> Progress:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.console, transient=transient)
+
+
+def figures(report: Report) -> str:
+    """The figures of a step that are worth watching, in one line."""
+    metrics = "".join(f"  {name} {report.metrics[key]:.3f}" for key, name in SHOWN.items() if key in report.metrics)
+    return f"loss {report.loss:.4f}{metrics}  {report.tokens_per_second:,.0f} tokens/s"
+
+
+def figure(value: float | None) -> str:
+    """A cell of a table."""
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,173 @@
+"""A preset's stages, one after another; what is finished and unchanged is skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from zephyr_kit import ZkitError
+from zephyr_kit.config import plain
+from zephyr_kit.observe import Narrator
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.preset import EvaluateStage, Preset, Stage, Take, TrainStage
+from zephyr_kit.protocols import Evaluation, Policy, Start
+from zephyr_kit.runs import RunFolder, StageFolder, surroundings, write_json
+from zephyr_kit.stage import Training
+
+MACHINE_KEYS = ("tokens_per_batch", "share_prompts", "checkpoint_every", "keep_checkpoints", "held_out_every")
+"""Keys of `train` that change no result, and so may change while a run is under way."""
+
+
+class NotReady(ZkitError):
+    """What the machine lacks for a preset."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training stage."""
+
+    stage: Stage
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A run of a preset in a folder."""
+
+    preset: Preset
+    folder: RunFolder
+    plugins: Plugins
+    narrator: Narrator
+    device: torch.device
+
+    def run(self) -> list[Evaluation]:
+        """Run every stage that is not done yet; return the evaluations."""
+        with self.folder.locked():
+            self._note_start()
+            trained: list[Trained] = []
+            evaluations: list[Evaluation] = []
+            for stage in self.preset.stages:
+                if isinstance(stage.task, TrainStage):
+                    trained.append(self._train(stage, stage.task, trained))
+                else:
+                    evaluations += self._evaluate(stage, stage.task, trained)
+            return evaluations
+
+    def check(self) -> None:
+        """Refuse, before anything is loaded, what this machine cannot do."""
+        found = list(self._problems())
+        if found:
+            unique = dict.fromkeys(found)
+            raise NotReady(f"{self.preset.file} cannot run here:\n" + "\n".join(f"  - {line}" for line in unique) + "\nto try the whole pipeline on this machine, in miniature: add --smoke")
+
+    def _problems(self) -> Iterator[str]:
+        yield from machine_problems(self.preset, self.device)
+        first = True
+        for stage in self.preset.stages:
+            if isinstance(stage.task, TrainStage):
+                start = Start() if first else Start(Path("to be trained"))
+                yield from stage.model.problems(self.device, start=start)
+                yield from stage.task.train.optimizer.problems(self.device)
+                for take in (*stage.task.data, *stage.task.held_out):
+                    yield from take.source.problems()
+                first = False
+            else:
+                for suite in stage.task.suites:
+                    yield from suite.problems()
+
+    def _note_start(self) -> None:
+        write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
+        (self.folder.path / "preset.toml").write_text(tomli_w.dumps(self.preset.table), "utf-8")
+        starts = self.folder.path / "run.json"
+        before = json.loads(starts.read_text("utf-8")) if starts.exists() else []
+        write_json(starts, [*before, {"preset": self.preset.file, "device": str(self.device), **surroundings()}])
+
+    def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained]) -> Trained:
+        before = trained[-1] if trained else None
+        key = self._training_key(stage, task, before)
+        folder = self._open(stage, key)
+        if folder.done() is None:
+            start = Start(before.folder if before else None, stage.changed, self.preset.seed)
+            self.narrator.say(f"stage {stage.name}")
+            Training(
+                self.preset.name, stage, task, folder, start, self.preset.seed, self.device, self.plugins, self.narrator
+            ).run()
+        return Trained(stage, folder.model, _digest(key))
+
+    def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained]) -> list[Evaluation]:
+        if not trained:
+            raise ZkitError(f"{self.preset.file}: [stages.{stage.name}] has no trained stage before it to measure")
+        key = {"settings": _settings(stage), "models": {one.stage.name: one.key for one in trained}}
+        folder = self._open(stage, key)
+        done = folder.done()
+        if done is None:
+            self.narrator.say(f"stage {stage.name}")
+            tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
+            models = {one.stage.name: self._opener(one) for one in trained}
+            with self.narrator.track("measuring"):
+                measured = [suite.evaluate(models, tokenizer, folder.path) for suite in task.suites]
+            done = {"evaluations": [plain(evaluation) for evaluation in measured]}
+            folder.finish(done)
+        return [Evaluation(**evaluation) for evaluation in done["evaluations"]]
+
+    def _opener(self, trained: Trained) -> Callable[[], AbstractContextManager[Policy]]:
+        @contextmanager
+        def opened() -> Iterator[Policy]:
+            yield trained.stage.model.load(self.device, start=Start(trained.folder), train=False)
+
+        return opened
+
+    def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
+        folder, reasons = self.folder.open_stage(stage.name, key)
+        if reasons:
+            more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+            self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
+        elif folder.done() is not None:
+            self.narrator.say(f"stage {stage.name}: done before, nothing changed")
+        return folder
+
+    def _training_key(self, stage: Stage, task: TrainStage, before: Trained | None) -> dict[str, Any]:
+        start = Start(before.folder if before else None, stage.changed, self.preset.seed)
+        return {
+            "settings": _settings(stage),
+            "seed": self.preset.seed,
+            "model": dict(stage.model.fingerprint()),
+            "tokenizer": None if before else stage.model.tokenizer(start).fingerprint(),
+            "data": _fingerprints(task.data),
+            "held_out": _fingerprints(task.held_out),
+            "before": before.key if before else None,
+        }
+
+
+def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
+    """What the preset's `[needs]` names and this machine has not."""
+    needs = preset.needs
+    if needs.device == "cuda" and device.type != "cuda":
+        amount = f"{needs.devices} CUDA GPU{'s' if needs.devices > 1 else ''}"
+        yield f"needs {amount} with {needs.memory:g} GiB each; this machine offers none to torch (device: {device.type})"
+    elif device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        if total < needs.memory:
+            yield f"needs {needs.memory:g} GiB on the GPU; {torch.cuda.get_device_name(device)} has {total:.0f}"
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    ours = {f"train.{key}" for key in MACHINE_KEYS}
+    return {key: value for key, value in stage.settings.items() if key not in ours}
+
+
+def _fingerprints(takes: Sequence[Take]) -> list[str]:
+    return [take.source.fingerprint() for take in takes]
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

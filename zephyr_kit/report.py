@@ -1,0 +1,44 @@
+"""`report.md`: what a run did, in one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit.markdown import figure, table
+from zephyr_kit.preset import Preset
+from zephyr_kit.protocols import Evaluation
+
+
+def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
+    """Write the report of a finished run."""
+    lines = [f"# {preset.name}", "", preset.description, ""]
+    for stage in preset.stages:
+        done = folder / stage.name / "done.json"
+        if (folder / stage.name / "model").is_dir():
+            lines += _stage(stage.name, json.loads(done.read_text("utf-8")), folder / stage.name)
+    for evaluation in evaluations:
+        lines += _evaluation(evaluation)
+    path = folder / "report.md"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def _stage(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
+    ledger = json.loads((folder / "data.json").read_text("utf-8"))
+    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows, {ledger['cut']:,} cut"
+    figures = [(key, figure(value)) for key, value in facts.items()]
+    return [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *table(("figure at the end", "value"), figures), ""]
+
+
+def _evaluation(evaluation: Evaluation) -> list[str]:
+    head = ("model", *evaluation.columns)
+    rows = [(model, *(figure(values.get(name)) for name in evaluation.columns)) for model, values in evaluation.rows.items()]
+    meanings = [f"- {name}: {meaning}" for name, meaning in evaluation.columns.items()]
+    samples = []
+    for sample in evaluation.samples:
+        samples += ["", f"> {sample['prompt']}", ""]
+        samples += [f"- **{model}**: {reply}" for model, reply in sample.items() if model != "prompt"]
+    return [f"## {evaluation.title}", "", *table(head, rows), "", *meanings, *samples, ""]
