@@ -206,7 +206,8 @@ def test_a_wish_from_elsewhere_is_judged_without_a_fuss() -> None:
 def test_the_world_is_small() -> None:
     assert 200 < len(KNOWN_WORDS) < 500
     lengths = [len(row.completions[0][-1].content.split()) for row in QuickstartData("chat", count=300).rows()]
-    assert max(lengths) < 90
+    assert max(lengths) < 120
+    assert 40 < sorted(lengths)[150] < 70
 
 
 # --- suite --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from zkit_mistral import attention, scratch
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, stacked_adapters
 from zkit_mistral.norms import keep_dtype
 from zkit_mistral.policy import MistralPolicy
+from zkit_mistral.quiet import quiet
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -32,15 +33,17 @@ def load(backend: Mistral, device: torch.device, *, start: Start, train: bool) -
     attention.register()
     torch.manual_seed(start.seed)
     chat = tokenizer(backend, start)
-    model = _weights(backend, device, start, chat)
-    _check_head(model)
-    if backend.dtype == "float64":
-        keep_dtype(model)
-    adapters = _adapters(backend, model, start, train=train)
-    if adapters is None:
-        model.requires_grad_(train)
-    if train and backend.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with quiet():
+        model = _weights(backend, device, start, chat)
+        _check_head(model)
+        _keep_differentiable(model)
+        if backend.dtype == "float64":
+            keep_dtype(model)
+        adapters = _adapters(backend, model, start, train=train)
+        if adapters is None:
+            model.requires_grad_(train)
+        if train and backend.activation_checkpointing:
+            _checkpoint_activations(model)
     return MistralPolicy(model, adapters, chat, backend.attention, device)
 
 
@@ -97,6 +100,22 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep 4-bit layers in the layout that has a backward pass.
+
+    On a CPU with bfloat16 instructions, bitsandbytes repacks a layer at its first forward in
+    evaluation mode; gradients no longer flow through it then, and nothing is raised.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _checkpoint_activations(model: Any) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _check_head(model: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs, mistral_config
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def make_miniature(backend: Mistral, folder: Path) -> Path:
     tokenizer = byte_pairs([], 258)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(_config(backend, tokenizer), dtype=getattr(torch, backend.dtype))
-    model.save_pretrained(place)
+    with quiet():
+        model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
 

@@ -17,6 +17,7 @@ from zephyr_kit.protocols import Attention, Sampling
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed
 from zkit_mistral.generation import write_replies
+from zkit_mistral.quiet import quiet
 from zkit_mistral.head import target_logp
 from zkit_mistral.tokenizer import ChatTokenizer
 
@@ -92,6 +93,10 @@ class MistralPolicy:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            self._save(folder)
+
+    def _save(self, folder: Path) -> None:
         causal = bare(self.module.model)
         causal.generation_config.eos_token_id = self.tokenizer.stop_ids
         causal.generation_config.pad_token_id = self.tokenizer.tokens.eos_token_id

@@ -51,7 +51,9 @@ class _Bitsandbytes(AdamW):
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, self.name)(parameters, **self._settings(learning_rate))
+        paged = self.paged and parameters[0].device.type == "cuda"
+        name = self.name if paged else self.name.removeprefix("Paged").replace("AdamW32bit", "AdamW")
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(parameters, **self._settings(learning_rate))
         return optimizer
 
 

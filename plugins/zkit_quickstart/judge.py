@@ -46,14 +46,14 @@ def points(dialogue: Sequence[Message], reply: str) -> dict[str, float]:
     wish = read_wish(dialogue)
     body, closing = split_closing(reply)
     sentences, said = split_sentences(body), words_of(body)
-    share = 5 / len(wish.names)
-    granted = {f"names {name}": share * holds(said, name) for name in wish.names}
+    granted = {f"names {name}": 5 / len(wish.names) * holds(said, name) for name in wish.names}
+    is_told = len(said) > 4
     rules = {
-        "asked length": wish.num_sentences[0] <= len(sentences) <= wish.num_sentences[1],
-        "nothing repeated": len(said) > 4 and not repeats(sentences, said),
-        "whole sentences": bool(sentences) and all(re.search(r"[a-z][.!?]$", sentence) for sentence in sentences),
-        "proper ending": bool(sentences) and (not wish.needs_ending or sentences[-1].startswith(phrases.ENDING_STARTS)),
-        "friendly closing": bool(closing),
+        "asked length": is_told and wish.num_sentences[0] <= len(sentences) <= wish.num_sentences[1],
+        "nothing repeated": is_told and not repeats(sentences, said),
+        "whole sentences": is_told and all(re.search(r'^["A-Z].*[a-z][.!?]$', sentence) for sentence in sentences),
+        "proper ending": is_told and (not wish.needs_ending or sentences[-1].startswith(phrases.ENDING_STARTS)),
+        "friendly closing": is_told and bool(closing),
     }
     faults = {
         "not asked for": -1.0 * (wish.same_cast and strays(said, wish.names)),
@@ -67,7 +67,7 @@ def read_wish(dialogue: Sequence[Message]) -> Wish:
     """What the last message of the user asks for, in the light of the ones before."""
     asked = [message.content for message in dialogue if message.role == "user"]
     cast = next((found for content in reversed(asked) if (found := named(content, CAST)) and len(found) > 1), ())
-    last = asked[-1]
+    last = asked[-1] if asked else ""
     if named(last, CAST) == cast:
         return Wish(cast, (3, 5), needs_ending=True, same_cast=True)
     if "short" in last or "one sentence" in last:
