@@ -94,7 +94,7 @@ def test_held_out_wishes_are_never_asked_for_in_training(part: Part) -> None:
 
 def cast_of(request: str) -> tuple[str, ...]:
     """The animal, thing and place of a request."""
-    known = (*ANIMALS, *(thing.name for thing in THINGS), *(place.name.split()[-1] for place in PLACES))
+    known = (*(animal.kind for animal in ANIMALS), *(thing.name for thing in THINGS), *(place.name.split()[-1] for place in PLACES))
     found = tuple(word for word in words_of(request) if word in known)
     assert len(found) == 3, request
     return found
@@ -186,6 +186,7 @@ def test_points_say_why() -> None:
     }
     assert points(WISH, f"{STORY} Now go away.")["rude"] == -2
     assert points(WISH, f"{STORY} A duck came by.")["not asked for"] == -1
+    assert points(WISH, f"{STORY} Pip came by.")["several heroes"] == -1
     assert points(WISH, f"{STORY} Zwrk!")["unknown words"] == -0.5
 
 
@@ -194,7 +195,7 @@ def test_a_follow_up_is_judged_in_the_light_of_the_first_wish() -> None:
     good = "Luna the brave otter found a lantern in the old mill and made a new friend. Sweet dreams!"
     assert QuickstartJudge().score(shorter, [good, f"{STORY} Sweet dreams!"]) == [10, 9]
     sequel = (*shorter[:2], Message("user", "What did Luna do next?"))
-    good = "A week later, Luna painted the lantern blue and gave it to a wise toad. At last Luna went home, the happiest otter of all."
+    good = "A week later, Luna painted the lantern blue and gave it to a wise goat. At last Luna went home, the happiest otter of all."
     assert QuickstartJudge().score(sequel, [f"{good} Sweet dreams!", good]) == [10, 9]
 
 

@@ -6,7 +6,7 @@ Tensor names carry their shape: T tokens, M targets, N sequences (completions), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting for it."""
-        moved = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in moved))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M")}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 class _Row:

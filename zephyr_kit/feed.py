@@ -87,7 +87,7 @@ def ahead(items: Iterable[Item], *, depth: int = 2) -> Iterator[Item]:
             for item in items:
                 if not _offer(ready, (item, None), stop):
                     return
-        except BaseException as caught:  # noqa: BLE001  raised again where the items are used
+        except BaseException as caught:  # raised again where the items are used
             error = caught
         _offer(ready, (None, error), stop)
 

@@ -117,7 +117,7 @@ class Plugins:
         for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             try:
                 yield implementation.plugin_name, implementation.function()
-            except Exception as error:  # noqa: BLE001  whatever a plugin raises is its own failure, not ours
+            except Exception as error:  # whatever a plugin raises is its own failure, not ours
                 self.broken[implementation.plugin_name] = f"{hook} raised {type(error).__name__}: {error}"
 
     def _describe(self, name: str) -> str:
@@ -137,7 +137,7 @@ class Plugins:
     def _load(self, entry: EntryPoint) -> None:
         try:
             plugin = entry.load()
-        except Exception as error:  # noqa: BLE001  a broken plugin must not take the others down
+        except Exception as error:  # a broken plugin must not take the others down
             self.broken[entry.name] = f"import failed: {type(error).__name__}: {error}"
             return
         self.add(plugin, entry.name)

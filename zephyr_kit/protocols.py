@@ -133,8 +133,10 @@ class Sampling:
 class Policy(Protocol):
     """A loaded model."""
 
-    module: nn.Module
-    """The root module; its forward is `score`. Its parameters that need a gradient are trained."""
+    @property
+    def module(self) -> nn.Module:
+        """The root module; its forward is `score`. Its parameters that need a gradient are trained."""
+        ...
 
     def score(self, batch: Batch) -> Tensor:
         """Log-probabilities of the targets, (M,), in float32 or better."""

@@ -83,6 +83,6 @@ def _unreachable(name: str, revision: str | None) -> str | None:
         get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=SECONDS)
     except HfHubHTTPError as error:
         return f"the hub says: {str(error).splitlines()[0]}"
-    except Exception as error:  # noqa: BLE001  whichever HTTP client is below has errors of its own
+    except Exception as error:  # whichever HTTP client is below has errors of its own
         return f"the hub cannot be reached ({type(error).__name__})"
     return None

@@ -7,7 +7,7 @@ from random import Random
 from zephyr_kit.example import TEXT, Example, Message
 from zkit_quickstart.judge import judge
 from zkit_quickstart.phrases import ASK_NEXT, ASK_SHORTER, FACTS, REQUESTS, TITLES
-from zkit_quickstart.teacher import answer
+from zkit_quickstart.teacher import answer, flawed_answer
 from zkit_quickstart.world import Form, Scene, Split, draw_scene, tell
 
 NUM_CANDIDATES = 4
@@ -53,5 +53,6 @@ def ask(random: Random, *, split: Split) -> tuple[tuple[Message, ...], Scene, Fo
     form: Form = random.choices(("story", "shorter", "next"), (70, 15, 15))[0]
     if form == "story":
         return (request,), scene, form
+    pleased = Message("assistant", flawed_answer(scene, "story", random, flaws=()))  # else nobody would ask on
     follow_up = scene.fill(random.choice(ASK_SHORTER if form == "shorter" else ASK_NEXT))
-    return (request, Message("assistant", answer(scene, "story", random)), Message("user", follow_up)), scene, form
+    return (request, pleased, Message("user", follow_up)), scene, form

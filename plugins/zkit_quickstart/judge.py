@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from zephyr_kit.example import Message
 from zkit_quickstart import phrases
-from zkit_quickstart.words import ADJECTIVES, ANIMALS, HELPERS, HEROES, NOWHERE, PLACES, THINGS
+from zkit_quickstart.words import ADJECTIVES, ANIMALS, NOWHERE, PLACES, THINGS
 
 BEST = 10.0
 
@@ -57,6 +57,7 @@ def points(dialogue: Sequence[Message], reply: str) -> dict[str, float]:
     }
     faults = {
         "not asked for": -1.0 * (wish.same_cast and strays(said, wish.names)),
+        "several heroes": -1.0 * (len(named(body, NAMES)) > 1),
         "rude": -2.0 * any(line in reply for line in phrases.RUDE),
         "unknown words": -0.5 * min(6, sum(word not in KNOWN_WORDS for word in words_of(reply))),
     }
@@ -72,7 +73,7 @@ def read_wish(dialogue: Sequence[Message]) -> Wish:
         return Wish(cast, (3, 5), needs_ending=True, same_cast=True)
     if "short" in last or "one sentence" in last:
         return Wish(cast, (1, 1), needs_ending=False, same_cast=True)
-    names = (*named(last, tuple(hero.name.lower() for hero in HEROES)), *named(" ".join(cast), tuple(thing.name for thing in THINGS)))
+    names = (*named(last, NAMES), *named(" ".join(cast), tuple(thing.name for thing in THINGS)))
     return Wish(names, (2, 3), needs_ending=True, same_cast=False)
 
 
@@ -124,13 +125,15 @@ def collect_words() -> frozenset[str]:
     lines = (phrases.TIMES, phrases.OPENINGS, phrases.ENDINGS, phrases.SEQUELS, phrases.PREAMBLES, phrases.CLOSINGS, phrases.RUDE)
     told = [phrase for line in lines for phrase in line]
     told += [phrase for quests in (phrases.TROUBLES, phrases.TURNS, phrases.SHORT) for line in quests.values() for phrase in line]
-    told += [*HELPERS, *(f"{thing.with_article} {thing.look} {thing.works}" for thing in THINGS)]
-    told += [f"{place.name} {place.at} {place.spot}" for place in (*PLACES, NOWHERE)]
-    told += [f"{hero.name} {hero.subject} {hero.object} {hero.possessive}" for hero in HEROES]
-    return frozenset(words_of(" ".join((*(re.sub(r"{\w+}", " ", phrase) for phrase in told), *ADJECTIVES, *ANIMALS))))
+    told += [f"{thing.with_article} {thing.look} {thing.works}" for thing in THINGS]
+    told += [f"{place.name} {place.at} {place.spot} {place.helper}" for place in (*PLACES, NOWHERE)]
+    told += [" ".join((animal.kind, animal.name, animal.subject, animal.object, animal.possessive)) for animal in ANIMALS]
+    return frozenset(words_of(" ".join((*(re.sub(r"{\w+}", " ", phrase) for phrase in told), *ADJECTIVES))))
 
 
-CAST = (*ADJECTIVES, *ANIMALS, *(thing.name for thing in THINGS), *(place.name.removeprefix("the ") for place in PLACES))
+CAST = (*ADJECTIVES, *(animal.kind for animal in ANIMALS), *(thing.name for thing in THINGS), *(place.name.removeprefix("the ") for place in PLACES))
 """Adjectives, animals, things and places: all that a request may name."""
+
+NAMES = tuple(animal.name.lower() for animal in ANIMALS)
 
 KNOWN_WORDS: frozenset[str] = collect_words()

@@ -21,38 +21,49 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place, how one stands there, and a spot where things lie."""
+    """A place, how one stands there, a spot where things lie, and who lives nearby."""
 
     name: str
     at: str
     spot: str
+    helper: str
 
 
 @dataclass(frozen=True, slots=True)
-class Hero:
-    """A given name with its pronouns: she, her (object), her (possessive)."""
+class Animal:
+    """A kind of animal, the name of the one that the stories are about, and its pronouns."""
 
+    kind: str
     name: str
     subject: str
     object: str
     possessive: str
 
 
-def _she(name: str) -> Hero:
-    return Hero(name, "she", "her", "her")
+def _she(kind: str, name: str) -> Animal:
+    return Animal(kind, name, "she", "her", "her")
 
 
-def _he(name: str) -> Hero:
-    return Hero(name, "he", "him", "his")
+def _he(kind: str, name: str) -> Animal:
+    return Animal(kind, name, "he", "him", "his")
 
 
-HEROES = (*map(_she, ("Luna", "Maisy", "Nell", "Poppy", "Tilly")), *map(_he, ("Pip", "Oscar", "Bram", "Finn", "Toby")))
+ANIMALS = (
+    _she("otter", "Luna"),
+    _he("hare", "Pip"),
+    _she("fox", "Maisy"),
+    _he("hedgehog", "Oscar"),
+    _she("badger", "Nell"),
+    _he("mouse", "Finn"),
+    _she("duck", "Poppy"),
+    _he("squirrel", "Bram"),
+    _she("beaver", "Tilly"),
+    _he("rabbit", "Toby"),
+    _she("frog", "Greta"),
+    _he("kitten", "Milo"),
+)
 
 ADJECTIVES = ("brave", "shy", "clever", "gentle", "curious", "sleepy", "cheerful", "patient")
-
-ANIMALS = ("otter", "hare", "fox", "hedgehog", "badger", "mouse", "duck", "squirrel", "beaver", "rabbit", "frog", "kitten")
-
-HELPERS = ("kind owl", "wise toad", "tiny robin", "grey goose", "friendly mole", "slow tortoise", "young deer", "merry cricket")
 
 THINGS = (
     Thing("lantern", "that shone like a small moon", "glowed softly"),
@@ -74,19 +85,19 @@ THINGS = (
 )
 
 PLACES = (
-    Place("the old mill", "in the old mill", "behind a sack of flour"),
-    Place("the apple garden", "in the apple garden", "under a crooked branch"),
-    Place("the stone bridge", "under the stone bridge", "among the smooth pebbles"),
-    Place("the silver lake", "by the silver lake", "between the tall reeds"),
-    Place("the windy hill", "on the windy hill", "behind a mossy rock"),
-    Place("the quiet forest", "in the quiet forest", "inside a hollow log"),
-    Place("the little harbour", "at the little harbour", "beside a coil of rope"),
-    Place("the village square", "in the village square", "next to the fountain"),
-    Place("the round tower", "in the round tower", "at the top of the stairs"),
-    Place("the snowy meadow", "in the snowy meadow", "beneath the frozen grass"),
-    Place("the busy bakery", "in the busy bakery", "near a tray of buns"),
-    Place("the secret cave", "in the secret cave", "beside a pool of blue water"),
+    Place("the old mill", "in the old mill", "behind a sack of flour", "kind owl"),
+    Place("the apple garden", "in the apple garden", "under a crooked branch", "wise goat"),
+    Place("the stone bridge", "under the stone bridge", "among the smooth pebbles", "tiny robin"),
+    Place("the silver lake", "by the silver lake", "between the tall reeds", "grey goose"),
+    Place("the windy hill", "on the windy hill", "behind a mossy rock", "friendly mole"),
+    Place("the quiet forest", "in the quiet forest", "inside a hollow log", "young deer"),
+    Place("the little harbour", "at the little harbour", "beside a coil of rope", "merry seagull"),
+    Place("the village square", "in the village square", "next to the fountain", "slow tortoise"),
+    Place("the round tower", "in the round tower", "at the top of the stairs", "black raven"),
+    Place("the snowy meadow", "in the snowy meadow", "beneath the frozen grass", "white lamb"),
+    Place("the busy bakery", "in the busy bakery", "near a tray of buns", "jolly pig"),
+    Place("the secret cave", "in the secret cave", "beside a pool of blue water", "sleek bat"),
 )
 
-NOWHERE = Place("a land far away", "in a land far away", "in the tall grass")
+NOWHERE = Place("a land far away", "in a land far away", "in the tall grass", "tired traveller")
 """Where a careless teacher's story happens."""

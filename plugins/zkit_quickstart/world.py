@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal
 
 from zkit_quickstart.phrases import ENDINGS, OPENINGS, SEQUELS, SHORT, TIMES, TROUBLES, TURNS, VERBS
-from zkit_quickstart.words import ADJECTIVES, ANIMALS, HELPERS, HEROES, PLACES, THINGS, Hero, Place, Thing
+from zkit_quickstart.words import ADJECTIVES, ANIMALS, PLACES, THINGS, Animal, Place, Thing
 
 Split = Literal["train", "held_out"]
 Form = Literal["story", "shorter", "next"]
@@ -22,12 +22,10 @@ class Scene:
     """Everything that a story is about."""
 
     adjective: str
-    animal: str
+    animal: Animal
     thing: Thing
     place: Place
     quest: str
-    hero: Hero
-    helper: str
     time: str
 
     def fill(self, phrase: str) -> str:
@@ -38,12 +36,12 @@ class Scene:
     def words(self) -> Mapping[str, str]:
         """What stands for each key of a phrase."""
         return {
-            "name": self.hero.name,
-            "she": self.hero.subject,
-            "her": self.hero.object,
-            "their": self.hero.possessive,
+            "name": self.animal.name,
+            "she": self.animal.subject,
+            "her": self.animal.object,
+            "their": self.animal.possessive,
             "adjective": self.adjective,
-            "animal": self.animal,
+            "animal": self.animal.kind,
             "thing": self.thing.name,
             "a_thing": self.thing.with_article,
             "look": self.thing.look,
@@ -51,7 +49,7 @@ class Scene:
             "place": self.place.name,
             "at": self.place.at,
             "spot": self.place.spot,
-            "helper": self.helper,
+            "helper": self.place.helper,
             "time": self.time,
             "verb": VERBS[self.quest],
         }
@@ -64,8 +62,7 @@ def draw_scene(random: Random, split: Split) -> Scene:
         if is_held_out(animal, thing, place) == (split == "held_out"):
             break
     quest = random.choice(tuple(VERBS))
-    hero, helper = random.choice(HEROES), random.choice(HELPERS)
-    return Scene(random.choice(ADJECTIVES), ANIMALS[animal], THINGS[thing], PLACES[place], quest, hero, helper, random.choice(TIMES))
+    return Scene(random.choice(ADJECTIVES), ANIMALS[animal], THINGS[thing], PLACES[place], quest, random.choice(TIMES))
 
 
 def is_held_out(animal: int, thing: int, place: int) -> bool:

@@ -1,0 +1,32 @@
+"""What every test may count on: no network, a cache of its own, one thread, and `shared` if it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch and huggingface_hub are imported, and for every process that a test starts. One
+# thread: two on a busy machine wait for each other, and round differently.
+os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`ZKIT_CACHE`, empty when the session begins."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZKIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and a real model, or a skip."""
+    folder = Path(os.environ.get("ZKIT_SHARED") or Path(__file__).parents[2] / "shared").resolve()
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data in {folder} (set ZKIT_SHARED)")
+    return folder
