@@ -248,7 +248,7 @@ class FakePolicy:
     def generate(
         self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
     ) -> list[str]:
-        assert sampling.max_new_tokens == 90
+        assert sampling.max_new_tokens == 120
         assert sampling.temperature == 0.7
         assert len(dialogues) <= 32
         self.num_asked += len(dialogues)

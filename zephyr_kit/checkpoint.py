@@ -1,8 +1,8 @@
 """Checkpoints that are whole or are not there.
 
 A checkpoint is a folder `step-00000120` with `state.safetensors`, `state.json` and
-`manifest.json`, which holds the size and the digest of the other two. It is written beside
-its place, synced to the disk, and renamed.
+`manifest.json`, which holds the digests of the other two. It is written beside its place,
+synced to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ class Checkpoints:
     keep: int = 2
 
     def save(self, state: State) -> Path:
-        """Write a checkpoint, and remove those that are older than the last `keep`."""
+        """Write a checkpoint; then remove later ones, which are of no use, and all but the last `keep`."""
         place = self.folder / f"step-{state.step:08d}"
         staging = self.folder / f".{place.name}.{os.getpid()}"
         self.clean()
         staging.mkdir(parents=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, staging / TENSORS)
+        save_file(_apart(state.tensors), staging / TENSORS)
         (staging / FACTS).write_text(json.dumps({"step": state.step, **state.facts}), "utf-8")
         manifest = {name: _digest(staging / name) for name in (TENSORS, FACTS)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
         for path in (*staging.iterdir(), staging):
             sync(path)
-        if place.exists():
-            shutil.rmtree(place)
+        _remove(place)
         staging.rename(place)
         sync(self.folder)
-        for old in list(self._places())[self.keep :]:
-            shutil.rmtree(old)
+        # A later one was found damaged, or training would have gone on from there.
+        later, kept = [p for p in self._places() if p.name > place.name], [p for p in self._places() if p.name <= place.name]
+        for useless in (*later, *kept[self.keep :]):
+            _remove(useless)
         return place
 
     def newest(self) -> tuple[State | None, list[str]]:
@@ -76,7 +77,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Remove what a killed process left half written."""
         for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover)
+            _remove(leftover)
 
     def _places(self) -> Iterator[Path]:
         return iter(sorted(self.folder.glob("step-*"), reverse=True))
@@ -85,14 +86,19 @@ class Checkpoints:
 def read(place: Path) -> State:
     """Read a checkpoint, verifying every byte of it."""
     try:
+        found = {path.name for path in place.iterdir()}
+        if found != {TENSORS, FACTS, MANIFEST}:
+            raise CheckpointError(_odd(found))
         manifest = json.loads((place / MANIFEST).read_text("utf-8"))
         for name in (TENSORS, FACTS):
-            if manifest[name] != _digest(place / name):
+            if manifest.get(name) != _digest(place / name):
                 raise CheckpointError(f"{name} does not match its digest")
         facts = json.loads((place / FACTS).read_text("utf-8"))
         return State(facts.pop("step"), load_file(place / TENSORS), facts)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(f"{type(error).__name__}: {error}") from error
 
 
 def sync(path: Path) -> None:
@@ -102,6 +108,34 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the host, each in storage of its own: bitsandbytes shares a table among all states, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return apart
+
+
+def _odd(found: set[str]) -> str:
+    expected = {TENSORS, FACTS, MANIFEST}
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    return "; ".join(f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (extra, "does not belong there")) if names)
+
+
+def _remove(place: Path) -> None:
+    """Remove a checkpoint, or whatever stands in its place."""
+    if place.is_dir() and not place.is_symlink():
+        # Out of sight first: what is half removed must not be taken for a damaged checkpoint.
+        hidden = place if place.name.startswith(".") else place.rename(place.with_name(f".{place.name}.gone"))
+        shutil.rmtree(hidden)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

@@ -3,7 +3,7 @@
 A corpus is a folder: `tokens.npy` and `trained.npy` hold all pieces end to end, `ends.npy`
 where each piece ends, `first.npy` which piece is each example's prompt (its completions
 follow), `origins.txt` where each example stood, `ledger.json` what became of every row and
-`quarantine.jsonl` the rows that were not taken, each with its reason.
+`quarantine.jsonl` the rows that were not taken whole, each with its reason.
 """
 
 from __future__ import annotations
@@ -12,30 +12,29 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from multiprocessing import get_context
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from zephyr_kit import ZkitError
+from zephyr_kit.admission import Admission, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
-from zephyr_kit.example import BadRow, Example, ExampleError, check
+from zephyr_kit.example import BadRow, Example
 from zephyr_kit.plan import Indices
 from zephyr_kit.protocols import DataSource, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: a corpus of another format is made anew."""
-CHUNK = 256
-CHUNKS_BEFORE_WORKERS = 16
-
-TooLong = Literal["cut", "drop", "refuse"]
+NUM_FIRST_BAD = 5
+NUM_REASONS_TOLD = 10
 
 
 class DataError(ZkitError):
@@ -63,71 +62,38 @@ class Portion:
         return (row for row in rows if draw.random() < self.fraction)
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What an example must satisfy to enter a corpus."""
-
-    completions: int
-    max_length: int
-    too_long: TooLong
-
-    def admit(self, row: Example | BadRow, tokenizer: Tokenizer) -> tuple[Tree | None, str | None]:
-        """The example's tree, and what is to be said of it: why it was refused, or that it was cut."""
-        if isinstance(row, BadRow):
-            return None, row.reason
-        try:
-            self._check(row)
-            return self._fit(tokenizer.encode(row))
-        except ExampleError as error:
-            return None, str(error)
-
-    def _check(self, example: Example) -> None:
-        check(example)
-        if len(example.completions) != self.completions:
-            raise ExampleError(f"has {len(example.completions)} completion(s), but the objective compares {self.completions}")
-
-    def _fit(self, tree: Tree) -> tuple[Tree, str | None]:
-        if not len(tree.prompt):
-            tree = Tree(tree.prompt, tree.completions, tuple(_all_but_first(flags) for flags in tree.trained))
-        length = len(tree.prompt) + max(map(len, tree.completions))
-        if length <= self.max_length:
-            self._check_trained(tree, "has no trained token")
-            return tree, None
-        if self.too_long != "cut":
-            raise ExampleError(f"is longer than max_length = {self.max_length} tokens")
-        room = max(0, self.max_length - len(tree.prompt))
-        cut = Tree(tree.prompt, tuple(ids[:room] for ids in tree.completions), tuple(flags[:room] for flags in tree.trained))
-        self._check_trained(cut, f"its prompt leaves nothing to train within max_length = {self.max_length} tokens")
-        if len({ids.tobytes() for ids in cut.completions}) < len(cut.completions):
-            raise ExampleError(f"its completions are identical within max_length = {self.max_length} tokens")
-        return cut, f"cut to max_length = {self.max_length} tokens"
-
-    def _check_trained(self, tree: Tree, reason: str) -> None:
-        if not all(flags.any() for flags in tree.trained):
-            raise ExampleError(reason)
-
-
 @dataclass
 class Ledger:
-    """What became of every row."""
+    """What became of every row: `read` = `kept` + `dropped` + `bad`; of those kept, `cut` were shortened."""
 
     read: int = 0
     kept: int = 0
     cut: int = 0
+    dropped: int = 0
+    bad: int = 0
     tokens: int = 0
     trained: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first_bad: list[str] = field(default_factory=list)
 
-    @property
-    def bad(self) -> int:
-        """Rows that were not taken."""
-        return self.read - self.kept
+    def enter(self, row: Admission) -> None:
+        """Count one row."""
+        self.read += 1
+        self.kept += row.tree is not None
+        self.cut += row.fate == "cut"
+        self.dropped += row.fate == "dropped"
+        self.bad += row.fate == "bad"
+        if row.tree is not None:
+            self.tokens += row.tree.num_tokens
+            self.trained += sum(int(flags.sum()) for flags in row.tree.trained)
+        if row.reason is not None:
+            self.reasons[row.reason] += 1
+        if row.fate == "bad" and len(self.first_bad) < NUM_FIRST_BAD:
+            self.first_bad.append(f"{row.origin}: {row.reason}")
 
     def facts(self) -> dict[str, Any]:
         """JSON values."""
-        counts = {"read": self.read, "kept": self.kept, "bad": self.bad, "cut": self.cut, "tokens": self.tokens, "trained": self.trained}
-        return {**counts, "reasons": dict(self.reasons.most_common()), "first_bad": self.first_bad}
+        return {**vars(self), "reasons": dict(self.reasons.most_common())}
 
 
 @dataclass(frozen=True)
@@ -190,13 +156,14 @@ class Corpus:
     def _first(self) -> Indices:
         return self._array("first")
 
-    def _array(self, name: str) -> Any:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
 
 
 def corpus_key(portions: Sequence[Portion], tokenizer: Tokenizer, door: Door) -> str:
-    """The name of the corpus that these would make: equal if and only if its content is."""
-    parts = [[p.source.fingerprint(), p.fraction, p.limit, p.seed] for p in portions]
+    """The name of the corpus that these make: equal if and only if all is that its content depends on."""
+    parts = [[p.source.fingerprint(), p.fraction, p.limit, p.seed if p.fraction < 1 else None] for p in portions]
     content = [FORMAT, parts, tokenizer.fingerprint(), door.completions, door.max_length, door.too_long]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -212,9 +179,7 @@ def prepare(
     """The corpus of these rows: from the cache if it is there, else tokenised into it."""
     folder = cache / corpus_key(portions, tokenizer, door)
     if not (folder / "ledger.json").exists():
-        staging = cache / f".{folder.name}.{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        staging = _staging(folder)
         try:
             _write(staging, portions, tokenizer, door, on_rows or (lambda _: None))
             _put(staging, folder)
@@ -226,47 +191,21 @@ def prepare(
 def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str) -> None:
     """Stop when more than the allowed share of rows was bad, or nothing is left."""
     ledger = corpus.ledger
-    share = ledger["bad"] / max(1, ledger["read"])
-    if not ledger["read"]:
+    read, bad = ledger["read"], ledger["bad"]
+    if not read:
         raise DataError(f"{name}: the data has no rows")
-    if share > allowed or not ledger["kept"]:
-        table = "\n".join(f"  {count:6d} x {reason}" for reason, count in ledger["reasons"].items())
-        first = "\n".join(f"  {line}" for line in ledger["first_bad"])
-        raise DataError(
-            f"{name}: {ledger['bad']} of {ledger['read']} rows are bad ({share:.1%}), more than bad_rows = {allowed} allows:\n{table}\n"
-            f"the first of them:\n{first}\nall are in {corpus.folder / 'quarantine.jsonl'}; mend them, or allow more with bad_rows"
-        )
-
-
-def _all_but_first(flags: Flags) -> Flags:
-    """Without a prompt, nothing comes before the first token from which it could be predicted."""
-    return np.concatenate([np.zeros(1, np.bool_), flags[1:]])
-
-
-Admitted = tuple[str, Tree | None, str | None]
-
-
-def _admit_chunk(rows: Sequence[Example | BadRow], *, tokenizer: Tokenizer, door: Door) -> list[Admitted]:
-    return [(row.origin, *door.admit(row, tokenizer)) for row in rows]
-
-
-def _admit(rows: Iterator[Example | BadRow], tokenizer: Tokenizer, door: Door) -> Iterator[Admitted]:
-    """Tokenise, in worker processes once the data is large enough to repay starting them."""
-    work = partial(_admit_chunk, tokenizer=tokenizer, door=door)
-    chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
-    head = list(itertools.islice(chunks, CHUNKS_BEFORE_WORKERS))
-    workers = os.cpu_count() or 1
-    if len(head) < CHUNKS_BEFORE_WORKERS or workers == 1:
-        for chunk in itertools.chain(head, chunks):
-            yield from work(chunk)
+    if bad > allowed * read:
+        told = f"{bad:,} of {read:,} rows are bad ({bad / read:.2%}), more than bad_rows = {allowed} allows"
+        mend = "mend them, or allow more with bad_rows"
+    elif not ledger["kept"]:
+        told, mend = f"none of {read:,} rows is left to train on", "mend them, or set another max_length or too_long"
+    else:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(work, chunk) for chunk in head]
-        for chunk in chunks:
-            yield from waiting.pop(0).result()
-            waiting.append(pool.submit(work, chunk))
-        for future in waiting:
-            yield from future.result()
+    reasons = [f"  {count:6,d} x {reason}" for reason, count in itertools.islice(ledger["reasons"].items(), NUM_REASONS_TOLD)]
+    if len(ledger["reasons"]) > NUM_REASONS_TOLD:
+        reasons.append(f"  and {len(ledger['reasons']) - NUM_REASONS_TOLD:,} more reasons")
+    first = ["the first bad ones:", *(f"  {line}" for line in ledger["first_bad"])] if ledger["first_bad"] else []
+    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {corpus.folder / 'quarantine.jsonl'}; {mend}"]))
 
 
 def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Callable[[int], None]) -> None:
@@ -278,31 +217,19 @@ def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door
         (folder / "origins.txt").open("w", encoding="utf-8") as origins,
         (folder / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
     ):
-        for origin, tree, remark in _admit(rows, tokenizer, door):
-            _enter(ledger, origin, tree, remark, quarantine.write)
-            if tree is not None:
-                origins.write(origin.replace("\n", " ") + "\n")
-                for ids, flags in _pieces(tree):
+        for row in admit(rows, tokenizer, door):
+            ledger.enter(row)
+            if row.reason is not None:
+                quarantine.write(json.dumps({"origin": row.origin, "fate": row.fate, "reason": row.reason}, ensure_ascii=False) + "\n")
+            if row.tree is not None:
+                origins.write(row.origin.replace("\n", " ") + "\n")
+                for ids, flags in _pieces(row.tree):
                     tokens.write(ids.astype(np.int32).tobytes())
                     trained.write(flags.astype(np.bool_).tobytes())
                     ends.append(ends[-1] + len(ids))
                 first.append(len(ends) - 1)
             on_rows(ledger.read)
     _finish(folder, ledger, first, ends)
-
-
-def _enter(ledger: Ledger, origin: str, tree: Tree | None, remark: str | None, quarantine: Callable[[str], object]) -> None:
-    ledger.read += 1
-    if tree is not None:
-        ledger.kept += 1
-        ledger.cut += remark is not None
-        ledger.tokens += tree.num_tokens
-        ledger.trained += sum(int(flags.sum()) for flags in tree.trained)
-    if remark is not None:
-        ledger.reasons[remark] += 1
-        if tree is None and len(ledger.first_bad) < 5:
-            ledger.first_bad.append(f"{origin}: {remark}")
-        quarantine(json.dumps({"origin": origin, "kept": tree is not None, "reason": remark}, ensure_ascii=False) + "\n")
 
 
 def _pieces(tree: Tree) -> Iterable[tuple[Ids, Flags]]:
@@ -326,6 +253,29 @@ def _as_npy(path: Path, dtype: np.dtype[Any]) -> None:
         np.lib.format.write_array_header_1_0(out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
         shutil.copyfileobj(values, out, 1 << 20)
     raw.unlink()
+
+
+def _staging(folder: Path) -> Path:
+    """An empty folder to work in; those that killed processes left for the same corpus are removed."""
+    mine = f".{folder.name}.{platform.node()}."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.iterdir():
+        owner = left.name.removeprefix(mine)
+        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = folder.with_name(f"{mine}{os.getpid()}")
+    staging.mkdir()
+    return staging
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _put(staging: Path, folder: Path) -> None:

@@ -90,10 +90,13 @@ class Trainer:
         return {name: float(self.world.total(value)) / count for name, value in totals.items()}
 
     def state(self) -> State:
-        """All that the next step depends on."""
+        """All that the next step depends on, to be saved before it is taken; raises when something is no number."""
         values = {f"trained/{name}": p for name, p in self.masters.optimized.items()}
         values.update(_flatten(self.optimizer.state_dict()["state"], "optimizer"))
         tensors = {path: value for path, value in values.items() if isinstance(value, Tensor)}
+        for path, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(f"step {self.num_steps_taken}: {path} is no longer finite, so it is not kept; lower the learning rate")
         return State(self.num_steps_taken, tensors, {path: value for path, value in values.items() if path not in tensors})
 
     def load_state(self, state: State) -> None:

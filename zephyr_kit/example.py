@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TEXT = "text"
@@ -52,23 +54,30 @@ def check(example: Example) -> None:
     if not example.completions:
         raise ExampleError("no completion")
     for message in example.prompt:
-        check_message(message)
+        _check_message(message)
     for number, completion in enumerate(example.completions):
-        name = completion_name(number, len(example.completions))
-        if not completion:
-            raise ExampleError(f"{name} is empty")
-        for message in completion:
-            check_message(message)
-        if completion[-1].role not in ("assistant", TEXT):
-            raise ExampleError(f"{name} ends with a {completion[-1].role} turn, not an assistant turn")
+        _check_completion(example.prompt, completion, completion_name(number, len(example.completions)))
     if len(set(example.completions)) < len(example.completions):
         raise ExampleError("chosen and rejected are identical" if len(example.completions) == 2 else "two completions are identical")
 
 
-def check_message(message: Message) -> None:
+def _check_completion(prompt: Sequence[Message], completion: Sequence[Message], name: str) -> None:
+    if not completion:
+        raise ExampleError(f"{name} is empty")
+    for message in completion:
+        _check_message(message)
+    for place, message in (("begins", completion[0]), ("ends", completion[-1])):
+        if message.role not in ("assistant", TEXT):
+            raise ExampleError(f"{name} {place} with a {message.role} turn, not an assistant turn")
+    if any(one.role == other.role == "assistant" for one, other in itertools.pairwise((*prompt[-1:], *completion))):
+        raise ExampleError("two assistant turns follow each other")
+
+
+def _check_message(message: Message) -> None:
     if message.role not in ROLES:
         close = difflib.get_close_matches(str(message.role), ROLES, n=1)
-        raise ExampleError(f"unknown role {message.role!r}" + (f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(ROLES)})"))
+        hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(ROLES)})"
+        raise ExampleError(f"unknown role {message.role!r}{hint}")
     if not isinstance(message.content, str):
         raise ExampleError(f"content of a {message.role} turn is {type(message.content).__name__} {message.content!r}, not text")
     if message.role in ("assistant", TEXT) and not message.content.strip():

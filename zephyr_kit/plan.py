@@ -71,17 +71,27 @@ class Plan:
 
     def _starts_by_tokens(self, budget: int) -> Indices:
         per_epoch = int(self.lengths.sum())
-        wanted = self.steps * budget if self.steps is not None else round((self.epochs or 1) * per_epoch)
-        num_epochs = max(1, math.ceil(wanted / per_epoch))
-        stream = np.concatenate([self.lengths[epoch_order(len(self.lengths), seed=self.seed, epoch=e)] for e in range(num_epochs)])
-        ends = np.cumsum(stream)
-        total = int(np.searchsorted(ends, min(wanted, ends[-1]))) + 1
-        marks = np.arange(budget, ends[total - 1] + budget / 2, budget)
-        # Cut after the example whose end lies nearest to the mark; every step holds at least one.
-        after = np.searchsorted(ends[:total], marks)
-        before_is_nearer = (after > 0) & (np.abs(ends[np.maximum(after - 1, 0)] - marks) <= np.abs(ends[np.minimum(after, total - 1)] - marks))
-        cuts = np.where(before_is_nearer, after, after + 1)
-        return np.unique(np.concatenate([[0], np.minimum(cuts, total), [total]]))
+        wanted = self.steps * budget if self.steps is not None else max(1, round((self.epochs or 1) * per_epoch))
+        num_epochs = math.ceil(wanted / per_epoch)
+        while True:
+            stream = [self.lengths[epoch_order(len(self.lengths), seed=self.seed, epoch=epoch)] for epoch in range(num_epochs)]
+            ends = np.cumsum(np.concatenate(stream))
+            cuts = np.unique(np.append(0, _nearest(ends, np.arange(budget, ends[-1] + 1, budget))))
+            if self.steps is None:
+                total = _nearest(ends, np.array([wanted]))
+                return np.append(cuts[cuts < total], total)
+            if len(cuts) > self.steps:
+                return cuts[: self.steps + 1]
+            # Examples longer than a step's budget took several marks each.
+            num_epochs *= 2
+
+
+def _nearest(ends: Indices, marks: Indices) -> Indices:
+    """After how many examples, at least one, the running total of tokens is nearest to each mark."""
+    after = np.searchsorted(ends, marks)
+    before_is_nearer = (after > 0) & (marks - ends[np.maximum(after - 1, 0)] <= ends[after] - marks)
+    nearest: Indices = np.where(before_is_nearer, after, after + 1)
+    return nearest
 
 
 @lru_cache(maxsize=2)

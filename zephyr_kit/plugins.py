@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pluggy
 
 from zephyr_kit import NAME, ZkitError, hookspecs, protocols
-from zephyr_kit.config import suggest
+from zephyr_kit.config import Offered, Offers, suggest
 
 if TYPE_CHECKING:
     import click
@@ -28,10 +31,12 @@ OFFERS: Mapping[type, tuple[str, str]] = {
     protocols.Suite: ("suite", "zkit_suites"),
 }
 """For each protocol: what its offers are called, and the hook that offers them."""
+BLOCK = "ZKIT_BLOCK_PLUGINS"
+"""Environment variable: names of plugins, with commas between them, that are not loaded."""
 
 
 class PluginError(ZkitError):
-    """Two plugins disagree, or one cannot be used."""
+    """Two plugins disagree, or one is written wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +59,27 @@ class Plugins:
         self.manager = pluggy.PluginManager(NAME)
         self.manager.add_hookspecs(hookspecs)
         self.origins: dict[str, Origin] = {}
-        self.broken: dict[str, str] = {}
+        self.blocked: set[str] = set()
+        self._faults: dict[tuple[str, str], str] = {}
         if discover:
             self._discover()
         for plugin in extra:
             self.add(plugin)
 
     def add(self, plugin: object, name: str | None = None) -> None:
-        """Register a plugin object; refuse a hook that does not exist."""
-        known = _hook_names()
-        for attribute in _hooks_of(plugin):
-            if attribute not in known:
-                raise PluginError(f"plugin {name or plugin!r} implements `{attribute}`, which is no hook{suggest(attribute, known)}")
+        """Register a plugin object; refuse one that is written wrongly."""
+        told = self.describe(name) if name else repr(plugin)
+        for problem in _problems(plugin):
+            raise PluginError(f"plugin {told} {problem}{f' (to go without it: {BLOCK}={name})' if name in self.origins else ''}")
         try:
             self.manager.register(plugin, name)
         except (ValueError, pluggy.PluginValidationError) as error:
-            raise PluginError(f"plugin {name or plugin!r} cannot be registered: {error}") from error
+            raise PluginError(f"plugin {told} cannot be registered: {error}") from error
+
+    @cached_property
+    def offers(self) -> Offers:
+        """All that can stand under `use` in a preset; asked for when first needed."""
+        return _Asked(self)
 
     def offered(self, kind: type) -> Mapping[str, type]:
         """What all plugins together offer of one kind; a name offered twice is refused."""
@@ -79,80 +89,102 @@ class Plugins:
         """Each offer of one kind, with the name of the plugin that makes it."""
         noun, hook = OFFERS[kind]
         result: dict[str, tuple[type, str]] = {}
-        for plugin, offer in self._answers(hook):
+        for plugin, offer in self._answers(hook, _check_offer):
             for name, cls in offer.items():
                 if name in result:
-                    raise PluginError(f"{noun} {name!r} is offered by both {self._describe(result[name][1])} and {self._describe(plugin)}")
+                    both = f"{self.describe(result[name][1])} and {self.describe(plugin)}"
+                    raise PluginError(f"{noun} {name!r} is offered by both {both}; {_way_out(plugin)}")
                 result[name] = (cls, plugin)
         return result
 
-    @cached_property
-    def offers(self) -> Mapping[type, tuple[str, Mapping[str, type]]]:
-        """All that can stand under `use` in a preset; asked for when first needed."""
-        return _Offers(self)
-
     def preset_folders(self) -> list[Path]:
         """Folders of presets that plugins bring."""
-        return [Path(folder) for _, folder in self._answers("zkit_presets")]
+        return [Path(folder) for _, folder in self._answers("zkit_presets", _check_folder)]
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let plugins add subcommands; none may replace an existing one."""
+        """Let plugins add subcommands; none may replace another's."""
+        owners = dict.fromkeys(cli.commands, "zephyr-kit itself")
         for implementation in self.manager.hook.zkit_commands.get_hookimpls():
-            before = dict(cli.commands)
-            implementation.function(cli)
-            for name in before:
-                if cli.commands.get(name) is not before[name]:
-                    raise PluginError(f"plugin {self._describe(implementation.plugin_name)} replaces the command `{name}`")
+            name, before = implementation.plugin_name, dict(cli.commands)
+            with self._blaming(name, "zkit_commands"):
+                implementation.function(*[cli for _ in implementation.argnames])
+            for command in cli.commands:
+                if command in before and cli.commands[command] is not before[command]:
+                    both = f"{owners[command]} and {self.describe(name)}"
+                    raise PluginError(f"command `{command}` is offered by both {both}; {_way_out(name)}")
+                owners.setdefault(command, self.describe(name))
 
     def hooks_of(self, name: str) -> list[str]:
         """The hooks that a plugin implements."""
         return sorted(_hooks_of(self.manager.get_plugin(name)))
 
-    def missing(self, noun: str) -> str:
-        """A remark for errors: plugins that could have offered what is not there."""
-        return "".join(f"\n  plugin {self._describe(name)} could offer more, but is broken: {cause}" for name, cause in self.broken.items() if noun)
+    def broken(self, name: str) -> list[str]:
+        """What is wrong with a plugin, as far as it has been asked for anything; empty if nothing."""
+        return [cause for (plugin, _), cause in self._faults.items() if plugin == name]
 
-    def _answers(self, hook: str) -> Iterator[tuple[str, Any]]:
-        """Each plugin's answer to a hook without arguments; one that fails is noted as broken."""
-        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
-            try:
-                yield implementation.plugin_name, implementation.function()
-            except Exception as error:  # whatever a plugin raises is its own failure, not ours
-                self.broken[implementation.plugin_name] = f"{hook} raised {type(error).__name__}: {error}"
+    def remark(self, hook: str) -> str:
+        """Lines for an error about something that no plugin offers: who might have, but for what is wrong with it."""
+        faults = [(name, f"is broken: {cause}") for (name, where), cause in self._faults.items() if where in ("", hook)]
+        blocked = [(name, f"is blocked by {BLOCK}") for name in sorted(self.blocked)]
+        return "".join(f"\n  plugin {self.describe(name)} {problem}" for name, problem in (*faults, *blocked))
 
-    def _describe(self, name: str) -> str:
+    def describe(self, name: str) -> str:
+        """A plugin's name, with its distribution and version."""
         return str(self.origins.get(name, name))
 
+    def _answers(self, hook: str, check: Callable[[Any], None]) -> list[tuple[str, Any]]:
+        """Each plugin's answer to a hook without arguments; one that fails is noted as broken."""
+        answers: list[tuple[str, Any]] = []
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            with self._blaming(implementation.plugin_name, hook):
+                answer = implementation.function()
+                check(answer)
+                answers.append((implementation.plugin_name, answer))
+        return answers
+
+    @contextmanager
+    def _blaming(self, plugin: str, hook: str = "") -> Iterator[None]:
+        """Note whatever a plugin raises as its own failure, which takes nobody else down."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            did = f"{hook} raised" if hook else "import failed:"
+            self._faults[plugin, hook] = f"{did} {type(error).__name__}: {error}"
+
     def _discover(self) -> None:
-        blocked = set(filter(None, os.environ.get("ZKIT_BLOCK_PLUGINS", "").split(",")))
-        for entry in sorted(set(entry_points(group=NAME)), key=lambda entry: entry.name):
-            origin = _origin(entry)
-            known = self.origins.get(entry.name)
-            if known is not None and known != origin:
-                raise PluginError(f"two plugins are named {entry.name!r}: {known} and {origin}; uninstall one")
-            if known is None and entry.name not in blocked:
-                self.origins[entry.name] = origin
+        blocked = {name.strip() for name in os.environ.get(BLOCK, "").split(",")} - {""}
+        entries = sorted(entry_points(group=NAME), key=lambda entry: entry.name)
+        for name in blocked - {entry.name for entry in entries}:
+            raise PluginError(f"{BLOCK} names {name!r}, which is no plugin{suggest(name, (entry.name for entry in entries))}")
+        for entry in entries:
+            origin, known = _origin(entry), self.origins.get(entry.name)
+            if known is not None and known != origin and entry.name not in blocked:
+                raise PluginError(f"two plugins are named {entry.name!r}: {known} and {origin}; {_way_out(entry.name)}")
+            self.origins[entry.name] = origin
+            if entry.name in blocked:
+                self.blocked.add(entry.name)
+            elif known is None:
                 self._load(entry)
 
     def _load(self, entry: EntryPoint) -> None:
-        try:
-            plugin = entry.load()
-        except Exception as error:  # a broken plugin must not take the others down
-            self.broken[entry.name] = f"import failed: {type(error).__name__}: {error}"
-            return
-        self.add(plugin, entry.name)
+        loaded: list[object] = []
+        with self._blaming(entry.name):
+            loaded.append(entry.load())
+        for plugin in loaded:
+            self.add(plugin, entry.name)
 
 
-class _Offers(Mapping[type, tuple[str, Mapping[str, type]]]):
+class _Asked(Mapping[type, Offered]):
     """The offers of each kind, asked for when first needed: asking imports torch."""
 
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins
-        self._asked: dict[type, tuple[str, Mapping[str, type]]] = {}
+        self._asked: dict[type, Offered] = {}
 
-    def __getitem__(self, kind: type) -> tuple[str, Mapping[str, type]]:
+    def __getitem__(self, kind: type) -> Offered:
         if kind not in self._asked:
-            self._asked[kind] = (OFFERS[kind][0], self._plugins.offered(kind))
+            noun, hook = OFFERS[kind]
+            self._asked[kind] = Offered(noun, self._plugins.offered(kind), self._plugins.remark(hook))
         return self._asked[kind]
 
     def __iter__(self) -> Iterator[type]:
@@ -162,17 +194,59 @@ class _Offers(Mapping[type, tuple[str, Mapping[str, type]]]):
         return len(OFFERS)
 
 
-def _origin(entry: EntryPoint) -> Origin:
-    distribution = entry.dist
-    name, version = (distribution.name, distribution.version) if distribution else ("?", "?")
-    return Origin(entry.name, name, version, entry.value)
+def _check_offer(answer: Any) -> None:
+    """Whether names lead to frozen dataclasses whose annotations can be read."""
+    if not isinstance(answer, Mapping):
+        raise TypeError(f"its answer is {answer!r}, not a mapping from names to frozen dataclasses")
+    for name, cls in answer.items():
+        if not (isinstance(name, str) and isinstance(cls, type) and dataclasses.is_dataclass(cls) and _is_frozen(cls)):
+            raise TypeError(f"its offer {name!r} is {cls!r}, not a frozen dataclass")
+        try:
+            get_type_hints(cls, include_extras=True)
+        except NameError as error:
+            raise TypeError(f"{error} in an annotation of {cls.__name__}; import it outside `if TYPE_CHECKING`") from error
+
+
+def _is_frozen(cls: Any) -> bool:
+    return bool(cls.__dataclass_params__.frozen)
+
+
+def _check_folder(answer: Any) -> None:
+    if not isinstance(answer, (str, Path)):
+        raise TypeError(f"its answer is {answer!r}, not a path")
+    if not Path(answer).is_dir():
+        raise NotADirectoryError(f"there is no folder {answer}")
+
+
+def _problems(plugin: object) -> Iterator[str]:
+    """What pluggy would pass over in silence."""
+    known = _hook_names()
+    marked = _hooks_of(plugin)
+    for name in marked:
+        if name not in known:
+            yield f"implements `{name}`, which is no hook{suggest(name, known)}"
+        keywords = [p.name for p in inspect.signature(getattr(plugin, name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        if keywords:
+            yield f"takes `{keywords[0]}` of `{name}` as a keyword only, which hooks do not pass: remove the `*`"
+    for name in known:
+        if name not in marked and inspect.isroutine(getattr(plugin, name, None)):
+            yield f"defines `{name}` without the mark @hookimpl, so nothing would call it"
+
+
+def _hooks_of(plugin: object) -> list[str]:
+    """Attributes marked with `hookimpl`, known to the core or not."""
+    return [name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{NAME}_impl")]
 
 
 def _hook_names() -> list[str]:
     return [name for name in vars(hookspecs) if name.startswith("zkit_")]
 
 
-def _hooks_of(plugin: object) -> list[str]:
-    """Attributes marked with `hookimpl`, known to the core or not."""
-    marked = (name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{NAME}_impl"))
-    return list(marked)
+def _origin(entry: EntryPoint) -> Origin:
+    distribution = entry.dist
+    name, version = (distribution.name, distribution.version) if distribution else ("?", "?")
+    return Origin(entry.name, name, version, entry.value)
+
+
+def _way_out(plugin: str) -> str:
+    return f"uninstall one, or set {BLOCK}={plugin}"

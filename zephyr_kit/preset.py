@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, inline, suggest
+from zephyr_kit.changes import apply_changes
+from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, did_you_mean, inline
 from zephyr_kit.protocols import Backend, DataSource, Objective, OptimizerFactory, Suite
 
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
-COMMAND_LINE = "command line"
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+STAGE_NAME = r"[a-z][a-z0-9_-]*"
+RESERVED = ("smoke", "superseded")
+"""Folders of a run that are not stages."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Take:
     """The share of rows to take, drawn at random."""
     limit: Positive | None = None
     """At most so many rows."""
-    draw: int = 0
+    draw: Seed = 0
     """Seed of the random draw."""
 
 
@@ -93,6 +97,10 @@ class EvaluateStage:
 
     suites: tuple[Suite, ...]
 
+    def __post_init__(self) -> None:
+        if not self.suites:
+            raise ValueError("needs at least one table in `suites`")
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -138,9 +146,13 @@ class Header:
     """The keys of a preset outside its tables."""
 
     name: str
-    seed: int = 42
+    seed: Seed = 42
     description: str = ""
     needs: Needs = field(default_factory=Needs)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"`name` = {self.name!r}: should be letters, digits, -, _ and ., a letter or digit first: it names a folder")
 
 
 def load(path: Path, offers: Offers, *, changes: Sequence[str] = ()) -> Preset:
@@ -152,9 +164,13 @@ def load(path: Path, offers: Offers, *, changes: Sequence[str] = ()) -> Preset:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
         raise PresetError(f"{path}: not a TOML file: {error}") from error
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise PresetError(f"{path}: not UTF-8: byte {data[error.start]:#04x} at line {line}; save it as UTF-8") from error
     except OSError as error:
         raise PresetError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -163,26 +179,10 @@ def resolve(table: Mapping[str, Any], offers: Offers, *, file: str, changes: Seq
     """Build every table of a preset, refusing whatever it does not understand."""
     table, origins = apply_changes(table, changes, file)
     builder = Builder(offers, file, origins)
-    rest = {key: value for key, value in table.items() if key not in ("model", "stages")}
-    known = [f.name for f in fields(Header)]
-    for key in rest:
-        if key not in known:
-            raise builder.error("", f"does not know the key `{key}`{suggest(key, [*known, 'model', 'stages'])}")
-    header: Header = builder.build(Header, rest, "")
+    builder.refuse_unknown(table, [*(f.name for f in fields(Header)), "model", "stages"], "")
+    header: Header = builder.build(Header, {key: value for key, value in table.items() if key not in ("model", "stages")}, "")
     stages = _stages(builder, table)
     return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), table, header.description)
-
-
-def apply_changes(table: Mapping[str, Any], changes: Iterable[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The table with `path.to.key=value` set, and which paths were."""
-    changed, origins = _copy(table), {}
-    for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals or not path.strip():
-            raise PresetError(f"--set {change}: write it as path.to.key=value")
-        _set(changed, path.strip(), _value(text.strip()), file)
-        origins[path.strip()] = COMMAND_LINE
-    return changed, origins
 
 
 def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
@@ -192,7 +192,10 @@ def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
     if not isinstance(stages, dict) or not stages:
         raise builder.error("", "needs at least one table [stages.NAME]")
     _offer_in(builder, model, "model")
-    return tuple(_stage(builder, name, stage, model) for name, stage in stages.items())
+    built = tuple(_stage(builder, name, stage, model) for name, stage in stages.items())
+    if isinstance(built[0].task, EvaluateStage):
+        raise builder.error(f"stages.{built[0].name}", "measures models, but no stage before it trains one")
+    return built
 
 
 def _offer_in(builder: Builder, model: Mapping[str, Any], where: str) -> Backend:
@@ -202,16 +205,18 @@ def _offer_in(builder: Builder, model: Mapping[str, Any], where: str) -> Backend
 
 def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) -> Stage:
     where = f"stages.{name}"
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+    if not re.fullmatch(STAGE_NAME, name):
         raise builder.error(where, "a stage's name is made of small letters, digits, - and _, a letter first: it names a folder")
+    if name in RESERVED:
+        raise builder.error(where, f"`{name}` names another folder of a run; choose another name")
     if not isinstance(table, dict):
-        raise builder.error(where, "should be a table")
+        raise builder.error("stages", f"`{name}` = {table!r}: should be a table")
     override = table.get("model", {})
     if not isinstance(override, dict):
-        raise builder.error(where, "`model` should be a table of keys of [model] to override")
+        raise builder.error(where, f"`model` = {override!r}: should be a table of keys of [model] to override")
     kind = _kind(builder, table, where)
     own = Builder(builder.offers, builder.file, builder.origins)
-    task = own.build(kind, {key: value for key, value in table.items() if key != "model"}, where)
+    task = own.build(kind, {key: value for key, value in table.items() if key != "model"}, where, also=["model"])
     # Built under its own path, so that errors and origins name the place where the override stands.
     inside = Builder(builder.offers, builder.file, {**_inherited(model, override, where), **builder.origins})
     backend = _offer_in(inside, {**model, **override}, f"{where}.model")
@@ -227,8 +232,8 @@ def _kind(builder: Builder, table: Mapping[str, Any], where: str) -> type:
     found = [key for key in kinds if key in table]
     if len(found) == 1:
         return kinds[found[0]]
-    near = "".join(suggest(key, kinds) for key in table if suggest(key, kinds).startswith("; did"))
-    raise builder.error(where, f"needs either `objective` (it trains) or `suites` (it measures){near}")
+    near = "" if found else next(filter(None, (did_you_mean(key, kinds) for key in table)), "")
+    raise builder.error(where, f"needs either `objective` (it trains) or `suites` (it measures){', not both' if found else near}")
 
 
 def _inherited(model: Mapping[str, Any], override: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -239,31 +244,3 @@ def _just_one(table: object, first: str, second: str) -> None:
     given = [name for name in (first, second) if getattr(table, name) is not None]
     if len(given) != 1:
         raise ValueError(f"takes either `{first}` or `{second}`, {'not both' if given else 'and has neither'}")
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(element) for key, element in value.items()}
-    return [_copy(element) for element in value] if isinstance(value, list) else value
-
-
-def _value(text: str) -> Any:
-    """A TOML value, or else the text itself: `--set model.weights=org/name` needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _set(table: dict[str, Any], path: str, value: Any, file: str) -> None:
-    place: Any = table
-    parts = [int(part[1:-1]) if part.startswith("[") else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", path)]
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        if isinstance(part, int) != isinstance(place, list) or (isinstance(part, int) and part >= len(place)):
-            raise PresetError(f"{file}: --set {path}: there is no such place")
-        if following is None:
-            place[part] = value
-        else:
-            if not isinstance(part, int) and not isinstance(place.get(part), (dict, list)):
-                place[part] = {"use": place[part]} if isinstance(place.get(part), str) else {}
-            place = place[part]

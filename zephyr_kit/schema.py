@@ -8,8 +8,8 @@ import inspect
 import textwrap
 from typing import Any, cast, get_type_hints
 
-from zephyr_kit.config import USE, Offers, item_of_tuple, without_none
-from zephyr_kit.preset import EvaluateStage, Header, TrainStage
+from zephyr_kit.config import USE, Offers, item_of_tuple, plain, without_none
+from zephyr_kit.preset import STAGE_NAME, EvaluateStage, Header, TrainStage
 from zephyr_kit.protocols import Backend
 
 JSON = dict[str, Any]
@@ -19,15 +19,12 @@ def preset_schema(offers: Offers) -> JSON:
     """Schema of the whole file; every offer stands once under `$defs`."""
     writer = _Writer(offers)
     header = writer.table(Header)
-    override = {"type": "object", "description": "Keys of [model] that this stage sets for itself."}
+    override = {"description": "Keys of [model] that this stage sets for itself.", "anyOf": writer.parts(Backend)}
     stages = [writer.table(kind) for kind in (TrainStage, EvaluateStage)]
     for stage in stages:
         stage["properties"]["model"] = override
-    properties = {
-        **header["properties"],
-        "model": writer.value(Backend),
-        "stages": {"type": "object", "additionalProperties": {"oneOf": stages}, "minProperties": 1},
-    }
+    named = {"propertyNames": {"pattern": f"^{STAGE_NAME}$"}, "additionalProperties": {"oneOf": stages}, "minProperties": 1}
+    properties = {**header["properties"], "model": writer.value(Backend), "stages": {"type": "object", **named}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A zephyr-kit preset",
@@ -53,11 +50,15 @@ class _Writer:
             if "inline" in f.metadata:
                 inlined.append(hints[f.name])
                 continue
-            properties[f.name] = {**self.value(hints[f.name]), **({"description": docs[f.name]} if f.name in docs else {})}
+            properties[f.name] = {**self.value(hints[f.name]), **_default(f), **({"description": docs[f.name]} if f.name in docs else {})}
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and USE not in f.metadata:
                 required.append(f.name)
         own: JSON = {"type": "object", "description": inspect.getdoc(cls) or "", "properties": properties, "required": required}
         return self._with_offer(own, inlined[0]) if inlined else {**own, "additionalProperties": False}
+
+    def parts(self, kind: type) -> list[JSON]:
+        """Schemas of any selection of the keys of each offer of a kind."""
+        return [{**self._offer(use, cls), "required": []} for use, cls in self.offers[kind].by_name.items()]
 
     def value(self, kind: Any) -> JSON:
         """Schema of what may stand behind a key."""
@@ -74,8 +75,7 @@ class _Writer:
         return TypeAdapter(kind).json_schema()
 
     def _define(self, kind: type) -> str:
-        noun, offered = self.offers[kind]
-        name = noun.replace(" ", "_")
+        name, offered = self.offers[kind].noun.replace(" ", "_"), self.offers[kind].by_name
         if name not in self.definitions:
             self.definitions[name] = {}  # an offer may hold another of its own kind
             tables = [self._offer(use, cls) for use, cls in offered.items()]
@@ -89,13 +89,19 @@ class _Writer:
 
     def _with_offer(self, own: JSON, kind: type) -> JSON:
         """A table that also takes the keys of one of the offers."""
-        _, offered = self.offers[kind]
+        offered = self.offers[kind].by_name
         both = []
         for use, cls in offered.items():
             offer = self._offer(use, cls)
             merged = {**offer["properties"], **own["properties"]}
             both.append({**offer, "properties": merged, "required": [*offer["required"], *own["required"]]})
         return {"description": own["description"], "oneOf": both}
+
+
+def _default(f: dataclasses.Field[Any]) -> JSON:
+    """What holds when the key is left out; TOML has no null."""
+    value = f.metadata.get(USE, f.default)
+    return {} if value is dataclasses.MISSING or value is None else {"default": plain(value)}
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit import ZkitError
+from zephyr_kit.config import suggest
 
 if TYPE_CHECKING:
     from zkit_mistral.backend import Lora
@@ -63,6 +64,8 @@ class Adapters:
             return
         names = [*self.under, TRAINED]
         self.peft.add_weighted_adapter(names, [1.0] * len(names), MERGED, combination_type="cat")
+        # Each one's scale is in its matrices now; peft would have a loader scale by the root of the rank again.
+        self.peft.peft_config[MERGED].use_rslora = False
         try:
             self.peft.save_pretrained(folder, selected_adapters=[MERGED])
         finally:
@@ -99,6 +102,7 @@ def new_adapters(model: Any, lora: Lora) -> Adapters:
     """A new adapter on the bare model."""
     from peft import get_peft_model
 
+    _check_targets(model, lora)
     return Adapters(get_peft_model(model, _config(lora), adapter_name=TRAINED))
 
 
@@ -113,6 +117,7 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     """A new adapter on top of the frozen one of an earlier stage."""
     from peft import PeftModel
 
+    _check_targets(model, lora)
     peft = PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False)
     if lora.dora or peft.peft_config[EARLIER].use_dora:
         raise ZkitError("[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter")
@@ -122,6 +127,24 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     adapters.use((EARLIER, TRAINED))
     adapters._train_only(TRAINED)
     return adapters
+
+
+def _check_targets(model: Any, lora: Lora) -> None:
+    """Refuse targets that peft passes over in silence, and the head, whose adapter the fused head would."""
+    if isinstance(lora.targets, str):
+        return
+    from torch import nn
+
+    names = [name for name, _ in model.named_modules()]
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != head}
+    for target in lora.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            raise ZkitError(f"[model.lora] targets: {type(model).__name__} has no layer {target!r}{suggest(target, linear)}")
+        if f".{head}".endswith(f".{target}"):
+            raise ZkitError(f"[model.lora] targets: {target!r} is the head, which is not adapted; there is {', '.join(sorted(linear))}")
+    if not lora.targets:
+        raise ZkitError(f"[model.lora] targets: names no layer; there is {', '.join(sorted(linear))}")
 
 
 def _read(peft: Any, folder: Path, name: str) -> None:

@@ -7,15 +7,17 @@ name, makes no mask, since the kernel knows who sees whom.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch
 from zephyr_kit.protocols import Attention
 
 NAME = "zephyr_kit"
+LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,26 @@ class Packed:
 
     attention: Attention
     batch: Batch
+    asked: set[int] = field(default_factory=set)
+    """The layers that asked for it."""
+
+    def check(self, model: Any) -> None:
+        """Refuse a model with layers that mix tokens in a way of their own: they would look across examples."""
+        if len(self.asked) < model.config.num_hidden_layers:
+            raise ZkitError(
+                f"{type(model).__name__}: {len(self.asked)} of {model.config.num_hidden_layers} layers take their attention from transformers' "
+                "interface; the others would look across the examples of a row, so `mistral` cannot train it"
+            )
+
+
+def check_layers(model: Any) -> None:
+    """Refuse layers that do more than attention packed in rows can."""
+    config, name = model.config, type(model).__name__
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
+    if odd:
+        raise ZkitError(f"{name} has layers of the kind {', '.join(odd)}, which packed rows do not offer; `mistral` knows {' and '.join(sorted(LAYERS))}")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ZkitError(f"{name} caps its attention softly (attn_logit_softcapping = {config.attn_logit_softcapping}), which packed rows do not offer")
 
 
 def register() -> None:
@@ -50,7 +72,8 @@ def _attend(
     """One layer: (1, heads, T, size) each, to (1, T, heads, size)."""
     unheard = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unheard:
-        raise NotImplementedError(f"{type(module).__name__} asks its attention for {', '.join(unheard)}, which packed rows do not offer")
+        raise ZkitError(f"{type(module).__name__} asks its attention for {', '.join(unheard)}, which packed rows do not offer")
+    packed.asked.add(len(packed.asked) if module.layer_idx is None else int(module.layer_idx))
     attended = packed.attention.attend(
         query[0], key[0], value[0], packed.batch, scale=scaling, window=sliding_window, dropout=dropout
     )

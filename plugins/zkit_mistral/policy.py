@@ -15,10 +15,10 @@ from zephyr_kit.batch import Batch
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Attention, Sampling
 from zkit_mistral.adapters import Adapters
-from zkit_mistral.attention import NAME, Packed
+from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
-from zkit_mistral.quiet import quiet
 from zkit_mistral.head import target_logp
+from zkit_mistral.quiet import quiet
 from zkit_mistral.tokenizer import ChatTokenizer
 
 
@@ -31,6 +31,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: nn.Module, attention: Attention) -> None:
         super().__init__()
+        check_layers(bare(model))
         self.model = model
         self.attention = attention
 
@@ -38,12 +39,14 @@ class Scorer(nn.Module):
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
         body = getattr(causal, causal.base_model_prefix)
+        packed = Packed(self.attention, batch)
         hidden = body(
             input_ids=batch.tokens_T[None],
             position_ids=batch.positions_T[None],
             use_cache=False,
-            packed=Packed(self.attention, batch),
+            packed=packed,
         ).last_hidden_state[0]
+        packed.check(causal)
         return target_logp(hidden.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
 

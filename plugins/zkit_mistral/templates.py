@@ -33,4 +33,5 @@ NAMED = {"chatml": CHATML, "zephyr": ZEPHYR}
 def with_system(template: str, content: str) -> str:
     """The template, with a system turn put before dialogues that have none."""
     turn = f"[{{'role': 'system', 'content': {content!r}}}]"
-    return f"{{%- if not messages or messages[0]['role'] != 'system' -%}}{{%- set messages = {turn} + messages -%}}{{%- endif -%}}{template}"
+    added = f"{{%- set messages = {turn} + messages -%}}"
+    return f"{{%- if not messages or messages[0]['role'] != 'system' -%}}{added}{{%- endif -%}}{template}"

@@ -1,9 +1,4 @@
-"""Dialogues as token ids, with the tokens that are trained marked.
-
-Works for any chat template, with or without `{% generation %}`: an assistant turn is the
-text by which the rendering grows when the turn is added after its generation prompt. That
-both renderings are beginnings of the whole is checked for every turn of every example.
-"""
+"""Dialogues as token ids, with the tokens that are trained marked."""
 
 from __future__ import annotations
 
@@ -20,22 +15,8 @@ import numpy as np
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.example import TEXT, Example, ExampleError, Message
+from zkit_mistral.rendering import ChatTemplate, Span, TemplateError
 from zkit_mistral.templates import NAMED, with_system
-
-Span = tuple[int, int]
-
-
-class TemplateError(ZkitError):
-    """A chat template that cannot be trained with."""
-
-
-@dataclass(frozen=True)
-class _Completion:
-    """A prompt with one of its completions: ids, which are trained, and where the prompt's text ends."""
-
-    ids: Ids
-    trained: Flags
-    boundary: int
 
 
 @dataclass(frozen=True)
@@ -45,14 +26,18 @@ class ChatTokenizer:
     tokens: Any
 
     def encode(self, example: Example) -> Tree:
-        """Token ids of the prompt and the completions; see `protocols.Tokenizer`."""
-        roles = {message.role for completion in (example.prompt, *example.completions) for message in completion}
+        """Token ids of the prompt and the completions; see `protocols.Tokenizer`.
+
+        The prompt's are those of `prompt_ids`, so that a reply is trained from where it will be asked for.
+        """
         self._refuse_control_tokens(example)
-        if TEXT in roles:
-            if roles != {TEXT}:
-                raise ExampleError(f"mixes verbatim text with {', '.join(sorted(roles - {TEXT}))} turns")
-            return _tree([self._verbatim(example.prompt, completion) for completion in example.completions])
-        return _tree([self._dialogue(example.prompt, completion) for completion in example.completions])
+        try:
+            opening, rows = self._verbatim(example) if _is_verbatim(example) else self._dialogues(example)
+        except TemplateError as error:
+            raise TemplateError(f"{error} (first met at {example.origin})" if example.origin else str(error)) from error
+        prompt = self._ids(opening)
+        completions = [self._completion(prompt, text, spans) for text, spans in rows]
+        return Tree(np.array(prompt, np.int32), tuple(ids for ids, _ in completions), tuple(trained for _, trained in completions))
 
     def fingerprint(self) -> str:
         """Digest of the tokenizer's own state and of the template."""
@@ -61,81 +46,78 @@ class ChatTokenizer:
 
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
         """Ids of a dialogue that waits for the assistant's reply."""
-        return self._ids(self.render(dialogue, reply=True))
+        return self._ids(self.template.opening(dialogue))
 
-    def render(self, dialogue: Sequence[Message], *, reply: bool = False) -> str:
-        """The dialogue as the template writes it, with the opening of a reply if wanted."""
-        turns = [{"role": message.role, "content": message.content} for message in dialogue]
-        try:
-            text: str = self.tokens.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply)
-        except Exception as error:  # a template is somebody's program: it may raise anything
-            raise ExampleError(f"the chat template refuses the dialogue: {error}") from error
-        return text
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How dialogues are written."""
+        return ChatTemplate(self.tokens)
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """The tokens that end a reply: the end of sequence, and what the template ends a turn with."""
-        probe = [Message("user", "a"), Message("assistant", "b")]
-        rendered = self.render(probe)
-        ids = self._ids(rendered[: self._end_of_turn(rendered)])
-        return sorted({self.tokens.eos_token_id, ids[-1]})
-
-    @cached_property
-    def _control(self) -> list[str]:
-        """Tokens that must not be forged by text."""
-        return [str(token) for token in self.tokens.all_special_tokens]
+        return sorted({self.tokens.eos_token_id, self._ids(self.template.frame.end)[-1]})
 
     def _refuse_control_tokens(self, example: Example) -> None:
-        for message in (*example.prompt, *(message for completion in example.completions for message in completion)):
-            for token in self._control:
-                if token in message.content:
-                    raise ExampleError(f"{'the text' if message.role == TEXT else f'a {message.role} turn'} holds the control token {token!r}")
+        for messages in (example.prompt, *example.completions):
+            for message in messages:
+                if forged := self.template.control.search(message.content):
+                    where = "the text" if message.role == TEXT else f"a {message.role} turn"
+                    raise ExampleError(f"{where} holds the control token {forged.group()!r}")
 
-    def _dialogue(self, prompt: Sequence[Message], completion: Sequence[Message]) -> _Completion:
-        messages = (*prompt, *completion)
-        whole = self.render(messages)
-        spans = [
-            self._span(whole, messages, number)
-            for number, message in enumerate(messages)
-            if number >= len(prompt) and message.role == "assistant"
-        ]
-        return self._encode(whole[: spans[-1][1]], spans, boundary=spans[0][0])
+    def _dialogues(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
+        size = len(example.prompt)
+        rows = [self.template.replies((*example.prompt, *completion), first=size) for completion in example.completions]
+        text, spans = rows[0]
+        return text[: spans[0][0]], rows
 
-    def _span(self, whole: str, messages: Sequence[Message], number: int) -> Span:
-        """Where assistant turn `number` stands in the rendering, its end token included."""
-        before = self.render(messages[:number], reply=True)
-        after = self.render(messages[: number + 1])
-        if not (after.startswith(before) and whole.startswith(after)):
-            raise TemplateError(
-                "this chat template does not render a dialogue as the continuation of its beginning, so that trained tokens cannot be told "
-                'from others; set `template = "zephyr"` or a template file in [model]'
-            )
-        return len(before), self._end_of_turn(after)
+    def _verbatim(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
+        start = (self.tokens.bos_token or "") + "".join(message.content for message in example.prompt)
+        texts = [start + "".join(message.content for message in completion) + self.tokens.eos_token for completion in example.completions]
+        return start, [(text, [(len(start), len(text))]) for text in texts]
 
-    def _end_of_turn(self, rendered: str) -> int:
-        """Where the rendering ends when what follows its last control token is left away."""
-        end = len(rendered.rstrip())
-        if not rendered[:end].endswith(tuple(self._control)):
-            raise TemplateError("this chat template does not end an assistant turn with a control token, so that a model trained with it would never stop")
-        return end
+    def _completion(self, prompt: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[Ids, Flags]:
+        """The ids that follow the prompt's, and which of them are trained."""
+        encoding = self._encoding(text)
+        ids, size = encoding.ids, len(prompt)
+        firsts = [_token_at(encoding, start) for start, _ in spans]
+        if ids[:size] != prompt or firsts[0] != size or None in firsts:
+            return self._in_pieces(prompt, ids, text, spans)
+        trained = np.zeros(len(ids), np.bool_)
+        for first, (_, end) in zip(firsts, spans, strict=True):
+            trained[first : encoding.char_to_token(end - 1) + 1] = True
+        return np.array(self._known(ids)[size:], np.int32), trained[size:]
 
-    def _verbatim(self, prompt: Sequence[Message], completion: Sequence[Message]) -> _Completion:
-        bos, eos = self.tokens.bos_token or "", self.tokens.eos_token
-        start = bos + "".join(message.content for message in prompt)
-        text = start + "".join(message.content for message in completion) + eos
-        return self._encode(text, [(len(start), len(text))], boundary=len(start))
+    def _in_pieces(self, prompt: Sequence[int], joined: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[Ids, Flags]:
+        """The same where a token would reach across the beginning of a reply: cut there, as it is when the model writes it."""
+        ids: list[int] = []
+        trained: list[bool] = []
+        stops = [*(start for start, _ in spans[1:]), len(text)]
+        for (start, end), stop in zip(spans, stops, strict=True):
+            piece = self._encoding(text[start:stop])
+            num_trained = piece.char_to_token(end - start - 1) + 1
+            ids += piece.ids
+            trained += [True] * num_trained + [False] * (len(piece.ids) - num_trained)
+        if self._text([*prompt, *ids]) != self._text(joined):
+            raise ExampleError("the tokenizer cannot part a reply from what the chat template writes before it")
+        return np.array(self._known(ids), np.int32), np.array(trained, np.bool_)
 
-    def _encode(self, text: str, spans: Sequence[Span], *, boundary: int) -> _Completion:
-        encoded = self.tokens(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        offsets = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-        trained = np.zeros(len(offsets), np.bool_)
-        for start, end in spans:
-            trained |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
-        return _Completion(np.array(encoded["input_ids"], np.int32), trained, int((offsets[:, 1] <= boundary).sum()))
+    def _known(self, ids: list[int]) -> list[int]:
+        unknown = self.tokens.unk_token_id
+        if unknown is not None and unknown in ids:
+            raise ExampleError("holds a character that the tokenizer does not know")
+        return ids
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokens(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._encoding(text).ids
         return ids
+
+    def _encoding(self, text: str) -> Any:
+        return self.tokens.backend_tokenizer.encode(text, add_special_tokens=False)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokens.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
 
 def open_tokenizer(place: str, *, template: str, system: str | None = None, revision: str | None = None) -> ChatTokenizer:
@@ -147,13 +129,16 @@ def open_tokenizer(place: str, *, template: str, system: str | None = None, revi
         raise ZkitError(f"{place}: the tokenizer has no fast version, which is needed to tell trained tokens from others")
     if tokens.eos_token is None:
         raise ZkitError(f"{place}: the tokenizer has no end-of-sequence token")
+    # A tokenizer may have been saved with either; to cut and to pad is not its business here.
+    tokens.backend_tokenizer.no_truncation()
+    tokens.backend_tokenizer.no_padding()
     tokens.chat_template = _template(tokens.chat_template, template, system)
     return ChatTokenizer(tokens)
 
 
-def _template(own: str | None, wanted: str, system: str | None) -> str:
+def _template(own: str | dict[str, str] | None, wanted: str, system: str | None) -> str:
     if wanted == "auto":
-        chosen = own or NAMED["zephyr"]
+        chosen = (own.get("default") if isinstance(own, dict) else own) or NAMED["zephyr"]
     elif wanted in NAMED:
         chosen = NAMED[wanted]
     else:
@@ -161,11 +146,14 @@ def _template(own: str | None, wanted: str, system: str | None) -> str:
     return chosen if system is None else with_system(chosen, system)
 
 
-def _tree(completions: Sequence[_Completion]) -> Tree:
-    """Split off the prompt: what all completions begin with, up to where its text ends."""
-    size = min(completion.boundary for completion in completions)
-    first = completions[0].ids
-    for other in completions[1:]:
-        same = first[:size] == other.ids[:size]
-        size = size if same.all() else int(np.argmin(same))
-    return Tree(first[:size], tuple(c.ids[size:] for c in completions), tuple(c.trained[size:] for c in completions))
+def _is_verbatim(example: Example) -> bool:
+    roles = {message.role for messages in (example.prompt, *example.completions) for message in messages}
+    if TEXT in roles and len(roles) > 1:
+        raise ExampleError(f"mixes verbatim text with {', '.join(sorted(roles - {TEXT}))} turns")
+    return TEXT in roles
+
+
+def _token_at(encoding: Any, start: int) -> int | None:
+    """The token that begins at this character; None if one reaches across."""
+    number: int | None = encoding.char_to_token(start)
+    return number if number is not None and encoding.token_to_chars(number)[0] == start else None

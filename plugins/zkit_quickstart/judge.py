@@ -131,7 +131,12 @@ def collect_words() -> frozenset[str]:
     return frozenset(words_of(" ".join((*(re.sub(r"{\w+}", " ", phrase) for phrase in told), *ADJECTIVES))))
 
 
-CAST = (*ADJECTIVES, *(animal.kind for animal in ANIMALS), *(thing.name for thing in THINGS), *(place.name.removeprefix("the ") for place in PLACES))
+CAST = (
+    *ADJECTIVES,
+    *(animal.kind for animal in ANIMALS),
+    *(thing.name for thing in THINGS),
+    *(place.name.removeprefix("the ") for place in PLACES),
+)
 """Adjectives, animals, things and places: all that a request may name."""
 
 NAMES = tuple(animal.name.lower() for animal in ANIMALS)

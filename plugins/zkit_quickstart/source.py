@@ -47,7 +47,7 @@ class QuickstartData:
         """Nothing can stand in the way of a generator but a senseless count."""
         return [f"count = {self.count}: at least one row is needed"] if self.count < 1 else []
 
-    def miniature(self, folder: Path) -> QuickstartData:  # noqa: ARG002 (all is made in memory)
+    def miniature(self, folder: Path) -> QuickstartData:
         """The first few rows; nothing is written to `folder`."""
         return replace(self, count=min(self.count, 24))
 

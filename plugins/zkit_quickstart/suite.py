@@ -35,7 +35,7 @@ class QuickstartSuite:
     seed: int = 0
     against: str = "sft"
     """The model that the others are compared with."""
-    max_new_tokens: int = 90
+    max_new_tokens: int = 120
     temperature: float = 0.7
 
     def problems(self) -> Sequence[str]:

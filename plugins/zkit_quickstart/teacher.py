@@ -10,7 +10,7 @@ from zkit_quickstart.phrases import CLOSINGS, PREAMBLES, RUDE
 from zkit_quickstart.words import ANIMALS, NOWHERE, PLACES, THINGS
 from zkit_quickstart.world import Form, Scene, tell
 
-NUM_FLAWS = (0, 1, 2, 2, 2, 3, 3, 3)
+NUM_FLAWS = (0, 1, 2, 2, 3, 3, 3, 4)
 """As many flaws has an answer of the teacher, each number being equally likely."""
 
 

@@ -1,4 +1,8 @@
-"""The command `zkit`. Nothing here imports torch: commands import what they need when they run."""
+"""The command `zkit`. Nothing here imports torch: commands import what they need when they run.
+
+Exit codes: 0 done; 1 it cannot be done here; 2 it was not understood (the command line, a preset
+or its name); 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,11 @@ from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.run import run
+from zephyr_kit.config import PresetError
 from zephyr_kit.plugins import Plugins
 
+FAILED = 1
+NOT_UNDERSTOOD = 2
 INTERRUPTED = 130
 
 
@@ -22,7 +29,7 @@ def build() -> click.Group:
     found = Plugins()
     group = click.Group(
         "zkit",
-        help="Align language models by the Zephyr recipe. Start with `zkit run presets/quickstart.toml`.",
+        help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
         commands=[run, chat, presets, plugins, schema],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
@@ -33,11 +40,20 @@ def build() -> click.Group:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `zkit`; what the user can mend is told in a few lines, without a traceback."""
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
-        build().main(arguments, standalone_mode=True)
+        # Not click's standalone mode, which answers Ctrl-C with 1, as if something had failed.
+        code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        sys.exit(INTERRUPTED)
+        return NOT_UNDERSTOOD if isinstance(error, PresetError) else FAILED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0

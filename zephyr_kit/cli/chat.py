@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--stage", help="Whose model to talk to.  [default: the last trained one]")
+@click.option("--stage", help="Whose model to talk to.  [default: the last one that is trained]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--system", help="System message.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0 takes the likeliest token.")

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zephyr_kit
-from zephyr_kit import ZkitError
-from zephyr_kit.config import suggest
+from zephyr_kit.config import PresetError, suggest
 from zephyr_kit.plugins import Plugins
 
 
@@ -16,20 +15,31 @@ def find_preset(given: str, plugins: Plugins) -> Path:
     path = Path(given)
     if path.is_file():
         return path
-    known = {file.stem: file for file in known_presets(plugins)}
-    name = path.stem if path.suffix == ".toml" and not path.is_absolute() else given
-    if name in known and (path.suffix != ".toml" or path.parent.name in ("", "presets")):
-        return known[name]
-    raise ZkitError(f"there is no preset {given!r}: no such file ({path.absolute()}), and no such name{suggest(name, known)}")
+    known = list(known_presets(plugins))
+    name = _name(path)
+    named = [file for file in known if file.stem == name]
+    if len(named) > 1:
+        raise PresetError(f"two presets are named {name!r}: {' and '.join(map(str, named))}; give the path of one")
+    if named:
+        return named[0]
+    near = suggest(name or path.stem, (file.stem for file in known))
+    raise PresetError(f"there is no preset {given!r}: no such file, and no such name{near}{plugins.remark('zkit_presets')}")
 
 
 def known_presets(plugins: Plugins) -> Iterator[Path]:
     """All presets that can be named, ours first."""
-    for folder in (*_own_folders(), *plugins.preset_folders()):
+    for folder in (_own_folder(), *plugins.preset_folders()):
         yield from sorted(folder.glob("*.toml"))
 
 
-def _own_folders() -> Iterator[Path]:
+def _name(path: Path) -> str | None:
+    """The name meant by `quickstart`, `quickstart.toml` or `presets/quickstart.toml`, as the documentation writes it."""
+    if path.parent.name == "" and path.suffix != ".toml":
+        return str(path)
+    return path.stem if path.suffix == ".toml" and str(path.parent) in (".", "presets") else None
+
+
+def _own_folder() -> Path:
     """Inside the installed package, or beside it in a checkout."""
     package = Path(zephyr_kit.__file__).parent
-    return (folder for folder in (package / "presets", package.parent / "presets") if folder.is_dir())
+    return next((folder for folder in (package / "presets", package.parent / "presets") if folder.is_dir()), package / "presets")

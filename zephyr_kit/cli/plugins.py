@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import click
 
-from zephyr_kit.plugins import OFFERS, Plugins
+from zephyr_kit.plugins import BLOCK, OFFERS, Plugins
 
 
 @click.command()
 @click.pass_obj
 def plugins(plugins: Plugins) -> None:
-    """List plugins: name, distribution and version, and what each offers."""
-    offered: dict[str, list[str]] = {name: [] for name in plugins.origins}
-    for kind, (noun, _) in OFFERS.items():
-        for name, (_, plugin) in plugins.offered_by(kind).items():
-            offered.setdefault(plugin, []).append(f"{noun} {name}")
+    """List plugins, and what each offers."""
+    offered = _offered(plugins)
     for name, origin in plugins.origins.items():
         click.echo(f"{name}  ({origin.distribution} {origin.version}, module {origin.module})")
-        if name in plugins.broken:
-            click.echo(f"    broken: {plugins.broken[name]}")
+        if name in plugins.blocked:
+            click.echo(f"    blocked by {BLOCK}")
             continue
-        for line in offered[name]:
+        for line in (*(f"broken: {cause}" for cause in plugins.broken(name)), *offered.get(name, ())):
             click.echo(f"    {line}")
-        for hook in plugins.hooks_of(name):
-            if hook not in [hook_of_kind for _, hook_of_kind in OFFERS.values()]:
-                click.echo(f"    hook {hook}")
+
+
+def _offered(plugins: Plugins) -> dict[str, list[str]]:
+    """What each plugin offers, and its other hooks; asking also finds what is broken."""
+    lines: dict[str, list[str]] = {}
+    for kind, (noun, _) in OFFERS.items():
+        for name, (_, plugin) in plugins.offered_by(kind).items():
+            lines.setdefault(plugin, []).append(f"{noun} {name}")
+    plugins.preset_folders()
+    offers = {hook for _, hook in OFFERS.values()}
+    for plugin in plugins.origins:
+        others = [hook for hook in plugins.hooks_of(plugin) if hook not in offers]
+        lines.setdefault(plugin, []).extend(f"hook {hook}" for hook in others)
+    return lines

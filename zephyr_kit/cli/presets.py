@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
+from pathlib import Path
 
 import click
 
 from zephyr_kit.cli.find import find_preset, known_presets
+from zephyr_kit.config import PresetError
 from zephyr_kit.plugins import Plugins
 
 
@@ -20,7 +21,9 @@ def presets(context: click.Context) -> None:
     files = list(known_presets(context.obj))
     width = max((len(file.stem) for file in files), default=0)
     for file in files:
-        click.echo(f"{file.stem:{width}}  {_description(file.read_text('utf-8'))}")
+        click.echo(f"{file.stem:{width}}  {_description(file)}".rstrip())
+    if remark := context.obj.remark("zkit_presets"):
+        click.echo(remark.lstrip("\n"), err=True)
 
 
 @presets.command()
@@ -40,14 +43,16 @@ def show(plugins: Plugins, preset: str, changes: tuple[str, ...]) -> None:
 @click.command()
 @click.pass_obj
 def schema(plugins: Plugins) -> None:
-    """Print the JSON Schema of a preset, with all that the installed plugins offer."""
+    """Print the JSON Schema of a preset. It holds all that the installed plugins offer."""
     from zephyr_kit.schema import preset_schema
 
     click.echo(json.dumps(preset_schema(plugins.offers), indent=2, ensure_ascii=False))
 
 
-def _description(text: str) -> str:
+def _description(file: Path) -> str:
+    from zephyr_kit.preset import read_toml
+
     try:
-        return str(tomllib.loads(text).get("description", ""))
-    except tomllib.TOMLDecodeError as error:
-        return f"(not a TOML file: {error})"
+        return str(read_toml(file).get("description", ""))
+    except PresetError as error:
+        return f"(broken: {error})"

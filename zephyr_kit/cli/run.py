@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit import ZkitError
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
+    from zephyr_kit.cli.tell import Teller
     from zephyr_kit.preset import Preset
     from zephyr_kit.protocols import Evaluation
 
@@ -41,21 +43,31 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
     teller = Teller()
     plugins.add(teller, "zkit-teller")
     if smoke:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         preset = miniature(preset, folder / "smoke")
     pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, find_device(device))
     if not smoke:
         pipeline.check()
+        _make(folder)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}")
-    evaluations = pipeline.run()
+    try:
+        evaluations = pipeline.run()
+    except KeyboardInterrupt:
+        teller.say("the same command goes on from the last checkpoint")
+        raise
     _conclude(teller, preset, folder, evaluations)
 
 
-def _conclude(teller: object, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
-    from zephyr_kit.cli.tell import Teller
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZkitError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error
+
+
+def _conclude(teller: Teller, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
     from zephyr_kit.report import write_report
 
-    assert isinstance(teller, Teller)
     for evaluation in evaluations:
         teller.show(evaluation)
     report = write_report(preset, folder, evaluations)

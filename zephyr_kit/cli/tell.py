@@ -86,8 +86,8 @@ class Teller:
                 self.say(f"  {model}: {reply}")
 
     def _bar(self, *, transient: bool) -> Progress:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=self.console, transient=transient)
+        amount = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        return Progress(SpinnerColumn(), TextColumn("{task.description}"), *amount, console=self.console, transient=transient)
 
 
 def figures(report: Report) -> str:

@@ -1,0 +1,335 @@
+"""Checkpoints are whole or are not there: damage, crashes at every call, and what optimizers keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+
+from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointError, Checkpoints, State, read
+from zephyr_kit.engine import Trainer
+
+
+def state(step: int) -> State:
+    return State(step, {"trained/w": torch.full((7, 3), float(step)), "optimizer/0/step": torch.tensor(float(step))}, {"optimizer/0/kind": "x"})
+
+
+def three(folder: Path) -> Checkpoints:
+    checkpoints = Checkpoints(folder / "checkpoints", keep=3)
+    for step in (10, 20, 30):
+        checkpoints.save(state(step))
+    return checkpoints
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def assert_same(found: State | None, expected: State) -> None:
+    assert found is not None
+    assert found.step == expected.step
+    assert dict(found.facts) == dict(expected.facts)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(30))
+    assert remarks == []
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "nowhere").newest() == (None, [])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_last_few_are_kept(tmp_path: Path, keep: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in range(1, 9):
+        checkpoints.save(state(step))
+    assert names(checkpoints) == [f"step-{step:08d}" for step in range(9 - keep, 9)]
+
+
+def flip(path: Path, bit: int = 4000) -> None:
+    data = bytearray(path.read_bytes())
+    bit %= 8 * len(data)
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def swap_for_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", [TENSORS, FACTS, MANIFEST])
+@pytest.mark.parametrize("damage", [flip, cut, grow, empty, remove, swap_for_folder])
+def test_damage_is_found_and_the_older_one_taken_with_a_remark(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    checkpoints = three(tmp_path)
+    damage(checkpoints.folder / "step-00000030" / name)
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(20))
+    assert len(remarks) == 1
+    assert "checkpoint step-00000030 is not used: " in remarks[0]
+
+
+def test_what_does_not_belong_there_is_found(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    (checkpoints.folder / "step-00000030" / "notes.txt").write_text("mine")
+    (checkpoints.folder / "step-00000020" / FACTS).unlink()
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(10))
+    assert remarks == [
+        "checkpoint step-00000030 is not used: notes.txt does not belong there",
+        f"checkpoint step-00000020 is not used: {FACTS} missing",
+    ]
+
+
+def test_a_manifest_of_another_checkpoint_is_found(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    shutil.copy(checkpoints.folder / "step-00000020" / MANIFEST, checkpoints.folder / "step-00000030" / MANIFEST)
+    assert_same(checkpoints.newest()[0], state(20))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"state.json": 1}', "{}"])
+def test_a_manifest_that_is_something_else_is_found(tmp_path: Path, text: str) -> None:
+    checkpoints = three(tmp_path)
+    (checkpoints.folder / "step-00000030" / MANIFEST).write_text(text)
+    assert_same(checkpoints.newest()[0], state(20))
+
+
+def test_facts_that_are_something_else_are_found(tmp_path: Path) -> None:
+    """Also when the digest was made to fit."""
+    from zephyr_kit.checkpoint import _digest
+
+    checkpoints = three(tmp_path)
+    place = checkpoints.folder / "step-00000030"
+    for text in ("[]", "{}", '"x"'):
+        (place / FACTS).write_text(text)
+        (place / MANIFEST).write_text(json.dumps({name: _digest(place / name) for name in (TENSORS, FACTS)}))
+        with pytest.raises(CheckpointError):
+            read(place)
+
+
+def test_all_damaged_is_none_with_a_remark_for_each(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    for place in checkpoints.folder.iterdir():
+        cut(place / TENSORS)
+    found, remarks = checkpoints.newest()
+    assert found is None
+    assert len(remarks) == 3
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([TENSORS, FACTS, MANIFEST]), st.integers(0, 1 << 20))
+def test_any_bit_flipped_is_found_or_harmless(tmp_path: Path, name: str, bit: int) -> None:
+    checkpoints = Checkpoints(tmp_path / "bits", keep=2)
+    if not checkpoints.folder.exists():
+        checkpoints.save(state(10))
+        checkpoints.save(state(20))
+    place = checkpoints.folder / "step-00000020"
+    flip(place / name, bit)
+    try:
+        found, remarks = checkpoints.newest()
+        assert found is not None
+        assert_same(found, state(found.step))
+        assert found.step == 10 or (name == MANIFEST and not remarks)
+    finally:
+        flip(place / name, bit)
+
+
+def test_going_on_from_an_older_one_never_loses_the_way(tmp_path: Path) -> None:
+    """The damaged newer one must not count among those that are kept."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    Checkpoints(tmp_path, keep=2).save(state(10))
+    Checkpoints(tmp_path, keep=2).save(state(20))
+    flip(tmp_path / "step-00000020" / TENSORS)
+    assert_same(checkpoints.newest()[0], state(10))
+    checkpoints.save(state(15))
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(15))
+    assert remarks == []
+    assert names(checkpoints) == ["step-00000015"]
+
+
+def test_the_same_step_again_replaces_a_damaged_one(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    flip(checkpoints.folder / "step-00000030" / TENSORS)
+    checkpoints.save(state(30))
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(30))
+    assert remarks == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    leftover = checkpoints.folder / ".step-00000040.12345"
+    leftover.mkdir()
+    (leftover / TENSORS).write_bytes(b"half")
+    assert_same(checkpoints.newest()[0], state(30))
+    checkpoints.save(state(50))
+    assert names(checkpoints) == ["step-00000020", "step-00000030", "step-00000050"]
+
+
+def test_a_stray_file_is_remarked_on_and_not_in_the_way(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    (checkpoints.folder / "step-00000099").write_text("?")
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(30))
+    assert len(remarks) == 1
+    checkpoints.save(state(40))
+    assert_same(checkpoints.newest()[0], state(40))
+
+
+class CrashError(BaseException):
+    """The process ends here."""
+
+
+CALLS = ("rename", "fsync", "open", "mkdir", "unlink", "rmdir", "replace")
+
+
+def crashing(patch: pytest.MonkeyPatch, at: int) -> list[str]:
+    """Let the `at`-th call that changes the disk, or opens a file, raise instead; return what was called."""
+    import zephyr_kit.checkpoint as module
+
+    called: list[str] = []
+
+    def guard(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **options: Any) -> Any:
+            called.append(name)
+            if len(called) == at + 1:
+                raise CrashError(name)
+            return function(*args, **options)
+
+        return guarded
+
+    for name in CALLS:
+        patch.setattr(os, name, guard(name, getattr(os, name)))
+    patch.setattr(Path, "write_text", guard("write_text", Path.write_text))
+    patch.setattr(module, "save_file", guard("save_file", module.save_file))
+    return called
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_crash_at_any_call_leaves_a_usable_state(tmp_path: Path, keep: int, damaged: bool) -> None:
+    """Before the rename the old one is found, after it the new one; the next save works and tidies up."""
+    at, crashes = 0, 0
+    while True:
+        checkpoints = Checkpoints(tmp_path / str(at), keep)
+        checkpoints.save(state(10))
+        if damaged:
+            Checkpoints(checkpoints.folder, keep=2).save(state(20))
+            flip(checkpoints.folder / "step-00000020" / TENSORS)
+        with pytest.MonkeyPatch.context() as patch:
+            called = crashing(patch, at)
+            try:
+                checkpoints.save(state(20))
+            except CrashError:
+                crashes += 1
+        if len(called) <= at:
+            break
+        found, _ = checkpoints.newest()
+        assert found is not None, called
+        assert found.step in (10, 20)
+        assert_same(found, state(found.step))
+        checkpoints.save(state(30))
+        assert_same(checkpoints.newest()[0], state(30))
+        assert not [name for name in names(checkpoints) if name.startswith(".")]
+        assert len(names(checkpoints)) <= keep
+        at += 1
+    assert crashes == at > 8, "there were calls to crash at"
+
+
+def test_half_written_bytes_are_never_in_place(tmp_path: Path) -> None:
+    """A write that stops in the middle (a full disk) leaves the older one, and no trace after the next save."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zephyr_kit.checkpoint.save_file", lambda _, path: (path.write_bytes(b"half"), (_ for _ in ()).throw(OSError(28, "No space left")))[0])
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(state(20))
+    assert_same(checkpoints.newest()[0], state(10))
+    checkpoints.save(state(30))
+    assert names(checkpoints) == ["step-00000010", "step-00000030"]
+
+
+class _Quadratic:
+    """A policy-shaped holder of parameters large enough for 8-bit state."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 80))
+
+
+def trainer(factory: AdamW) -> Trainer:
+    policy: Any = _Quadratic()
+    return Trainer(policy, None, optimizer=partial(factory.build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)  # type: ignore[arg-type]
+
+
+def advance(trainer: Trainer, steps: int) -> None:
+    for number in range(steps):
+        torch.manual_seed(trainer.num_steps_taken)
+        trainer.policy.module(torch.randn(16, 96)).square().mean().backward()
+        trainer._update(1e-2 / (number + 1))
+        trainer.num_steps_taken += 1
+
+
+@pytest.mark.parametrize("factory", [AdamW(), AdamW8bit(), PagedAdamW8bit(), PagedAdamW32bit()], ids=lambda factory: type(factory).__name__)
+def test_optimizers_come_back_to_the_bit(tmp_path: Path, factory: AdamW) -> None:
+    straight, first = trainer(factory), trainer(factory)
+    advance(straight, 3)
+    advance(first, 3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(first.state())
+    found, _ = checkpoints.newest()
+    assert found is not None
+    again = trainer(factory)
+    again.load_state(found)
+    assert again.num_steps_taken == 3
+    if "8bit" in type(factory).__name__:
+        assert any(tensor.dtype == torch.uint8 for tensor in found.tensors.values()), "the state is kept in 8 bits"
+    assert_same(again.state(), straight.state())
+    advance(straight, 3)
+    advance(again, 3)
+    for one, other in zip(straight.parameters, again.parameters, strict=True):
+        assert torch.equal(one, other)
+    assert_same(again.state(), straight.state())
+
+
+def test_an_optimizer_that_has_taken_no_step_comes_back(tmp_path: Path) -> None:
+    place = Checkpoints(tmp_path).save(trainer(AdamW()).state())
+    again = trainer(AdamW())
+    again.load_state(read(place))
+    advance(again, 1)
+    assert again.num_steps_taken == 1
