@@ -19,7 +19,7 @@ class Run:
     num_steps: int
     first_step: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved preset, flat: `stages.dpo.train.learning_rate` and so on."""
+    """The stage's resolved keys, flat: `train.learning_rate`, `model.lora.rank` and so on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,6 @@ class Pipeline:
         return Trained(stage, folder.model, _digest(key))
 
     def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained]) -> list[Evaluation]:
-        if not trained:
-            raise ZkitError(f"{self.preset.file}: [stages.{stage.name}] has no trained stage before it to measure")
         key = {"settings": _settings(stage), "models": {one.stage.name: one.key for one in trained}}
         folder = self._open(stage, key)
         done = folder.done()

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from zephyr_kit import ZkitError
+
 Item = TypeVar("Item")
 
 
@@ -33,6 +35,12 @@ class World:
 
 def find_device(name: str = "auto") -> torch.device:
     """The device to train on: the named one, or the best of this machine."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ZkitError(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
+    return device

@@ -81,7 +81,7 @@ class ChatTemplate:
             raise TemplateError(f"{error} (a question and an answer); {MEND}") from error
         lead, found, rest = after.removeprefix(before).partition(answer.content)
         if not after.startswith(before) or not found:
-            raise TemplateError(f"this chat template does not begin a reply as its generation prompt does; {MEND}")
+            raise TemplateError(f"this chat template does not write a reply, word for word, after its generation prompt; {MEND}")
         if control := self.control.search(lead):
             raise TemplateError(f"this chat template writes {control.group()!r} before a reply, but not in its generation prompt; {MEND}")
         end = self.control.search(rest)

@@ -62,7 +62,7 @@ class ChatTokenizer:
         for messages in (example.prompt, *example.completions):
             for message in messages:
                 if forged := self.template.control.search(message.content):
-                    where = "the text" if message.role == TEXT else f"a {message.role} turn"
+                    where = "the text" if message.role == TEXT else f"{'an' if message.role == 'assistant' else 'a'} {message.role} turn"
                     raise ExampleError(f"{where} holds the control token {forged.group()!r}")
 
     def _dialogues(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:

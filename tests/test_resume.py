@@ -1,0 +1,236 @@
+"""`zkit run`, killed and run again, ends as if nothing had happened; and runs again only what must be."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_model
+
+ZKIT = Path(sys.executable).with_name("zkit")
+STEPS, LOOKS = 40, 8
+PRESET = """
+name = "tiny"
+seed = 3
+
+[model]
+use = "mistral"
+weights = "{folder}/model"
+dtype = "float32"
+template = "zephyr"
+lora = {{ rank = 4, alpha = 8, dropout = 0.1 }}
+
+[stages.sft]
+objective = "sft"
+data = [{{ use = "jsonl", path = "{folder}/chat.jsonl" }}]
+held_out = [{{ use = "jsonl", path = "{folder}/chat.jsonl", limit = 5 }}]
+max_length = 160
+train = {{ steps = 40, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 7, tokens_per_batch = 256, held_out_every = 5 }}
+
+[stages.dpo]
+objective = {{ use = "dpo", beta = 0.1 }}
+data = [{{ use = "jsonl", path = "{folder}/pairs.jsonl" }}]
+max_length = 160
+train = {{ steps = 40, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 7, tokens_per_batch = 256, optimizer = "adamw_8bit" }}
+model.lora = {{ rank = 2, dropout = 0.1 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preset of two stages, with its model and its data beside it."""
+    folder = tmp_path_factory.mktemp("preset")
+    write_model(folder / "model")
+    draw = random.Random(0)
+
+    def say(count: int) -> str:
+        return " ".join(draw.choices(["sun", "moon", "star", "tree", "river", "stone", "bird", "fish"], k=count))
+
+    chat = [{"messages": [{"role": "user", "content": say(4)}, {"role": "assistant", "content": say(6)}]} for _ in range(30)]
+    pairs = [{"prompt": say(4), "chosen": say(5), "rejected": say(7)} for _ in range(30)]
+    for name, rows in (("chat", chat), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "preset.toml").write_text(PRESET.format(folder=folder))
+    return folder / "preset.toml"
+
+
+def start(preset: Path, output: Path) -> subprocess.Popen[str]:
+    command = [str(ZKIT), "run", str(preset), "--output", str(output)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    finish(start(preset, output))
+    return output
+
+
+def run_here(preset: Path, output: Path, *changes: str) -> str:
+    """`zkit run` in this process, which has imported torch already."""
+    from zephyr_kit.cli import main
+
+    sets = [part for change in changes for part in ("--set", change)]
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
+        main(["run", str(preset), "--output", str(output), *sets])
+    assert ended.value.code == 0, said.getvalue()
+    return said.getvalue()
+
+
+def lines(output: Path, stage: str) -> list[dict[str, Any]]:
+    path = output / stage / "metrics.jsonl"
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_second"} for line in whole]
+
+
+def count_lines(output: Path) -> int:
+    found = 0
+    for path in output.glob("*/metrics.jsonl"):
+        try:
+            found += path.read_bytes().count(b"\n")
+        except FileNotFoundError:  # replaced at this moment
+            continue
+    return found
+
+
+def kill_at(process: subprocess.Popen[str], output: Path, number: int) -> bool:
+    """Kill the run as soon as it has written so many lines; False if it ended before."""
+    while process.poll() is None:
+        if count_lines(output) >= number:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate(timeout=60)
+            return process.returncode == -signal.SIGKILL
+        time.sleep(0.001)
+    process.communicate()
+    return False
+
+
+def kills() -> Iterator[int]:
+    """Lines at which to kill: early, in the middle, and late; the same each time."""
+    draw = random.Random(20261121)
+    for low, high in ((1, 30), (31, STEPS + LOOKS), (STEPS + LOOKS + 1, 2 * STEPS + LOOKS - 8)):
+        yield draw.randint(low, high)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_it_ends_the_same_to_the_bit(preset: Path, straight: Path, tmp_path: Path) -> None:
+    output, killed = tmp_path / "run", 0
+    for number in kills():
+        killed += kill_at(start(preset, output), output, number)
+    said = finish(start(preset, output))
+    print(f"killed {killed} times; then: {said}")  # noqa: T201  shown by pytest -rP
+    assert killed == 3
+    assert "going on after step" in said
+    for stage in ("sft", "dpo"):
+        assert content(output / stage / "model") == content(straight / stage / "model")
+        assert lines(output, stage) == lines(straight, stage)
+        for name in ("state.safetensors", "state.json"):
+            place = f"{stage}/checkpoints/step-{STEPS:08d}/{name}"
+            assert (output / place).read_bytes() == (straight / place).read_bytes()
+    assert len(json.loads((output / "run.json").read_text())) == 4, "each start is noted"
+
+
+def test_the_metrics_are_a_line_for_each_step(straight: Path) -> None:
+    for stage, looks in (("sft", LOOKS), ("dpo", 0)):
+        found = lines(straight, stage)
+        assert [line["step"] for line in found if "loss" in line] == list(range(1, STEPS + 1))
+        assert [line["step"] for line in found if "held_out/loss" in line] == [5 * (look + 1) for look in range(looks)]
+
+
+@pytest.fixture
+def finished(straight: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change."""
+    return Path(shutil.copytree(straight, tmp_path / "run"))
+
+
+def test_run_again_when_finished_it_changes_nothing_and_says_so(preset: Path, finished: Path) -> None:
+    before, touched = content(finished), times(finished)
+    said = run_here(preset, finished)
+    assert "stage sft: done before, nothing changed" in said
+    assert "stage dpo: done before, nothing changed" in said
+    after = content(finished)
+    # That it was started is noted; everything else is as it was.
+    assert {name for name in before | after if before.get(name) != after.get(name)} <= {"run.json"}
+    results = ("/model/", "/checkpoints/", "/metrics.jsonl", "/done.json", "/reference/", "/data.json")
+    assert {name: at for name, at in times(finished).items() if touched[name] != at and any(part in f"/{name}" for part in results)} == {}
+
+
+def test_a_changed_beta_runs_its_own_stage_again_and_says_why(preset: Path, straight: Path, finished: Path) -> None:
+    before = content(finished)
+    said = run_here(preset, finished, "stages.dpo.objective.beta=0.3")
+    assert "stage sft: done before, nothing changed" in said
+    assert "stage dpo runs again: settings.objective.beta: was 0.1, is 0.3; what it was is kept under superseded/" in said
+    after = content(finished)
+    for name, data in before.items():
+        if name.startswith("sft/"):
+            assert after[name] == data
+        if name.startswith("dpo/"):
+            assert after[f"superseded/dpo-1/{name.removeprefix('dpo/')}"] == data
+    assert after["dpo/model/adapter_model.safetensors"] != before["dpo/model/adapter_model.safetensors"]
+    assert [line["step"] for line in lines(finished, "dpo")] == list(range(1, STEPS + 1))
+    # And back again: the first beta's result is made anew, the same to the bit.
+    run_here(preset, finished)
+    assert content(finished / "dpo/model") == content(straight / "dpo/model")
+    assert {path.name for path in (finished / "superseded").iterdir()} == {"dpo-1", "dpo-2"}
+
+
+def test_a_changed_first_stage_runs_all_again(preset: Path, finished: Path) -> None:
+    said = run_here(preset, finished, "stages.sft.train.learning_rate=2e-2", "stages.sft.train.steps=3", "stages.dpo.train.steps=2")
+    assert "stage sft runs again: settings.train.learning_rate: was 0.01, is 0.02" in said
+    assert "stage dpo runs again: before: was" in said
+
+
+@pytest.mark.parametrize("change", ["train.tokens_per_batch=512", "train.checkpoint_every=3", "train.share_prompts=false", "train.keep_checkpoints=1"])
+def test_a_change_of_what_the_machine_is_given_runs_nothing_again(preset: Path, finished: Path, change: str) -> None:
+    said = run_here(preset, finished, f"stages.sft.{change}", f"stages.dpo.{change}")
+    assert said.count("done before, nothing changed") == 2
+    assert "runs again" not in said
+    assert not (finished / "superseded").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_remark(preset: Path, straight: Path, finished: Path) -> None:
+    """As if killed at the end of the last stage, with the newest checkpoint torn."""
+    (finished / "dpo/done.json").unlink()
+    shutil.rmtree(finished / "dpo/model")
+    torn = finished / f"dpo/checkpoints/step-{STEPS:08d}/state.safetensors"
+    torn.write_bytes(torn.read_bytes()[:100])
+    said = run_here(preset, finished)
+    assert f"checkpoint step-{STEPS:08d} is not used: state.safetensors does not match its digest" in said
+    assert "going on after step 35" in said
+    assert content(finished / "dpo/model") == content(straight / "dpo/model")
+    assert lines(finished, "dpo") == lines(straight, "dpo")
+
+
+def test_two_at_once_are_refused(preset: Path, finished: Path) -> None:
+    from zephyr_kit.runs import RunError, RunFolder
+
+    with RunFolder(finished).locked(), pytest.raises(RunError, match="another zkit works in this folder"), RunFolder(finished).locked():
+        pass
