@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zkit_mistral.templates import NAMED
 
+
 @dataclass(frozen=True)
 class Known:
     """A template, and what it writes around a reply."""
@@ -39,7 +40,8 @@ MISTRAL = (
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{{ '<start_of_turn>' + "
+    "('model' if m['role'] == 'assistant' else 'user') + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 QWEN = (
@@ -55,7 +57,8 @@ PHI = (
 VICUNA = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ ' ASSISTANT: ' + m['content'].rstrip() + eos_token }}"
-    "{% else %}{{ m['role'].upper() + ': ' + m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+    "{% else %}{{ m['role'].upper() + ': ' + m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 
 KNOWN = {
@@ -80,7 +83,7 @@ BROKEN = {
     "drops user turns": (ZEPHYR.replace("in messages", "in messages if not loop.first or loop.last"), "refuses"),
     "reorders turns": (ZEPHYR.replace("in messages", "in messages | reverse"), "word for word"),
     "does not close": (ZEPHYR.replace("eos_token + ", ""), "does not end a reply with a control token"),
-    "closes only the last": (ZEPHYR.replace("eos_token", "(eos_token if loop.last else '')"), NOT_A_CONTINUATION),
+    "closes only the last": (ZEPHYR.replace("eos_token +", "(eos_token if loop.last or loop.index is odd else '') +"), NOT_A_CONTINUATION),
     "thinks only in the last": (LIKE_QWEN_3, NOT_A_CONTINUATION),
     "changes the words": (ZEPHYR.replace("message['content']", "message['content'] | upper"), "word for word"),
     "another generation prompt": (ZEPHYR.replace("{{- '<|assistant|>\\n' -}}", "{{- '<|assistant|> ' -}}"), "word for word"),

@@ -21,7 +21,8 @@ from zephyr_kit.engine import Trainer
 
 
 def state(step: int) -> State:
-    return State(step, {"trained/w": torch.full((7, 3), float(step)), "optimizer/0/step": torch.tensor(float(step))}, {"optimizer/0/kind": "x"})
+    tensors = {"trained/w": torch.full((7, 3), float(step)), "optimizer/0/step": torch.tensor(float(step))}
+    return State(step, tensors, {"optimizer/0/kind": "x"})
 
 
 def three(folder: Path) -> Checkpoints:
@@ -275,8 +276,13 @@ def test_half_written_bytes_are_never_in_place(tmp_path: Path) -> None:
     """A write that stops in the middle (a full disk) leaves the older one, and no trace after the next save."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(10))
+
+    def half(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left")
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zephyr_kit.checkpoint.save_file", lambda _, path: (path.write_bytes(b"half"), (_ for _ in ()).throw(OSError(28, "No space left")))[0])
+        patch.setattr("zephyr_kit.checkpoint.save_file", half)
         with pytest.raises(OSError, match="No space left"):
             checkpoints.save(state(20))
     assert_same(checkpoints.newest()[0], state(10))

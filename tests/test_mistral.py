@@ -88,7 +88,9 @@ def plainly(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return (hidden @ weight.T).log_softmax(-1).gather(-1, target[:, None]).squeeze(-1)
 
 
-def head_inputs(rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def head_inputs(
+    rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(rows * 1000 + vocabulary)
     hidden, weight = (scale * torch.randn(size, width, generator=draw, dtype=torch.float64) for size in (rows, vocabulary))
     target = torch.randint(vocabulary, (rows,), generator=draw)
@@ -321,7 +323,8 @@ def test_stacked_adapters_are_saved_as_one(weights: Path, tmp_path: Path, below:
     expected, flags = scores(policy), trained(policy).keys()
     policy.save(tmp_path / "dpo")
     assert not list((tmp_path / "dpo").glob("*/"))
-    torch.testing.assert_close(scores(load(weights, Start(tmp_path / "dpo"), lora=Lora(**above), train=False)), expected, rtol=1e-4, atol=1e-5)
+    again = load(weights, Start(tmp_path / "dpo"), lora=Lora(**above), train=False)
+    torch.testing.assert_close(scores(again), expected, rtol=1e-4, atol=1e-5)
     assert expected.tolist() == pytest.approx(logits_logp(with_peft(weights, tmp_path / "dpo"), PAIRS), abs=1e-4)
     # Saving changes nothing: a stage may be saved, and go on.
     assert torch.equal(scores(policy), expected)
@@ -339,7 +342,8 @@ def test_dora_learns_and_comes_back(weights: Path, tmp_path: Path) -> None:
     policy = load(weights, lora=Lora(rank=2, dora=True))
     check_reference(policy, scores(load(weights, train=False)))
     policy.save(tmp_path)
-    torch.testing.assert_close(scores(load(weights, Start(tmp_path), lora=Lora(rank=2, dora=True), train=False)), scores(policy), rtol=1e-6, atol=1e-6)
+    again = load(weights, Start(tmp_path), lora=Lora(rank=2, dora=True), train=False)
+    torch.testing.assert_close(scores(again), scores(policy), rtol=1e-6, atol=1e-6)
 
 
 def test_an_adapter_on_the_head_is_refused(weights: Path) -> None:
@@ -441,7 +445,8 @@ def check_reference_roughly(policy: MistralPolicy, expected: Tensor) -> None:
 @pytest.mark.parametrize("lora", [None, Lora(rank=4), Lora(rank=4, dropout=0.3)], ids=["full", "lora", "lora-with-dropout"])
 def test_activations_computed_again_give_the_same_gradients(weights: Path, lora: Lora | None) -> None:
     kept, again = (load(weights, lora=lora, activation_checkpointing=flag) for flag in (False, True))
-    assert any(getattr(module, name, False) for module in again.module.modules() for name in ("gradient_checkpointing", "activation_checkpointing"))
+    switches = ("gradient_checkpointing", "activation_checkpointing")
+    assert any(getattr(module, switch, False) for module in again.module.modules() for switch in switches)
     for policy in (kept, again):
         shake(policy)
     assert_close(gradients(again, lay_out(PAIRS)), gradients(kept, lay_out(PAIRS)), rtol=0, atol=0)
@@ -472,9 +477,10 @@ def test_activations_computed_again_with_a_reference(weights: Path) -> None:
 
 # Other architectures.
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Mistral": {},
-    "Llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "Llama": {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 16}},
     "Qwen2": {},
     "Qwen3": {},
     "Gemma": {},
@@ -504,11 +510,14 @@ def theirs(folder: Path, implementation: str, trees: Any = PAIRS) -> list[float]
     return logits_logp(model, trees)
 
 
-@pytest.mark.parametrize(("architecture", "shape"), [
-    ("Mistral", {"sliding_window": 5}),
-    ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-    ("Gemma3", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [
+        ("Mistral", {"sliding_window": 5}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("Gemma3", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
 @pytest.mark.parametrize("attention", [Dense(), Segments()], ids=["dense", "segments"])
 def test_a_sliding_window_is_that_of_transformers(tmp_path: Path, architecture: str, shape: dict[str, Any], attention: Attention) -> None:
     folder = write_model(tmp_path, architecture, **shape)

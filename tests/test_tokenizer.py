@@ -171,10 +171,20 @@ def random_chat(name: str) -> ChatTokenizer:
 
 def test_a_reply_that_begins_with_blanks_begins_with_a_token_of_its_own() -> None:
     it = chat("made here", ZEPHYR)
-    glued = it.tokens("x\n\n    x")["input_ids"]
-    assert len(glued) < len(it.tokens("x\n")["input_ids"]) + len(it.tokens("\n    x")["input_ids"]), "else this test shows nothing"
-    for tree in (it.encode(demonstration("Why?", "\n    So.", "x", "\n\n y")), it.encode(pair(turns("Why?"), "\n    So.", "  No."))):
-        assert tree.prompt.tolist() == it.prompt_ids(turns("Why?"))
+    prompt = it.prompt_ids(turns("Why?"))
+    glued = it.tokens(decoded(it, prompt) + "\n\n    So.")["input_ids"]
+    assert glued[: len(prompt)] != prompt, "else this test shows nothing"
+    prove(it, KNOWN["zephyr"], demonstration("Why?", "\n\n    So.", "x", "\n\n y", "z", "w"))
+    prove(it, KNOWN["zephyr"], pair(turns("Why?"), "\n\n    So.", "  No.", "No."))
+
+
+def test_a_reply_that_cannot_be_parted_is_refused(shared: Path) -> None:
+    folder = shared / "models"
+    known = KNOWN["mistral"]
+    prove(chat(str(folder / "mistral-7b-v0.1-tokenizer"), known.source), known, demonstration("Why?", "<b>", "So?", "<i>"))
+    blank = chat(str(folder / "stories260k"), ZEPHYR.replace("|>\\n", "|> "))
+    with pytest.raises(ExampleError, match="cannot part a reply from what the chat template writes before it"):
+        blank.encode(demonstration("Why?", "and"))
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -318,7 +328,8 @@ def test_too_many_turns_are_refused_at_once() -> None:
 MARKED = ZEPHYR.replace(
     "{{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' -}}",
     "{{- '<|' + message['role'] + '|>\\n' -}}{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}{%- else -%}{{- message['content'] + eos_token -}}{%- endif -%}{{- '\\n' -}}",
+    "{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] + eos_token -}}{%- endif -%}{{- '\\n' -}}",
 )
 
 

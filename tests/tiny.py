@@ -34,9 +34,11 @@ def write_model(folder: Path, architecture: str = "Mistral", *, dtype: torch.dty
     import transformers
 
     tokenizer = byte_pairs([], 258)
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    ids = {"vocab_size": len(tokenizer), **ends}
     window = {"sliding_window": None} if architecture == "Mistral" else {}
-    config = getattr(transformers, f"{'Gemma3Text' if architecture == 'Gemma3' else architecture}Config")(**{**SHAPE, **ids, **window, **shape})
+    kind = "Gemma3Text" if architecture == "Gemma3" else architecture
+    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **ids, **window, **shape})
     torch.manual_seed(0)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).to(dtype)
     with quiet():
@@ -45,7 +47,9 @@ def write_model(folder: Path, architecture: str = "Mistral", *, dtype: torch.dty
     return folder
 
 
-def random_trees(count: int, *, completions: int = 1, seed: int = 0, vocabulary: int = 258, longest: int = 12, all_trained: bool = True) -> list[Tree]:
+def random_trees(
+    count: int, *, completions: int = 1, seed: int = 0, vocabulary: int = 258, longest: int = 12, all_trained: bool = True
+) -> list[Tree]:
     """Examples of random tokens, with prompts of 1 to `longest` tokens and completions likewise."""
     draw = np.random.default_rng(seed)
 

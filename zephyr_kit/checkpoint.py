@@ -50,7 +50,7 @@ class Checkpoints:
         self.clean()
         staging.mkdir(parents=True)
         save_file(_apart(state.tensors), staging / TENSORS)
-        (staging / FACTS).write_text(json.dumps({"step": state.step, **state.facts}), "utf-8")
+        (staging / FACTS).write_text(json.dumps({"step": state.step, **state.facts}, sort_keys=True), "utf-8")
         manifest = {name: _digest(staging / name) for name in (TENSORS, FACTS)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
         for path in (*staging.iterdir(), staging):
@@ -66,7 +66,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest checkpoint that is whole, and what is wrong with newer ones."""
-        remarks = []
+        remarks: list[str] = []
         for place in self._places():
             try:
                 return read(place), remarks

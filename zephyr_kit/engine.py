@@ -70,7 +70,7 @@ class Trainer:
         for item in work.works:
             outcome = self._outcome(item)
             # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
-            (outcome.loss / work.num_units).backward()
+            torch.autograd.backward(outcome.loss / work.num_units)
             _add(totals, outcome)
         norm = self._update(self.learning_rate(step))
         self.num_steps_taken += 1
@@ -140,7 +140,7 @@ class Trainer:
         parameters = list(self.masters.model.values())
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for parameter, piece in zip(parameters, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        for parameter, piece in zip(parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
             parameter.grad = piece.view_as(parameter)
 
 
@@ -172,7 +172,10 @@ class Meter:
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(f"step {totals.step}: the loss is {loss} and the gradient norm {norm}; lower the learning rate, or look at the rows of this step")
+            raise TrainingError(
+                f"step {totals.step}: the loss is {loss} and the gradient norm {norm}; "
+                "lower the learning rate, or look at the rows of this step"
+            )
         epoch = self._epoch(totals.step - 1)
         return Report(
             totals.step, self._num_steps, epoch, loss, means, norm, totals.learning_rate, totals.num_tokens, totals.num_targets, speed
@@ -186,8 +189,8 @@ def seed_everything(*numbers: int) -> None:
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:
     for name, value in {"loss": outcome.loss, **outcome.metrics}.items():
-        value = value.detach().double()
-        totals[name] = totals[name] + value if name in totals else value
+        more = value.detach().double()
+        totals[name] = totals[name] + more if name in totals else more
 
 
 def _flatten(values: Mapping[Any, Any], path: str) -> dict[str, Any]:

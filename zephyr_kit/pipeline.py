@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +67,28 @@ class Pipeline:
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
-        found = list(self._problems())
+        found = list(machine_problems(self.preset, self.device))
+        # Side by side, for each may wait for a network that is not there.
+        with ThreadPoolExecutor() as pool:
+            for lines in pool.map(lambda check: check(), self._checks()):
+                found += lines
         if found:
-            unique = dict.fromkeys(found)
-            raise NotReady(f"{self.preset.file} cannot run here:\n" + "\n".join(f"  - {line}" for line in unique) + "\nto try the whole pipeline on this machine, in miniature: add --smoke")
+            listed = "\n".join(f"  - {line}" for line in dict.fromkeys(found))
+            advice = "to try the whole pipeline on this machine, in miniature: add --smoke"
+            raise NotReady(f"{self.preset.file} cannot run here:\n{listed}\n{advice}")
 
-    def _problems(self) -> Iterator[str]:
-        yield from machine_problems(self.preset, self.device)
-        first = True
+    def _checks(self) -> list[Callable[[], Sequence[str]]]:
+        checks: list[Callable[[], Sequence[str]]] = []
+        start = Start()
         for stage in self.preset.stages:
             if isinstance(stage.task, TrainStage):
-                start = Start() if first else Start(Path("to be trained"))
-                yield from stage.model.problems(self.device, start=start)
-                yield from stage.task.train.optimizer.problems(self.device)
-                for take in (*stage.task.data, *stage.task.held_out):
-                    yield from take.source.problems()
-                first = False
+                checks.append(partial(stage.model.problems, self.device, start=start))
+                checks.append(partial(stage.task.train.optimizer.problems, self.device))
+                checks += [take.source.problems for take in (*stage.task.data, *stage.task.held_out)]
+                start = Start(self.folder.stage(stage.name).model)
             else:
-                for suite in stage.task.suites:
-                    yield from suite.problems()
+                checks += [suite.problems for suite in stage.task.suites]
+        return checks
 
     def _note_start(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
@@ -150,12 +156,19 @@ def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
     """What the preset's `[needs]` names and this machine has not."""
     needs = preset.needs
     if needs.device == "cuda" and device.type != "cuda":
-        amount = f"{needs.devices} CUDA GPU{'s' if needs.devices > 1 else ''}"
-        yield f"needs {amount} with {needs.memory:g} GiB each; this machine offers none to torch (device: {device.type})"
-    elif device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        if total < needs.memory:
-            yield f"needs {needs.memory:g} GiB on the GPU; {torch.cuda.get_device_name(device)} has {total:.0f}"
+        amount = f"{needs.devices} CUDA GPU{'s' if needs.devices > 1 else ''} with {needs.memory:g} GiB"
+        yield f"[needs] {amount}: torch finds none on this machine (device: {device.type})"
+        return
+    total = _memory(device)
+    if total < needs.memory:
+        yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.0f}"
+
+
+def _memory(device: torch.device) -> float:
+    """GiB of the device, or of the host."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

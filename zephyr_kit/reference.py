@@ -41,7 +41,9 @@ class ReferenceScores:
 
 
 @torch.no_grad()
-def score_corpus(policy: Policy, corpus: Corpus, path: Path, *, device: torch.device, capacity: int, share_prompts: bool, advance: Advance) -> ReferenceScores:
+def score_corpus(
+    policy: Policy, corpus: Corpus, path: Path, *, device: torch.device, capacity: int, share_prompts: bool, advance: Advance
+) -> ReferenceScores:
     """Score a corpus with the policy as it is, into `path`; what is there already stands."""
     scores = ReferenceScores(path, corpus)
     if path.exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,21 +19,22 @@ class Segments:
     def problems(self, device: torch.device) -> Sequence[str]:
         return []
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
+    ) -> Tensor:
         groups = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
-        starts = [0, *accumulate(batch.lengths)]
-        spans = [slice(start, start + length) for start, length in zip(starts, batch.lengths, strict=False)]
+        # Split, not sliced: the backward of a slice fills a whole tensor with zeros, for every segment.
+        queries, keys, values = (x.split(batch.lengths, 1) for x in (query, key, value))
         pieces = []
-        for span, parent in zip(spans, batch.parents, strict=True):
-            seen = [spans[parent], span] if parent >= 0 else [span]
-            keys, values = (torch.cat([x[:, s] for s in seen], 1) if len(seen) > 1 else x[:, span] for x in (key, value))
-            mask = _mask(span.stop - span.start, keys.shape[1], window, query.device)
+        for number, parent in enumerate(batch.parents):
+            seen = [number] if parent < 0 else [parent, number]
+            k, v = (pieces_of[number] if len(seen) == 1 else torch.cat([pieces_of[i] for i in seen], 1) for pieces_of in (keys, values))
+            q = queries[number]
+            mask = _mask(q.shape[1], k.shape[1], window, q.device)
             causal = mask is None
-            piece = scaled_dot_product_attention(
-                query[None, :, span], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout
-            )
-            pieces.append(piece[0])
+            attended = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+            pieces.append(attended[0])
         return torch.cat(pieces, 1)
 
 

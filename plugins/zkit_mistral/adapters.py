@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,9 +60,13 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """Write one adapter that says what all active ones do, in peft's format."""
-        if not self.under:
+        if self.under:
+            self._save_merged(folder)
+        else:
             self.peft.save_pretrained(folder, selected_adapters=[TRAINED])
-            return
+        _sort_targets(folder / CONFIG_FILE)
+
+    def _save_merged(self, folder: Path) -> None:
         names = [*self.under, TRAINED]
         self.peft.add_weighted_adapter(names, [1.0] * len(names), MERGED, combination_type="cat")
         # Each one's scale is in its matrices now; peft would have a loader scale by the root of the rank again.
@@ -120,7 +125,9 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     _check_targets(model, lora)
     peft = PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False)
     if lora.dora or peft.peft_config[EARLIER].use_dora:
-        raise ZkitError("[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter")
+        raise ZkitError(
+            "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"
+        )
     peft.add_adapter(TRAINED, _config(lora))
     adapters = Adapters(peft, under=(EARLIER,))
     _silence_dropout(peft, EARLIER)
@@ -150,6 +157,13 @@ def _check_targets(model: Any, lora: Lora) -> None:
 def _read(peft: Any, folder: Path, name: str) -> None:
     peft.load_adapter(str(folder), adapter_name=name, is_trainable=False)
     _silence_dropout(peft, name)
+
+
+def _sort_targets(file: Path) -> None:
+    """Write the targets in order: to peft they are a set, which each process lists in another."""
+    config = json.loads(file.read_text("utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
 
 
 def _silence_dropout(peft: Any, name: str) -> None:

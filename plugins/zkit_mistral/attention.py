@@ -33,8 +33,8 @@ class Packed:
         """Refuse a model with layers that mix tokens in a way of their own: they would look across examples."""
         if len(self.asked) < model.config.num_hidden_layers:
             raise ZkitError(
-                f"{type(model).__name__}: {len(self.asked)} of {model.config.num_hidden_layers} layers take their attention from transformers' "
-                "interface; the others would look across the examples of a row, so `mistral` cannot train it"
+                f"{type(model).__name__}: {len(self.asked)} of {model.config.num_hidden_layers} layers take their attention from "
+                "transformers' interface; the others would look across the examples of a row, so `mistral` cannot train it"
             )
 
 
@@ -43,9 +43,11 @@ def check_layers(model: Any) -> None:
     config, name = model.config, type(model).__name__
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
     if odd:
-        raise ZkitError(f"{name} has layers of the kind {', '.join(odd)}, which packed rows do not offer; `mistral` knows {' and '.join(sorted(LAYERS))}")
-    if getattr(config, "attn_logit_softcapping", None):
-        raise ZkitError(f"{name} caps its attention softly (attn_logit_softcapping = {config.attn_logit_softcapping}), which packed rows do not offer")
+        known = " and ".join(sorted(LAYERS))
+        raise ZkitError(f"{name} has layers of the kind {', '.join(odd)}, which packed rows do not offer; `mistral` knows {known}")
+    cap = getattr(config, "attn_logit_softcapping", None)
+    if cap:
+        raise ZkitError(f"{name} caps its attention softly (attn_logit_softcapping = {cap}), which packed rows do not offer")
 
 
 def register() -> None:
@@ -61,7 +63,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001  transformers' signature
     *,
     scaling: float,
     dropout: float = 0.0,
@@ -73,7 +75,7 @@ def _attend(
     unheard = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unheard:
         raise ZkitError(f"{type(module).__name__} asks its attention for {', '.join(unheard)}, which packed rows do not offer")
-    packed.asked.add(len(packed.asked) if module.layer_idx is None else int(module.layer_idx))
+    packed.asked.add(int(getattr(module, "layer_idx", len(packed.asked))))
     attended = packed.attention.attend(
         query[0], key[0], value[0], packed.batch, scale=scaling, window=sliding_window, dropout=dropout
     )

@@ -13,12 +13,12 @@ MAX_LOGITS = 1 << 24
 
 
 def target_logp(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
-    """log softmax(hidden weight^T)[target], (M,), in float32 or better; never holds (M, V) logits.
+    """Give log softmax(hidden weight^T)[target], (M,), in float32 or better; never holds (M, V) logits.
 
     The gradient is softmax's: d logp / d logits = onehot(target) - p, computed anew from the
     saved normaliser, chunk by chunk.
     """
-    logp_M: Tensor = _TargetLogp.apply(hidden_MD, weight_VD, target_M)
+    logp_M: Tensor = _TargetLogp.apply(hidden_MD, weight_VD, target_M)  # type: ignore[no-untyped-call]
     return logp_M
 
 
@@ -36,7 +36,7 @@ class _TargetLogp(torch.autograd.Function):
         return logp_M
 
     @staticmethod
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_MD, weight_VD, target_M, normaliser_M = ctx.saved_tensors
         to_hidden, to_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden_MD) if to_hidden else None

@@ -53,7 +53,9 @@ class Scorer(nn.Module):
 class MistralPolicy:
     """See `protocols.Policy`."""
 
-    def __init__(self, model: nn.Module, adapters: Adapters | None, tokenizer: ChatTokenizer, attention: Attention, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, adapters: Adapters | None, tokenizer: ChatTokenizer, attention: Attention, device: torch.device
+    ) -> None:
         self.module = Scorer(model if adapters is None else adapters.peft, attention)
         self.adapters, self.tokenizer, self.device = adapters, tokenizer, device
         self._twin: Scorer | None = None
@@ -67,7 +69,7 @@ class MistralPolicy:
         if self.adapters is not None:
             self.adapters.keep_reference()
         elif self._twin is None:
-            self._twin = copy.deepcopy(self.module).requires_grad_(False).eval()
+            self._twin = copy.deepcopy(self.module).requires_grad_(requires_grad=False).eval()
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -85,7 +87,9 @@ class MistralPolicy:
             self._scorer = self.module
             self.module.train(training)
 
-    def generate(self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None) -> list[str]:
+    def generate(
+        self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
         self.module.eval()
         causal = bare(self.module.model)
         causal.set_attn_implementation("sdpa")
@@ -113,6 +117,7 @@ class MistralPolicy:
 
 def bare(model: nn.Module) -> Any:
     """The model of transformers, with adapters injected but without peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    return wrapper.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -97,24 +97,15 @@ class ChatTemplate:
         return re.compile("|".join(re.escape(token) for token in sorted(known, key=lambda token: (-len(token), token))))
 
     def _located(self, messages: Sequence[Message], first: int) -> tuple[str, list[Span]]:
+        frame = self.frame
         numbers = [number for number in range(first, len(messages)) if messages[number].role == "assistant"]
         whole = self.render([messages], reply=False)[0]
         openings = self.render([messages[:number] for number in numbers], reply=True)
-        spans = [self._span(whole, opening, messages[number].content) for number, opening in zip(numbers, openings, strict=True)]
+        spans = [_span(whole, opening, messages[number].content, frame) for number, opening in zip(numbers, openings, strict=True)]
         found = [span for span in spans if span is not None]
         if len(found) < len(spans):
             raise self._why(messages, first, continues=all(map(whole.startswith, openings)))
         return whole, found
-
-    def _span(self, whole: str, opening: str, reply: str) -> Span | None:
-        """Where the reply stands after its opening, with its end token; None if it does not."""
-        if not whole.startswith(opening):
-            return None
-        for text in dict.fromkeys((reply, reply.strip(), reply.lstrip(), reply.rstrip())):
-            framed = self.frame.lead + text + self.frame.end
-            if whole.startswith(framed, len(opening)):
-                return len(opening), len(opening) + len(framed)
-        return None
 
     def _why(self, messages: Sequence[Message], first: int, *, continues: bool) -> Exception:
         """A template that fails on plain words in the same roles cannot be used; else it is this dialogue."""
@@ -130,3 +121,14 @@ class ChatTemplate:
             "this chat template does not render a dialogue as the continuation of its beginning, with each reply and its end token, "
             f"so that trained tokens cannot be told from others; {MEND}"
         )
+
+
+def _span(whole: str, opening: str, reply: str, frame: Frame) -> Span | None:
+    """Where the reply stands after its opening, with its end token; None if it does not."""
+    if not whole.startswith(opening):
+        return None
+    for text in dict.fromkeys((reply, reply.strip(), reply.lstrip(), reply.rstrip())):
+        framed = frame.lead + text + frame.end
+        if whole.startswith(framed, len(opening)):
+            return len(opening), len(opening) + len(framed)
+    return None

@@ -89,15 +89,20 @@ class ChatTokenizer:
         return np.array(self._known(ids)[size:], np.int32), trained[size:]
 
     def _in_pieces(self, prompt: Sequence[int], joined: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[Ids, Flags]:
-        """The same where a token would reach across the beginning of a reply: cut there, as it is when the model writes it."""
+        """The same where a token would reach across the beginning of a reply: cut there, as it is when the model writes it.
+
+        Each piece is encoded after a control token, which no token reaches across, and which
+        keeps most tokenizers from putting a blank before it.
+        """
+        eos = self.tokens.eos_token
         ids: list[int] = []
         trained: list[bool] = []
         stops = [*(start for start, _ in spans[1:]), len(text)]
         for (start, end), stop in zip(spans, stops, strict=True):
-            piece = self._encoding(text[start:stop])
-            num_trained = piece.char_to_token(end - start - 1) + 1
-            ids += piece.ids
-            trained += [True] * num_trained + [False] * (len(piece.ids) - num_trained)
+            piece = self._encoding(eos + text[start:stop])
+            num_trained = piece.char_to_token(len(eos) + end - start - 1)
+            ids += piece.ids[1:]
+            trained += [True] * num_trained + [False] * (len(piece.ids) - 1 - num_trained)
         if self._text([*prompt, *ids]) != self._text(joined):
             raise ExampleError("the tokenizer cannot part a reply from what the chat template writes before it")
         return np.array(self._known(ids), np.int32), np.array(trained, np.bool_)
