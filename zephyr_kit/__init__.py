@@ -19,7 +19,7 @@ hookimpl = pluggy.HookimplMarker(NAME)
 class Unit(Enum):
     """What a loss is averaged over, across the whole optimiser step."""
 
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105  not a secret
     EXAMPLE = "example"
 
 

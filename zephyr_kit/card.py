@@ -10,7 +10,15 @@ from typing import Any
 from zephyr_kit.markdown import figure, table
 
 
-def write_card(folder: Path, *, run: str, stage: str, settings: Mapping[str, Any], ledger: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+def write_card(
+    folder: Path,
+    *,
+    run: str,
+    stage: str,
+    settings: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    last: Mapping[str, Any],
+) -> None:
     """Write `README.md`: what the model is, from what, with which settings and figures."""
     base = settings.get("model.weights")
     objective = settings.get("objective.use")

@@ -150,7 +150,9 @@ class Policy(Protocol):
         """Within it, `score` answers for the model as the stage found it; restores itself always."""
         ...
 
-    def generate(self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None) -> list[str]:
+    def generate(
+        self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:
         """The assistant's reply to each dialogue; `on_text` streams that of a single one."""
         ...
 
@@ -190,7 +192,9 @@ class Attention(Protocol):
         """Why it cannot run on `device`; empty if it can."""
         ...
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
+    ) -> Tensor:
         """`query` (heads, T, size), `key` and `value` (key-value heads, T, size) -> (heads, T, size)."""
         ...
 
@@ -222,7 +226,9 @@ class Suite(Protocol):
         """What stands in the way; empty if nothing."""
         ...
 
-    def evaluate(self, models: Mapping[str, Callable[[], AbstractContextManager[Policy]]], tokenizer: Tokenizer, folder: Path) -> Evaluation:
+    def evaluate(
+        self, models: Mapping[str, Callable[[], AbstractContextManager[Policy]]], tokenizer: Tokenizer, folder: Path
+    ) -> Evaluation:
         """Measure each model, loading one at a time; `folder` is for answers worth keeping."""
         ...
 

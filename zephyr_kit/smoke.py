@@ -41,7 +41,8 @@ def _task(task: TrainStage, folder: Path) -> TrainStage:
 
 
 def _takes(takes: tuple[Take, ...], folder: Path) -> tuple[Take, ...]:
-    return tuple(replace(take, source=take.source.miniature(folder / str(number)), limit=None, fraction=1.0) for number, take in enumerate(takes))
+    small = (take.source.miniature(folder / str(number)) for number, take in enumerate(takes))
+    return tuple(replace(take, source=source, limit=None, fraction=1.0) for take, source in zip(takes, small, strict=True))
 
 
 def _train(train: Train) -> Train:

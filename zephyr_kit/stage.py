@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from zephyr_kit.admission import Door
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.corpus import Corpus, Door, Portion, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, Portion, prepare, refuse_bad_rows
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.metrics import MetricLog

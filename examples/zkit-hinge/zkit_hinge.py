@@ -26,5 +26,5 @@ class Hinge:
 
 
 @hookimpl
-def zkit_objectives():
+def zkit_objectives() -> dict[str, type]:
     return {"hinge": Hinge}

@@ -25,15 +25,16 @@ class Segments:
         groups = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
         # Split, not sliced: the backward of a slice fills a whole tensor with zeros, for every segment.
-        queries, keys, values = (x.split(batch.lengths, 1) for x in (query, key, value))
+        queries, keys, values = (torch.split(x, list(batch.lengths), 1) for x in (query, key, value))
         pieces = []
         for number, parent in enumerate(batch.parents):
             seen = [number] if parent < 0 else [parent, number]
             k, v = (pieces_of[number] if len(seen) == 1 else torch.cat([pieces_of[i] for i in seen], 1) for pieces_of in (keys, values))
             q = queries[number]
             mask = _mask(q.shape[1], k.shape[1], window, q.device)
-            causal = mask is None
-            attended = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+            attended = scaled_dot_product_attention(
+                q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout
+            )
             pieces.append(attended[0])
         return torch.cat(pieces, 1)
 

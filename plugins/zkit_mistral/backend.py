@@ -98,7 +98,8 @@ class Mistral:
         if self.quantize is not None and self.scratch is not None:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
-            raise ValueError(f'`template` = "{self.template}" should be "auto", {", ".join(map(json.dumps, NAMED))} or a file ending in .jinja')
+            known = ", ".join(map(json.dumps, ("auto", *NAMED)))
+            raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
 
     def problems(self, device: torch.device, *, start: Start) -> Sequence[str]:
         from zkit_mistral.reach import problems

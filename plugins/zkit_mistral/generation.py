@@ -42,9 +42,16 @@ def write_replies(
 def _config(tokenizer: ChatTokenizer, sampling: Sampling) -> Any:
     from transformers import GenerationConfig
 
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {"do_sample": False}
-    stop = {"eos_token_id": tokenizer.stop_ids, "pad_token_id": tokenizer.tokens.eos_token_id, "bos_token_id": tokenizer.tokens.bos_token_id}
-    return GenerationConfig(max_new_tokens=sampling.max_new_tokens, **drawn, **stop)
+    tokens = tokenizer.tokens
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=bool(drawn),
+        eos_token_id=tokenizer.stop_ids,
+        pad_token_id=tokens.eos_token_id,
+        bos_token_id=tokens.bos_token_id,
+        **drawn,
+    )
 
 
 def _streamer(tokenizer: ChatTokenizer, on_text: Callable[[str], None] | None) -> Any:
@@ -52,8 +59,10 @@ def _streamer(tokenizer: ChatTokenizer, on_text: Callable[[str], None] | None) -
         return None
     from transformers import TextStreamer
 
+    tell = on_text
+
     class Streamer(TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  transformers' signature
-            on_text(text)
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: FBT001, FBT002  transformers' signature
+            tell(text)
 
     return Streamer(tokenizer.tokens, skip_prompt=True, skip_special_tokens=True)

@@ -123,4 +123,5 @@ def _check_head(model: Any) -> None:
     head = model.get_output_embeddings()
     softcap, scale = getattr(model.config, "final_logit_softcapping", None), getattr(model.config, "logit_scale", None)
     if head is None or getattr(head, "bias", None) is not None or softcap or scale not in (None, 1, 1.0):
-        raise ZkitError(f"{type(model).__name__} ends in more than a plain linear head (a bias, a soft cap or a scale), which `mistral` does not offer")
+        name = type(model).__name__
+        raise ZkitError(f"{name} ends in more than a plain linear head (a bias, a soft cap or a scale), which `mistral` does not offer")

@@ -69,10 +69,8 @@ def _hub_problems(name: str, revision: str | None) -> list[str]:
     reason = "the hub is switched off by HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") == "1" else _unreachable(name, revision)
     if reason is None:
         return []
-    return [
-        f'[model] weights = "{name}": not on this machine, and {reason}. Download it where there is a network (`hf download {name}`) '
-        "and set HF_HOME, or give a local folder: --set model.weights=FOLDER"
-    ]
+    advice = f"Run `hf download {name}` where there is a network and set HF_HOME, or give a folder: --set model.weights=FOLDER"
+    return [f'[model] weights = "{name}": not on this machine, and {reason}. {advice}']
 
 
 def _unreachable(name: str, revision: str | None) -> str | None:

@@ -45,7 +45,7 @@ class _Bitsandbytes(AdamW):
 
     def problems(self, device: torch.device) -> Sequence[str]:
         if self.paged and device.type != "cuda":
-            return [f'optimizer "{self.name}" pages its state between a CUDA GPU and the host, but the device is {device.type}; use "adamw" or "adamw_8bit"']
+            return [f'optimizer: {self.name} pages its state between a CUDA GPU and the host, but the device is {device.type}; use "adamw"']
         return []
 
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:

@@ -121,8 +121,9 @@ class Schema:
         """Name the column as the file should have it, and those that it has."""
         names = [self.columns.get(name, name) for name in error.names]
         meant = "".join(f" (for `{name}`)" for name in error.names if name in self.columns)
-        close = next((hint for name in names if (hint := near(name, list(values)))), "")
-        return f"no column {' or '.join(f'`{name}`' for name in names)}{meant}; the row has {known_keys(values) or 'none'}{close}"
+        close = next((near for name in names for near in difflib.get_close_matches(name, list(values), n=1)), "")
+        hint = f"; did you mean `{close}`?" if meant and close else f"; `{close}` may be it" if close else ""
+        return f"no column {' or '.join(f'`{name}`' for name in names)}{meant}; the row has {known_keys(values) or 'none'}{hint}"
 
     def unrecognised(self, head: Iterable[Record | BadRow], where: str) -> str:
         """No format fits: the columns found, the formats known, and how to name columns."""
