@@ -27,11 +27,11 @@ def write_card(
     front += ["tags:", "- zephyr-kit", f"- {objective}"]
     lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
     lines += [f"Stage `{stage}` of the run `{run}`, trained with the objective `{objective}` by zephyr-kit.", ""]
-    lines += ["## Data", "", *table(("rows read", "kept", "cut", "tokens", "trained tokens"), [_counts(ledger)]), ""]
+    lines += ["## Data", "", *table(("rows read", "kept", "cut", "dropped", "bad", "tokens", "trained tokens"), [_counts(ledger)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
     lines += ["## Settings", "", *table(("key", "value"), [(f"`{k}`", f"`{json.dumps(v, default=str)}`") for k, v in settings.items()]), ""]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
 
 
 def _counts(ledger: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{ledger[key]:,}" for key in ("read", "kept", "cut", "tokens", "trained"))
+    return tuple(f"{ledger[key]:,}" for key in ("read", "kept", "cut", "dropped", "bad", "tokens", "trained"))

@@ -188,7 +188,7 @@ def prepare(
     return Corpus(folder)
 
 
-def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str) -> None:
+def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Path | None = None) -> None:
     """Stop when more than the allowed share of rows was bad, or nothing is left."""
     ledger = corpus.ledger
     read, bad = ledger["read"], ledger["bad"]
@@ -205,7 +205,8 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str) -> None:
     if len(ledger["reasons"]) > NUM_REASONS_TOLD:
         reasons.append(f"  and {len(ledger['reasons']) - NUM_REASONS_TOLD:,} more reasons")
     first = ["the first bad ones:", *(f"  {line}" for line in ledger["first_bad"])] if ledger["first_bad"] else []
-    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {corpus.folder / 'quarantine.jsonl'}; {mend}"]))
+    place = quarantine or corpus.folder / "quarantine.jsonl"
+    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {place}; {mend}"]))
 
 
 def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Callable[[int], None]) -> None:

@@ -28,7 +28,7 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
 
 def _stage(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
     ledger = json.loads((folder / "data.json").read_text("utf-8"))
-    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows, {ledger['cut']:,} cut"
+    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows ({ledger['cut']:,} cut, {ledger['dropped']:,} dropped, {ledger['bad']:,} bad)"
     figures = [(key, figure(value)) for key, value in facts.items()]
     return [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *table(("figure at the end", "value"), figures), ""]
 

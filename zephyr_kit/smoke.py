@@ -10,7 +10,8 @@ from zephyr_kit.preset import EvaluateStage, Needs, Preset, Stage, Take, Train, 
 
 STEPS = 4
 EXAMPLES_PER_STEP = 4
-MAX_LENGTH = 512
+MAX_LENGTH = 2048
+"""In bytes, which is what a miniature's tokens are."""
 
 
 def miniature(preset: Preset, folder: Path) -> Preset:
@@ -35,7 +36,7 @@ def _task(task: TrainStage, folder: Path) -> TrainStage:
         task,
         data=_takes(task.data, folder / "data"),
         held_out=_takes(task.held_out, folder / "held_out"),
-        max_length=min(task.max_length, MAX_LENGTH),
+        max_length=MAX_LENGTH,
         train=_train(task.train),
     )
 
@@ -52,7 +53,7 @@ def _train(train: Train) -> Train:
         steps=STEPS,
         examples_per_step=EXAMPLES_PER_STEP,
         tokens_per_step=None,
-        tokens_per_batch=2048,
+        tokens_per_batch=4096,
         checkpoint_every=2,
         held_out_every=STEPS,
     )

@@ -65,11 +65,12 @@ class Training:
         door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
         with self.narrator.track(f"tokenising {name}") as advance:
             corpus = prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
-        for file, ours in (("ledger.json", f"{name}.json"), ("quarantine.jsonl", f"{name}.quarantine.jsonl")):
-            shutil.copyfile(corpus.folder / file, self.folder.path / ours)
+        quarantine = self.folder.path / f"{name}.quarantine.jsonl"
+        shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
+        shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
         where = f"stages.{self.stage.name}.{name}"
-        refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where)
-        self.narrator.say(_summary(name, corpus.ledger, self.folder.path / f"{name}.quarantine.jsonl"))
+        refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
+        self.narrator.say(_summary(name, corpus.ledger, quarantine))
         return corpus
 
     def _plan(self, corpus: Corpus) -> Plan:

@@ -1,0 +1,67 @@
+"""Laws of attention kernels."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zephyr_kit.batch import Batch, Tree, lay_out, visible
+from zephyr_kit.protocols import Attention
+from zephyr_kit.testing.random_data import random_trees
+
+
+class AttentionLaws:
+    """What a kernel for packed rows must equal: softmax attention under `visible`, forward and backward."""
+
+    attention: Attention
+    device: ClassVar[torch.device] = torch.device("cpu")
+    dtype: ClassVar[torch.dtype] = torch.float32
+    tolerance: ClassVar[float] = 2e-5
+    heads: ClassVar[tuple[int, int]] = (4, 2)
+    """Query heads, key-value heads."""
+    size: ClassVar[int] = 8
+    window: ClassVar[int | None] = None
+
+    def test_equals_its_definition_on_repeated_prompts(self) -> None:
+        """Rows of plain segments."""
+        self._compare(lay_out(random_trees(5, 2), share_prompts=False))
+
+    def test_equals_its_definition_on_shared_prompts(self) -> None:
+        """Rows whose segments have parents."""
+        self._compare(lay_out(random_trees(5, 3), share_prompts=True))
+
+    def test_equals_its_definition_on_one_token(self) -> None:
+        """The smallest row there is."""
+        one = np.array([3], np.int32)
+        self._compare(lay_out([Tree(one[:0], (one,), (np.ones(1, np.bool_),))]))
+
+    def _compare(self, batch: Batch) -> None:
+        assert not self.attention.problems(self.device)
+        batch = batch.to(self.device)
+        mine, theirs = self._run(batch, kernel=True), self._run(batch, kernel=False)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=self.tolerance, atol=self.tolerance)
+
+    def _run(self, batch: Batch, *, kernel: bool) -> list[Tensor]:
+        """The output, and the gradient of a random projection of it by query, key and value."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(heads, len(batch.tokens_T), self.size) for heads in (self.heads[0], self.heads[1], self.heads[1])]
+        query, key, value = (torch.randn(shape, generator=generator).to(self.device, self.dtype).requires_grad_() for shape in shapes)
+        weight = torch.randn(shapes[0], generator=generator).to(self.device, self.dtype)
+        scale = self.size**-0.5
+        output = (
+            self.attention.attend(query, key, value, batch, scale=scale, window=self.window, dropout=0.0)
+            if kernel
+            else self._definition(query, key, value, batch, scale)
+        )
+        (output * weight).sum().backward()  # type: ignore[no-untyped-call]
+        return [output.detach(), *(x.grad for x in (query, key, value) if x.grad is not None)]
+
+    def _definition(self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, scale: float) -> Tensor:
+        groups = self.heads[0] // self.heads[1]
+        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+        scores = (query @ key.transpose(1, 2) * scale).masked_fill(~visible(batch, window=self.window), float("-inf"))
+        return scores.softmax(-1) @ value

@@ -1,0 +1,136 @@
+"""Laws of backends."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.config import plain
+from zephyr_kit.example import Example, Message
+from zephyr_kit.protocols import Backend, Policy, Scores, Start
+
+
+class BackendLaws:
+    """What the engine relies on when it packs rows, shares prompts, and asks for the reference."""
+
+    backend: Backend
+    device: ClassVar[torch.device] = torch.device("cpu")
+    tolerance: ClassVar[float] = 2e-4
+    dialogue: ClassVar[tuple[Message, ...]] = (Message("user", "a b c?"),)
+    replies: ClassVar[tuple[str, ...]] = ("d e f.", "g h.", "i j k l m n.")
+
+    def test_a_pack_leaks_nothing(self) -> None:
+        """An example scores the same alone and among others."""
+        policy, trees = self._policy(), self._trees()
+        together = self._sums(policy, trees)
+        alone = torch.cat([self._sums(policy, [tree]) for tree in trees])
+        torch.testing.assert_close(together, alone, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_shared_prompts_score_as_repeated_ones(self) -> None:
+        """Writing a prompt once is schedule, not mathematics."""
+        policy, trees = self._policy(), self._trees()
+        shared, repeated = self._sums(policy, trees), self._sums(policy, trees, share_prompts=False)
+        torch.testing.assert_close(shared, repeated, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_scores_are_log_probabilities_in_float32_or_better(self) -> None:
+        """Sums over thousands of tokens need it."""
+        logp_M = self._policy().score(lay_out(self._trees()).to(self.device))
+        assert logp_M.dtype in (torch.float32, torch.float64)
+        assert (logp_M <= 0).all()
+
+    def test_the_reference_is_where_the_stage_began(self) -> None:
+        """Before the first step policy and reference agree; after one, only the policy has moved."""
+        policy, trees = self._policy(), self._trees()
+        policy.keep_reference()
+        before = self._sums(policy, trees)
+        torch.testing.assert_close(self._reference_sums(policy, trees), before, rtol=self.tolerance, atol=self.tolerance)
+        self._move(policy)
+        assert not torch.allclose(self._sums(policy, trees), before, rtol=self.tolerance, atol=self.tolerance)
+        torch.testing.assert_close(self._reference_sums(policy, trees), before, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_restores_itself_after_the_reference_also_when_an_exception_passes(self) -> None:
+        """Else a failed batch trains the wrong model ever after."""
+        policy, trees = self._policy(), self._trees()
+        policy.keep_reference()
+        self._move(policy)
+        trained = [name for name, p in policy.module.named_parameters() if p.requires_grad]
+        before = self._sums(policy, trees)
+        for error in (None, RuntimeError("on purpose")):
+            try:
+                with policy.reference():
+                    if error:
+                        raise error
+            except RuntimeError:
+                pass
+            assert torch.equal(self._sums(policy, trees), before)
+            assert [name for name, p in policy.module.named_parameters() if p.requires_grad] == trained
+
+    def test_scores_the_same_after_save_and_load(self, tmp_path: Path) -> None:
+        """The folder that users get is the model that was measured."""
+        policy, trees = self._policy(), self._trees()
+        self._move(policy)
+        policy.save(tmp_path / "saved")
+        again = self.backend.load(self.device, start=Start(tmp_path / "saved"), train=False)
+        torch.testing.assert_close(self._sums(again, trees), self._sums(policy, trees), rtol=10 * self.tolerance, atol=10 * self.tolerance)
+
+    def test_training_mode_survives_the_reference(self) -> None:
+        """Dropout that stays off after the first batch is no dropout."""
+        policy = self._policy()
+        policy.keep_reference()
+        policy.module.train()
+        with policy.reference():
+            assert not policy.module.training
+        assert policy.module.training
+
+    def test_loads_the_same_each_time(self) -> None:
+        """Weights that start at random start from the seed."""
+        trees = self._trees()
+        assert torch.equal(self._sums(self._policy(), trees), self._sums(self._policy(), trees))
+
+    def test_the_tokenizer_can_be_pickled(self) -> None:
+        """Worker processes tokenise."""
+        tokenizer = self.backend.tokenizer(Start())
+        again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  our own bytes
+        assert again.fingerprint() == tokenizer.fingerprint()
+
+    def test_has_a_fingerprint_of_plain_values(self) -> None:
+        """It is part of the stage's key."""
+        assert plain(self.backend.fingerprint()) == plain(copy.deepcopy(self.backend).fingerprint())
+
+    def _policy(self) -> Policy:
+        policy = self.backend.load(self.device, start=Start(seed=1), train=True)
+        policy.module.eval()
+        return policy
+
+    def _trees(self) -> list[Tree]:
+        tokenizer = self.backend.tokenizer(Start())
+        completions = tuple((Message("assistant", reply),) for reply in self.replies)
+        longer = (*self.dialogue, Message("assistant", "o p."), Message("user", "q?"))
+        return [tokenizer.encode(Example(prompt, completions)) for prompt in (self.dialogue, longer)]
+
+    def _sums(self, policy: Policy, trees: Sequence[Tree], *, share_prompts: bool = True) -> Tensor:
+        batch = lay_out(trees, share_prompts=share_prompts).to(self.device)
+        with torch.no_grad():
+            return Scores(policy.score(batch), batch.sequence_M, batch.num_sequences).sums()
+
+    def _reference_sums(self, policy: Policy, trees: Sequence[Tree]) -> Tensor:
+        with policy.reference():
+            return self._sums(policy, trees)
+
+    def _move(self, policy: Policy) -> None:
+        """Change every trained parameter."""
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in _trained(policy):
+                parameter.add_(torch.randn_like(parameter))
+
+
+def _trained(policy: Policy) -> Iterator[Any]:
+    return (parameter for parameter in policy.module.parameters() if parameter.requires_grad)

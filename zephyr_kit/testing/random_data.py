@@ -1,0 +1,33 @@
+"""Random examples and scores to try plugins on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.protocols import Scores
+
+
+def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int = 50) -> list[Tree]:
+    """Token trees with prompts and completions of uneven length, all trained."""
+    draw = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return draw.integers(3, vocabulary, draw.integers(low, high)).astype(np.int32)
+
+    trees = []
+    for _ in range(count):
+        texts = tuple(ids(1, 7) for _ in range(completions))
+        trees.append(Tree(ids(1, 9), texts, tuple(np.ones(len(text), np.bool_) for text in texts)))
+    return trees
+
+
+def random_scores(trees: Sequence[Tree], *, seed: int, scale: float = 4.0, needs_gradient: bool = False) -> Scores:
+    """Random log-probabilities for the completions of these trees, in float64."""
+    batch = lay_out(trees)
+    generator = torch.Generator().manual_seed(seed)
+    logp_M = -torch.rand(len(batch.target_M), generator=generator, dtype=torch.float64) * scale
+    return Scores(logp_M.requires_grad_(needs_gradient), batch.sequence_M, batch.num_sequences)
