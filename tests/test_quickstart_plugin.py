@@ -174,10 +174,9 @@ def test_the_judge_orders_answers_as_a_reader_would() -> None:
 
 def test_points_say_why() -> None:
     assert points(WISH, STORY) == {
-        "names brave": 1.25,
-        "names otter": 1.25,
-        "names lantern": 1.25,
-        "names old mill": 1.25,
+        "names otter": pytest.approx(5 / 3),
+        "names lantern": pytest.approx(5 / 3),
+        "names old mill": pytest.approx(5 / 3),
         "asked length": 1,
         "nothing repeated": 1,
         "whole sentences": 1,

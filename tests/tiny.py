@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs
 
-from zephyr_kit.batch import Batch, Tree, lay_out
+from zephyr_kit.batch import Batch, Tree
 
 SHAPE = {
     "hidden_size": 32,
@@ -106,10 +106,6 @@ def logits_logp(model: Any, batch_of: Sequence[Tree]) -> list[float]:
             picked = logp[at - 1, row[0, at]]
             values += picked[torch.from_numpy(trained[-len(at) :].copy())].tolist()
     return values
-
-
-def one_row(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
-    return lay_out(trees, share_prompts=share_prompts)
 
 
 class Table(nn.Module):

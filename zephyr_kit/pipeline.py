@@ -22,11 +22,11 @@ from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import EvaluateStage, Preset, Stage, Take, TrainStage
 from zephyr_kit.protocols import Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, surroundings, write_json
+from zephyr_kit.runs import RunFolder, StageFolder, surroundings, write_json, write_text
 from zephyr_kit.stage import Training
 
 MACHINE_KEYS = ("tokens_per_batch", "share_prompts", "checkpoint_every", "keep_checkpoints", "held_out_every")
-"""Keys of `train` that change no result, and so may change while a run is under way."""
+"""Keys of `train` that may change while a run is under way: they change no result, except for which units dropout hides."""
 
 
 class NotReady(ZkitError):
@@ -55,7 +55,7 @@ class Pipeline:
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked():
-            self._note_start()
+            self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
             for stage in self.preset.stages:
@@ -90,12 +90,17 @@ class Pipeline:
                 checks += [suite.problems for suite in stage.task.suites]
         return checks
 
-    def _note_start(self) -> None:
+    def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
-        (self.folder.path / "preset.toml").write_text(tomli_w.dumps(self.preset.table), "utf-8")
-        starts = self.folder.path / "run.json"
-        before = json.loads(starts.read_text("utf-8")) if starts.exists() else []
-        write_json(starts, [*before, {"preset": self.preset.file, "device": str(self.device), **surroundings()}])
+        write_text(self.folder.path / "preset.toml", tomli_w.dumps(self.preset.table))
+
+    def _note_work(self, stage: Stage) -> None:
+        """Add to `run.json` with what, and where, a stage is worked on."""
+        self.narrator.say(f"stage {stage.name}")
+        notes = self.folder.path / "run.json"
+        before = json.loads(notes.read_text("utf-8")) if notes.exists() else []
+        note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **surroundings()}
+        write_json(notes, [*before, note])
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained]) -> Trained:
         before = trained[-1] if trained else None
@@ -103,7 +108,7 @@ class Pipeline:
         folder = self._open(stage, key)
         if folder.done() is None:
             start = Start(before.folder if before else None, stage.changed, self.preset.seed)
-            self.narrator.say(f"stage {stage.name}")
+            self._note_work(stage)
             Training(
                 self.preset.name, stage, task, folder, start, self.preset.seed, self.device, self.plugins, self.narrator
             ).run()
@@ -114,7 +119,7 @@ class Pipeline:
         folder = self._open(stage, key)
         done = folder.done()
         if done is None:
-            self.narrator.say(f"stage {stage.name}")
+            self._note_work(stage)
             tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
             models = {one.stage.name: self._opener(one) for one in trained}
             with self.narrator.track("measuring"):

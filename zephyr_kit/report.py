@@ -10,6 +10,7 @@ from typing import Any
 from zephyr_kit.markdown import figure, table
 from zephyr_kit.preset import Preset
 from zephyr_kit.protocols import Evaluation
+from zephyr_kit.runs import write_text
 
 
 def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -22,7 +23,7 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
     for evaluation in evaluations:
         lines += _evaluation(evaluation)
     path = folder / "report.md"
-    path.write_text("\n".join(lines), "utf-8")
+    write_text(path, "\n".join(lines))
     return path
 
 

@@ -2,7 +2,7 @@
 
     RUN/preset.toml            the preset, with the changes of the command line
     RUN/settings.json          every resolved value, and where it came from
-    RUN/run.json               versions and machine of each start
+    RUN/run.json               versions and machine, each time a stage was worked on
     RUN/STAGE/key.json         what the stage's result depends on
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
@@ -96,7 +96,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while this one works in the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        with (self.path / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -133,10 +133,17 @@ def surroundings() -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; one that says the same already is left alone."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; one that says the same already is left alone."""
+    if path.exists() and path.read_text("utf-8") == text:
+        return
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     with staging.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, default=str)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     staging.rename(path)

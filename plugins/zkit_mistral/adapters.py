@@ -111,11 +111,33 @@ def new_adapters(model: Any, lora: Lora) -> Adapters:
     return Adapters(get_peft_model(model, _config(lora), adapter_name=TRAINED))
 
 
-def continued_adapters(model: Any, folder: Path, *, train: bool) -> Adapters:
-    """The adapter of an earlier stage, to go on with."""
+def read_adapters(model: Any, folder: Path) -> Adapters:
+    """The adapter of an earlier stage, to be used and not trained."""
     from peft import PeftModel
 
-    return Adapters(PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=train), continued_from=folder)
+    return Adapters(PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=False), continued_from=folder)
+
+
+def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
+    """The adapter of an earlier stage, to go on with; the preset must describe the same one."""
+    from peft import PeftModel
+
+    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=True)
+    found = peft.peft_config[TRAINED]
+    pairs = {
+        "rank": (found.r, lora.rank),
+        "alpha": (found.lora_alpha, lora.alpha),
+        "dropout": (found.lora_dropout, lora.dropout),
+        "rslora": (found.use_rslora, lora.rslora),
+        "dora": (found.use_dora, lora.dora),
+    }
+    for name, (left, wanted) in pairs.items():
+        if left != wanted:
+            raise ZkitError(
+                f"the stage goes on with the adapter of the stage before, which has {name} = {left}, but [model.lora] says {wanted}; "
+                "set `model.lora` in the stage to bring an adapter of its own"
+            )
+    return Adapters(peft, continued_from=folder)
 
 
 def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:

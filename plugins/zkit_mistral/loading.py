@@ -10,7 +10,7 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
 from zkit_mistral import attention, scratch
-from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, stacked_adapters
+from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.norms import keep_dtype
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
@@ -79,11 +79,13 @@ def _adapters(backend: Mistral, model: Any, start: Start, *, train: bool) -> Ada
     folder: Path | None = start.folder
     if folder is None or not is_adapter(folder):
         return new_adapters(model, backend.lora) if train and backend.lora is not None else None
-    if train and backend.lora is None:
+    if not train:
+        return read_adapters(model, folder)
+    if backend.lora is None:
         raise ZkitError(f"{folder} is an adapter, but the stage that starts from it has no `lora` to train")
-    if train and backend.lora is not None and "lora" in start.changed:
+    if "lora" in start.changed:
         return stacked_adapters(model, folder, backend.lora)
-    return continued_adapters(model, folder, train=train)
+    return continued_adapters(model, folder, backend.lora)
 
 
 def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:

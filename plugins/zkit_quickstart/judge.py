@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from zephyr_kit.example import Message
 from zkit_quickstart import phrases
-from zkit_quickstart.words import ADJECTIVES, ANIMALS, NOWHERE, PLACES, THINGS
+from zkit_quickstart.words import ANIMALS, NOWHERE, PLACES, THINGS
 
 BEST = 10.0
 
@@ -117,7 +117,7 @@ def repeats(sentences: Sequence[str], said: Sequence[str]) -> bool:
 
 def strays(said: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether an animal, a thing or a place is named that was not asked for."""
-    return any(name not in wanted and holds(said, name) for name in CAST if name not in ADJECTIVES)
+    return any(name not in wanted and holds(said, name) for name in CAST)
 
 
 def collect_words() -> frozenset[str]:
@@ -127,17 +127,16 @@ def collect_words() -> frozenset[str]:
     told += [phrase for quests in (phrases.TROUBLES, phrases.TURNS, phrases.SHORT) for line in quests.values() for phrase in line]
     told += [f"{thing.with_article} {thing.look} {thing.works}" for thing in THINGS]
     told += [f"{place.name} {place.at} {place.spot} {place.helper}" for place in (*PLACES, NOWHERE)]
-    told += [" ".join((animal.kind, animal.name, animal.subject, animal.object, animal.possessive)) for animal in ANIMALS]
-    return frozenset(words_of(" ".join((*(re.sub(r"{\w+}", " ", phrase) for phrase in told), *ADJECTIVES))))
+    told += [" ".join((animal.adjective, animal.kind, animal.name, animal.subject, animal.object, animal.possessive)) for animal in ANIMALS]
+    return frozenset(words_of(re.sub(r"{\w+}", " ", " ".join(told))))
 
 
 CAST = (
-    *ADJECTIVES,
     *(animal.kind for animal in ANIMALS),
     *(thing.name for thing in THINGS),
     *(place.name.removeprefix("the ") for place in PLACES),
 )
-"""Adjectives, animals, things and places: all that a request may name."""
+"""Animals, things and places: what a request names."""
 
 NAMES = tuple(animal.name.lower() for animal in ANIMALS)
 

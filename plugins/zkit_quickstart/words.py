@@ -31,8 +31,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Animal:
-    """A kind of animal, the name of the one that the stories are about, and its pronouns."""
+    """A hero of the stories: nature, kind, name and pronouns."""
 
+    adjective: str
     kind: str
     name: str
     subject: str
@@ -40,30 +41,28 @@ class Animal:
     possessive: str
 
 
-def _she(kind: str, name: str) -> Animal:
-    return Animal(kind, name, "she", "her", "her")
+def _she(adjective: str, kind: str, name: str) -> Animal:
+    return Animal(adjective, kind, name, "she", "her", "her")
 
 
-def _he(kind: str, name: str) -> Animal:
-    return Animal(kind, name, "he", "him", "his")
+def _he(adjective: str, kind: str, name: str) -> Animal:
+    return Animal(adjective, kind, name, "he", "him", "his")
 
 
 ANIMALS = (
-    _she("otter", "Luna"),
-    _he("hare", "Pip"),
-    _she("fox", "Maisy"),
-    _he("hedgehog", "Oscar"),
-    _she("badger", "Nell"),
-    _he("mouse", "Finn"),
-    _she("duck", "Poppy"),
-    _he("squirrel", "Bram"),
-    _she("beaver", "Tilly"),
-    _he("rabbit", "Toby"),
-    _she("frog", "Greta"),
-    _he("kitten", "Milo"),
+    _she("brave", "otter", "Luna"),
+    _he("shy", "hare", "Pip"),
+    _she("clever", "fox", "Maisy"),
+    _he("gentle", "hedgehog", "Oscar"),
+    _she("patient", "badger", "Nell"),
+    _he("curious", "mouse", "Finn"),
+    _she("cheerful", "duck", "Poppy"),
+    _he("hasty", "squirrel", "Bram"),
+    _she("proud", "beaver", "Tilly"),
+    _he("sleepy", "rabbit", "Toby"),
+    _she("jumpy", "frog", "Greta"),
+    _he("playful", "kitten", "Milo"),
 )
-
-ADJECTIVES = ("brave", "shy", "clever", "gentle", "curious", "sleepy", "cheerful", "patient")
 
 THINGS = (
     Thing("lantern", "that shone like a small moon", "glowed softly"),

@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal
 
 from zkit_quickstart.phrases import ENDINGS, OPENINGS, SEQUELS, SHORT, TIMES, TROUBLES, TURNS, VERBS
-from zkit_quickstart.words import ADJECTIVES, ANIMALS, PLACES, THINGS, Animal, Place, Thing
+from zkit_quickstart.words import ANIMALS, PLACES, THINGS, Animal, Place, Thing
 
 Split = Literal["train", "held_out"]
 Form = Literal["story", "shorter", "next"]
@@ -21,7 +21,6 @@ HELD_OUT_SHARE = 7
 class Scene:
     """Everything that a story is about."""
 
-    adjective: str
     animal: Animal
     thing: Thing
     place: Place
@@ -40,7 +39,7 @@ class Scene:
             "she": self.animal.subject,
             "her": self.animal.object,
             "their": self.animal.possessive,
-            "adjective": self.adjective,
+            "adjective": self.animal.adjective,
             "animal": self.animal.kind,
             "thing": self.thing.name,
             "a_thing": self.thing.with_article,
@@ -62,7 +61,7 @@ def draw_scene(random: Random, split: Split) -> Scene:
         if is_held_out(animal, thing, place) == (split == "held_out"):
             break
     quest = random.choice(tuple(VERBS))
-    return Scene(random.choice(ADJECTIVES), ANIMALS[animal], THINGS[thing], PLACES[place], quest, random.choice(TIMES))
+    return Scene(ANIMALS[animal], THINGS[thing], PLACES[place], quest, random.choice(TIMES))
 
 
 def is_held_out(animal: int, thing: int, place: int) -> bool:
