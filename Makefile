@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The tested versions; without it, the newest that the ranges in pyproject.toml allow.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: install quickstart test check format clean
+.PHONY: install quickstart test lint check clean
 
 install: $(STAMP)
 
@@ -24,11 +24,12 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest
 
-check: install
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+
+check: lint test
 
 clean:
 	rm -rf .venv build dist

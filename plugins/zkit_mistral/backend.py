@@ -53,7 +53,7 @@ class Quantize:
 class Scratch:
     """A new model of Mistral's architecture with random weights, and a tokenizer learned from text."""
 
-    text: DataSource
+    text: tuple[DataSource, ...]
     """What the byte-pair encoding is learned from."""
     vocabulary: Annotated[int, Gt(259)] = 1024
     width: Positive = 256
@@ -111,7 +111,7 @@ class Mistral:
 
         settings = {key: value for key, value in plain(self).items() if key not in ("weights", "attention", "activation_checkpointing")}
         if self.scratch is not None:
-            settings["scratch"]["text"] = self.scratch.text.fingerprint()
+            settings["scratch"]["text"] = [source.fingerprint() for source in self.scratch.text]
         return {**settings, "weights": weights_fingerprint(self)}
 
     def tokenizer(self, start: Start) -> ChatTokenizer:

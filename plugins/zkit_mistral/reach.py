@@ -25,7 +25,7 @@ def problems(backend: Mistral, device: torch.device, *, start: Start) -> list[st
     if not Path(backend.template).exists() and backend.template.endswith(".jinja"):
         found.append(f"[model] template: there is no file {Path(backend.template).absolute()}")
     if backend.scratch is not None:
-        return [*found, *backend.scratch.text.problems()]
+        return [*found, *(problem for source in backend.scratch.text for problem in source.problems())]
     if start.folder is not None and not is_adapter(start.folder):
         return found
     weights = str(backend.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ BOS, EOS = "<s>", "</s>"
 
 def learn_tokenizer(scratch: Scratch) -> Path:
     """A folder with a byte-pair encoding learned from the text; learned once."""
-    key = hashlib.blake2b(json.dumps([scratch.text.fingerprint(), scratch.vocabulary]).encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(json.dumps([[source.fingerprint() for source in scratch.text], scratch.vocabulary]).encode(), digest_size=16).hexdigest()
     folder = cache_folder("tokenizers") / key
     if not folder.exists():
         staging = folder.with_name(f".{key}.{os.getpid()}")
@@ -75,6 +76,6 @@ def shape_of(scratch: Scratch) -> dict[str, Any]:
 
 
 def _texts(scratch: Scratch) -> Iterator[str]:
-    for row in scratch.text.rows():
+    for row in itertools.chain.from_iterable(source.rows() for source in scratch.text):
         if not isinstance(row, BadRow):
             yield from (message.content for part in (row.prompt, *row.completions) for message in part)

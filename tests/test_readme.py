@@ -1,0 +1,39 @@
+"""What the README shows works as shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.preset import read_toml, resolve
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+HINGE = (ROOT / "examples/zkit-hinge/zkit_hinge.py").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_the_preset_tables_resolve(tmp_path):
+    (tmp_path / "preset.toml").write_text('name = "readme"\n' + "\n".join(blocks("toml")), "utf-8")
+    preset = resolve(read_toml(tmp_path / "preset.toml"), Plugins().offers, file="README.md")
+    assert [stage.name for stage in preset.stages] == ["sft"]
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in "".join(blocks("python")).splitlines() if line.strip()])
+def test_the_objective_is_the_example(line):
+    tests = (ROOT / "examples/zkit-hinge/tests/test_zkit_hinge.py").read_text("utf-8")
+    assert line in HINGE + tests or line.replace("def zkit_objectives():", "def zkit_objectives()") in HINGE
+
+
+def test_files_that_are_named_exist():
+    for path in re.findall(r"\b(?:presets|examples|docs)/[\w./-]+", README):
+        assert (ROOT / path.rstrip(".")).exists(), path
+
+
+def test_every_preset_is_in_the_table():
+    for file in (ROOT / "presets").glob("*.toml"):
+        assert f"`presets/{file.name}`" in README
