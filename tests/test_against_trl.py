@@ -21,11 +21,12 @@ from zkit_sft.objective import Sft
 from zkit_sources.files import Jsonl
 
 from zephyr_kit.batch import Tree
-from zephyr_kit.corpus import Corpus, Door, Portion, prepare
+from zephyr_kit.corpus import Corpus, Door, prepare
 from zephyr_kit.engine import Totals, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Attention, Objective, Policy, Start
 from zephyr_kit.reference import score_corpus
 from zephyr_kit.schedule import learning_rate

@@ -43,7 +43,7 @@ layers = 1
 heads = 2
 kv_heads = 1
 mlp_width = 16
-text = { use = "quickstart", part = "text", count = 20 }
+text = [{ use = "quickstart", part = "text", count = 20 }]
 [stages.base]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
@@ -70,6 +70,10 @@ OBSERVER = """
     @hookimpl
     def zkit_step_ended(run, report):
         note(run, f"step {report.step}")
+
+    @hookimpl
+    def zkit_held_out(run, step, metrics):
+        note(run, f"held out {step} {sorted(metrics)}")
 
     @hookimpl
     def zkit_run_ended(run, error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr_kit import ZkitError
-from zephyr_kit.config import Builder, Offered, PresetError, default_use, inline, plain, suggest
+from zephyr_kit.config import Builder, Offered, PresetError, default_use, plain, suggest
+from zephyr_kit.protocols import INLINE
 
 
 class Engine(Protocol):
@@ -47,7 +49,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Trailer:
-    engine: Engine = inline()
+    engine: Engine = dataclasses.field(metadata={INLINE: True})
     load: float = 0.0
 
 

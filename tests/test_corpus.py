@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from zephyr_kit import ZkitError, admission
 from zephyr_kit.admission import Door
 from zephyr_kit.batch import Tree
-from zephyr_kit.corpus import Corpus, DataError, Portion, corpus_key, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, DataError, corpus_key, prepare, refuse_bad_rows
 from zephyr_kit.example import BadRow, Example, ExampleError, Message
+from zephyr_kit.portion import Portion
 
 Row = Example | BadRow
 DOOR = Door(1, 64, "cut")
@@ -136,8 +137,8 @@ def test_an_empty_corpus_can_be_opened(tmp_path: Path) -> None:
         ({}, False),
         ({"source": Rows((), name="others")}, True),
         ({"fraction": 0.5}, True),
-        ({"fraction": 0.5, "seed": 1}, True),
-        ({"seed": 1}, False),
+        ({"fraction": 0.5, "draw": 1}, True),
+        ({"draw": 1}, False),
         ({"limit": 3}, True),
         ({"tokenizer": Letters("others")}, True),
         ({"completions": 2}, True),
@@ -148,7 +149,7 @@ def test_an_empty_corpus_can_be_opened(tmp_path: Path) -> None:
 )
 def test_the_key_changes_with_the_content(changes: dict[str, Any], differs: bool) -> None:
     def key(**given: Any) -> str:
-        how = {name: given.pop(name) for name in ("fraction", "limit", "seed") if name in given}
+        how = {name: given.pop(name) for name in ("fraction", "limit", "draw") if name in given}
         portion = Portion(given.pop("source", pairs("a|b")), **how)
         portions, tokenizer = [portion] * given.pop("portions", 1), given.pop("tokenizer", Letters())
         return corpus_key(portions, tokenizer, replace(DOOR, **given))
@@ -157,17 +158,17 @@ def test_the_key_changes_with_the_content(changes: dict[str, Any], differs: bool
 
 
 def test_seeds_of_a_fraction_make_different_keys() -> None:
-    keys = {corpus_key([Portion(pairs("a|b"), fraction=0.5, seed=seed)], Letters(), DOOR) for seed in range(3)}
+    keys = {corpus_key([Portion(pairs("a|b"), fraction=0.5, draw=seed)], Letters(), DOOR) for seed in range(3)}
     assert len(keys) == 3
 
 
 def test_a_portion_is_a_fixed_random_share(tmp_path: Path) -> None:
     source = pairs(*[f"a|{'b' * (1 + number % 7)}" for number in range(400)])
-    half = [row.origin for row in Portion(source, fraction=0.5, seed=3).rows()]
-    assert half == [row.origin for row in Portion(source, fraction=0.5, seed=3).rows()]
-    assert half != [row.origin for row in Portion(source, fraction=0.5, seed=4).rows()]
+    half = [row.origin for row in Portion(source, fraction=0.5, draw=3).rows()]
+    assert half == [row.origin for row in Portion(source, fraction=0.5, draw=3).rows()]
+    assert half != [row.origin for row in Portion(source, fraction=0.5, draw=4).rows()]
     assert 150 < len(half) < 250
-    assert [row.origin for row in Portion(source, fraction=0.5, limit=9, seed=3).rows()] == half[:9]
+    assert [row.origin for row in Portion(source, fraction=0.5, limit=9, draw=3).rows()] == half[:9]
     mixed = prepare([Portion(source, limit=2), Portion(pairs("x|y"), limit=9)], Letters(), DOOR, cache=tmp_path)
     assert (len(mixed), mixed.ledger["read"]) == (3, 3)
 
@@ -202,7 +203,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_corpus import DOOR, Letters, pairs
-from zephyr_kit.corpus import Portion, prepare
+from zephyr_kit.corpus import prepare
+from zephyr_kit.portion import Portion
 
 def stop(done):
     if done == 2:

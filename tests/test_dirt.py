@@ -16,7 +16,8 @@ from zkit_sources.files import Csv, Jsonl, LocalFiles
 
 from zephyr_kit.admission import Door
 from zephyr_kit.cli import main
-from zephyr_kit.corpus import Corpus, DataError, Portion, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
+from zephyr_kit.portion import Portion
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 GOOD = {"messages": [USER, ASSISTANT]}

@@ -109,11 +109,12 @@ def test_short_weights_learn_as_adamw_on_float32_copies() -> None:
     for number in range(20):
         work = work_of(seed=number)
         trainer.step(work)
+        master.grad = torch.zeros_like(master)
         for item in work.works:
             (-copies.score(item.batch).sum() / work.num_units).backward()
-        master.grad = copies.module.logits_VV.grad.float()  # type: ignore[union-attr]
+            master.grad += copies.module.logits_VV.grad.float()  # type: ignore[union-attr]
+            copies.module.logits_VV.grad = None
         optimizer.step()
-        copies.module.logits_VV.grad = None
         copies.module.logits_VV.data.copy_(master.data)
         assert torch.equal(policy.module.logits_VV, copies.module.logits_VV)
     torch.testing.assert_close(trainer.masters.optimized["logits_VV"], master, rtol=1e-6, atol=1e-8)

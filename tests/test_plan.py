@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from zkit_mistral.tokenizer import open_tokenizer
 from zkit_sources.files import Jsonl
 
-from zephyr_kit.corpus import Corpus, Door, Portion, prepare
+from zephyr_kit.corpus import Corpus, Door, prepare
 from zephyr_kit.plan import Plan, epoch_order, pack
+from zephyr_kit.portion import Portion
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=50).map(lambda values: np.array(values, np.int64))
 SEED = st.integers(0, 2**32)

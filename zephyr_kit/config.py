@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from zephyr_kit import ZkitError
+from zephyr_kit.protocols import INLINE
 
 USE = "use"
 
@@ -63,11 +64,6 @@ def default_use(name: str) -> Any:
     return field(metadata={USE: name})
 
 
-def inline() -> Any:
-    """Make a field whose offer takes the keys of the table that are not other fields'."""
-    return field(metadata={"inline": True})
-
-
 @dataclass(frozen=True)
 class Builder:
     """Builds dataclasses from tables, and remembers every value it settled."""
@@ -82,7 +78,7 @@ class Builder:
         """Make `cls` from a table; refuse unknown and missing keys (`also` are known, but elsewhere), and wrong types."""
         hints = get_type_hints(cls, include_extras=True)
         known = {f.name: f for f in dataclasses.fields(cls) if f.init}
-        inlined = next((name for name, f in known.items() if "inline" in f.metadata), None)
+        inlined = next((name for name, f in known.items() if INLINE in f.metadata), None)
         given = dict(table)
         if inlined is not None:
             given = _split(given, known, inlined)

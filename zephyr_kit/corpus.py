@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,9 @@ import numpy.typing as npt
 from zephyr_kit import ZkitError
 from zephyr_kit.admission import Admission, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
-from zephyr_kit.example import BadRow, Example
 from zephyr_kit.plan import Indices
-from zephyr_kit.protocols import DataSource, Tokenizer
+from zephyr_kit.portion import Portion
+from zephyr_kit.protocols import Tokenizer
 
 FORMAT = 2
 """Part of every key: a corpus of another format is made anew."""
@@ -39,27 +39,6 @@ NUM_REASONS_TOLD = 10
 
 class DataError(ZkitError):
     """Data that cannot be trained on; the message names the first rows at fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """A data source, and how much of it to take."""
-
-    source: DataSource
-    fraction: float = 1.0
-    limit: int | None = None
-    seed: int = 0
-
-    def rows(self) -> Iterator[Example | BadRow]:
-        """The rows taken: the first `limit` of a random `fraction`, in the source's order."""
-        return itertools.islice(self._drawn(), self.limit)
-
-    def _drawn(self) -> Iterator[Example | BadRow]:
-        rows = self.source.rows()
-        if self.fraction == 1.0:
-            return rows
-        draw = np.random.Generator(np.random.Philox(key=[self.seed, 0]))
-        return (row for row in rows if draw.random() < self.fraction)
 
 
 @dataclass
@@ -163,7 +142,7 @@ class Corpus:
 
 def corpus_key(portions: Sequence[Portion], tokenizer: Tokenizer, door: Door) -> str:
     """The name of the corpus that these make: equal if and only if all is that its content depends on."""
-    parts = [[p.source.fingerprint(), p.fraction, p.limit, p.seed if p.fraction < 1 else None] for p in portions]
+    parts = [[p.source.fingerprint(), p.fraction, p.limit, p.draw if p.fraction < 1 else None] for p in portions]
     content = [FORMAT, parts, tokenizer.fingerprint(), door.completions, door.max_length, door.too_long]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 

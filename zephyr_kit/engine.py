@@ -124,7 +124,6 @@ class Trainer:
 
     def _update(self, learning_rate: float) -> Tensor:
         self._sum_gradients()
-        self.masters.take_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -137,18 +136,19 @@ class Trainer:
         """Add up the gradients of replicated parameters over ranks, in one message."""
         if self.world.size == 1:
             return
-        parameters = list(self.masters.model.values())
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for parameter, piece in zip(parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+        for parameter, piece in zip(self.parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
             parameter.grad = piece.view_as(parameter)
 
 
 class Meter:
     """Turns totals on the device into reports, waiting for the device at most about once a second."""
 
-    def __init__(self, *, num_steps: int, epoch: Callable[[int], float], every: float = 1.0) -> None:
-        self._num_steps, self._epoch, self._every = num_steps, epoch, every
+    def __init__(
+        self, *, num_steps: int, epoch: Callable[[int], float], rows: Callable[[int], str] | None = None, every: float = 1.0
+    ) -> None:
+        self._num_steps, self._epoch, self._rows, self._every = num_steps, epoch, rows, every
         self._waiting: list[Totals] = []
         self._since = time.monotonic()
 
@@ -156,6 +156,10 @@ class Meter:
         """Take the totals of a step; return the reports that are due."""
         self._waiting.append(totals)
         return self.flush() if time.monotonic() - self._since >= self._every else []
+
+    def restart(self) -> None:
+        """Forget the time since the last reports: it went into something other than steps."""
+        self._since = time.monotonic()
 
     def flush(self) -> list[Report]:
         """All reports that are waiting; raises when a figure is not a number."""
@@ -174,7 +178,7 @@ class Meter:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"step {totals.step}: the loss is {loss} and the gradient norm {norm}; "
-                "lower the learning rate, or look at the rows of this step"
+                f"lower the learning rate, or look at the rows of this step{self._rows(totals.step - 1) if self._rows else ''}"
             )
         epoch = self._epoch(totals.step - 1)
         return Report(

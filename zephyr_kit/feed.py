@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from zephyr_kit.batch import Batch, lay_out
 from zephyr_kit.corpus import Corpus
-from zephyr_kit.plan import Plan, pack
+from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.protocols import Objective, num_units
 from zephyr_kit.reference import ReferenceScores
 from zephyr_kit.world import World
@@ -55,14 +56,18 @@ class Feed:
     world: World
     reference: ReferenceScores | None = None
 
+    @cached_property
+    def lengths(self) -> Indices:
+        """Tokens that each example takes in a row."""
+        return self.corpus.row_lengths(share_prompts=self.share_prompts)
+
     def steps(self, plan: Plan, *, first: int) -> Iterator[StepWork]:
         """The work of each step from `first` on, prepared in the background."""
         return ahead(self.step(plan.step(number)) for number in range(first, plan.num_steps))
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        lengths = self.corpus.row_lengths(share_prompts=self.share_prompts)
-        packs = pack(indices, lengths, self.capacity, multiple=self.world.size)
+        packs = pack(indices, self.lengths, self.capacity, multiple=self.world.size)
         whole = [self._work(members) for members in packs]
         return StepWork(
             [work.to(self.device) for work in self.world.mine(whole)],

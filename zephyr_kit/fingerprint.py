@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from zephyr_kit.cache import cache_folder
@@ -18,7 +19,9 @@ def file_fingerprint(path: Path) -> str:
         return note.read_text("ascii")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    note.write_text(digest, "ascii")
+    staging = note.with_name(f".{note.name}.{os.getpid()}")
+    staging.write_text(digest, "ascii")
+    staging.rename(note)
     return digest
 
 

@@ -76,5 +76,10 @@ def zkit_step_ended(run: Run, report: Report) -> None:
 
 
 @hookspec
+def zkit_held_out(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    """The held-out data was looked at after `step`; means of the loss and of the metrics."""
+
+
+@hookspec
 def zkit_run_ended(run: Run, error: BaseException | None) -> None:
     """A stage has ended, also when it failed."""

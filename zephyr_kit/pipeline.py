@@ -19,12 +19,15 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.config import plain
 from zephyr_kit.observe import Narrator
-from zephyr_kit.plugins import Plugins
-from zephyr_kit.preset import EvaluateStage, Preset, Stage, Take, TrainStage
+from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
+from zephyr_kit.portion import Portion
+from zephyr_kit.preset import EvaluateStage, Preset, Stage, TrainStage
 from zephyr_kit.protocols import Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, surroundings, write_json, write_text
 from zephyr_kit.stage import Training
 
+RECIPE = 1
+"""Part of every stage's key: raised when the same preset comes to mean another result."""
 MACHINE_KEYS = ("tokens_per_batch", "share_prompts", "checkpoint_every", "keep_checkpoints", "held_out_every")
 """Keys of `train` that may change while a run is under way: they change no result, except for which units dropout hides."""
 
@@ -135,6 +138,14 @@ class Pipeline:
 
         return opened
 
+    def _third_parties(self, stage: Stage, task: TrainStage) -> dict[str, str]:
+        """Other distributions whose offers the stage uses, with their versions: their code is part of the result."""
+        sources = [portion.source for portion in (*task.data, *task.held_out)]
+        used = {type(part) for part in (stage.model, task.objective, task.train.optimizer, *sources)}
+        makers = {plugin for kind in OFFERS for cls, plugin in self.plugins.offered_by(kind).values() if cls in used}
+        origins = [self.plugins.origins[maker] for maker in makers if maker in self.plugins.origins]
+        return {origin.distribution: origin.version for origin in origins if origin.distribution != DISTRIBUTION}
+
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
         folder, reasons = self.folder.open_stage(stage.name, key)
         if reasons:
@@ -147,6 +158,8 @@ class Pipeline:
     def _training_key(self, stage: Stage, task: TrainStage, before: Trained | None) -> dict[str, Any]:
         start = Start(before.folder if before else None, stage.changed, self.preset.seed)
         return {
+            "recipe": RECIPE,
+            "plugins": self._third_parties(stage, task),
             "settings": _settings(stage),
             "seed": self.preset.seed,
             "model": dict(stage.model.fingerprint()),
@@ -161,8 +174,7 @@ def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
     """What the preset's `[needs]` names and this machine has not."""
     needs = preset.needs
     if needs.device == "cuda" and device.type != "cuda":
-        amount = f"{needs.devices} CUDA GPU{'s' if needs.devices > 1 else ''} with {needs.memory:g} GiB"
-        yield f"[needs] {amount}: torch finds none on this machine (device: {device.type})"
+        yield f"[needs] a CUDA GPU with {needs.memory:g} GiB: torch finds none on this machine (device: {device.type})"
         return
     total = _memory(device)
     if total < needs.memory:
@@ -177,12 +189,14 @@ def _memory(device: torch.device) -> float:
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
-    ours = {f"train.{key}" for key in MACHINE_KEYS}
-    return {key: value for key, value in stage.settings.items() if key not in ours}
+    """The stage's own keys that decide its result; model and data are in its key by their content."""
+    free = {"bad_rows", "reference", *(f"train.{key}" for key in MACHINE_KEYS)}
+    content = ("model.", "data[", "held_out[")
+    return {key: value for key, value in stage.settings.items() if key not in free and not key.startswith(content)}
 
 
-def _fingerprints(takes: Sequence[Take]) -> list[str]:
-    return [take.source.fingerprint() for take in takes]
+def _fingerprints(portions: Sequence[Portion]) -> list[list[Any]]:
+    return [[portion.source.fingerprint(), portion.fraction, portion.limit, portion.draw] for portion in portions]
 
 
 def _digest(key: Mapping[str, Any]) -> str:

@@ -35,6 +35,9 @@ BLOCK = "ZKIT_BLOCK_PLUGINS"
 """Environment variable: names of plugins, with commas between them, that are not loaded."""
 
 
+DISTRIBUTION = "zephyr-kit"
+
+
 class PluginError(ZkitError):
     """Two plugins disagree, or one is written wrongly."""
 
@@ -113,6 +116,17 @@ class Plugins:
                     both = f"{owners[command]} and {self.describe(name)}"
                     raise PluginError(f"command `{command}` is offered by both {both}; {_way_out(name)}")
                 owners.setdefault(command, self.describe(name))
+
+    def tell(self, hook: str, **facts: Any) -> list[str]:
+        """Tell observers; one that raises is told of once, by name, and stops nothing."""
+        complaints = []
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            name, known = implementation.plugin_name, dict(self._faults)
+            with self._blaming(name, hook):
+                implementation.function(*[facts[argument] for argument in implementation.argnames])
+            if (name, hook) in self._faults and (name, hook) not in known:
+                complaints.append(f"plugin {self.describe(name)} is broken: {self._faults[name, hook]}; training goes on")
+        return complaints
 
     def hooks_of(self, name: str) -> list[str]:
         """The hooks that a plugin implements."""

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.changes import apply_changes
-from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, did_you_mean, inline
-from zephyr_kit.protocols import Backend, DataSource, Objective, OptimizerFactory, Suite
+from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, did_you_mean
+from zephyr_kit.portion import Portion
+from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Suite
 
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -21,19 +22,6 @@ Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 STAGE_NAME = r"[a-z][a-z0-9_-]*"
 RESERVED = ("smoke", "superseded")
 """Folders of a run that are not stages."""
-
-
-@dataclass(frozen=True)
-class Take:
-    """A data source, and how much of it to take; its other keys are the source's own."""
-
-    source: DataSource = inline()
-    fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """The share of rows to take, drawn at random."""
-    limit: Positive | None = None
-    """At most so many rows."""
-    draw: Seed = 0
-    """Seed of the random draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +62,23 @@ class TrainStage:
     """A stage that minimises an objective."""
 
     objective: Objective
-    data: tuple[Take, ...]
+    data: tuple[Portion, ...]
     train: Train
-    held_out: tuple[Take, ...] = ()
+    held_out: tuple[Portion, ...] = ()
     max_length: Positive = 2048
     """Tokens of a prompt with its longest completion."""
     too_long: Literal["cut", "drop", "refuse"] = "cut"
     """What to do with longer ones; `cut` ones and `drop`ped ones are counted by name, `refuse`d ones are bad rows."""
     bad_rows: Share = 0.01
     """The share of rows that may be bad before the run stops."""
-    reference: Literal["cached", "live"] = "cached"
-    """Score the reference once, before the first step, or again and again while training."""
+    reference: Literal["cached", "live"] | None = None
+    """Score the reference once, before the first step (`cached`, unless said otherwise), or again and again while training."""
 
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
+        if self.reference is not None and not self.objective.needs_reference:
+            raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
 
 
 @dataclass(frozen=True)
@@ -108,9 +98,7 @@ class Needs:
 
     device: Literal["any", "cuda"] = "any"
     memory: Annotated[float, Ge(0)] = 0.0
-    """GiB on each device (of the host, when there is no other)."""
-    devices: Positive = 1
-    """How many devices together hold that memory."""
+    """GiB of the device (of the host, when there is no other)."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +203,8 @@ def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) ->
     if not isinstance(override, dict):
         raise builder.error(where, f"`model` = {override!r}: should be a table of keys of [model] to override")
     kind = _kind(builder, table, where)
+    if override and kind is EvaluateStage:
+        raise builder.error(where, "`model`: a stage that measures takes the models as the stages before it left them")
     own = Builder(builder.offers, builder.file, builder.origins)
     task = own.build(kind, {key: value for key, value in table.items() if key != "model"}, where, also=["model"])
     # Built under its own path, so that errors and origins name the place where the override stands.

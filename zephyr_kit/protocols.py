@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from zephyr_kit.example import BadRow, Example, Message
 
 
+INLINE = "inline"
+"""Marks the field, in its metadata, whose table is written among the keys of the one it is in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probability of each of the M target tokens, and the completion it belongs to.

@@ -115,7 +115,12 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         lines = []
         for key in sorted({*before, *after}):
-            lines += differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+            inside = f"{path}.{key}" if path else str(key)
+            if key not in before or key not in after:
+                told = f"was {_short(before[key])}, is gone" if key in before else f"is new, {_short(after[key])}"
+                lines.append(f"{inside}: {told}")
+            else:
+                lines += differences(before[key], after[key], inside)
         return lines
     return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
 

@@ -10,7 +10,7 @@ from typing import Any, cast, get_type_hints
 
 from zephyr_kit.config import USE, Offers, item_of_tuple, plain, without_none
 from zephyr_kit.preset import STAGE_NAME, EvaluateStage, Header, TrainStage
-from zephyr_kit.protocols import Backend
+from zephyr_kit.protocols import INLINE, Backend
 
 JSON = dict[str, Any]
 
@@ -21,8 +21,7 @@ def preset_schema(offers: Offers) -> JSON:
     header = writer.table(Header)
     override = {"description": "Keys of [model] that this stage sets for itself.", "anyOf": writer.parts(Backend)}
     stages = [writer.table(kind) for kind in (TrainStage, EvaluateStage)]
-    for stage in stages:
-        stage["properties"]["model"] = override
+    stages[0]["properties"]["model"] = override
     named = {"propertyNames": {"pattern": f"^{STAGE_NAME}$"}, "additionalProperties": {"oneOf": stages}, "minProperties": 1}
     properties = {**header["properties"], "model": writer.value(Backend), "stages": {"type": "object", **named}}
     return {
@@ -47,7 +46,7 @@ class _Writer:
         required: list[str] = []
         inlined: list[Any] = []
         for f in dataclasses.fields(cls):
-            if "inline" in f.metadata:
+            if INLINE in f.metadata:
                 inlined.append(hints[f.name])
                 continue
             properties[f.name] = {**self.value(hints[f.name]), **_default(f), **({"description": docs[f.name]} if f.name in docs else {})}

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from zephyr_kit.config import plain
-from zephyr_kit.preset import EvaluateStage, Needs, Preset, Stage, Take, Train, TrainStage
+from zephyr_kit.portion import Portion
+from zephyr_kit.preset import EvaluateStage, Needs, Preset, Stage, Train, TrainStage
 
 STEPS = 4
 EXAMPLES_PER_STEP = 4
@@ -41,7 +42,7 @@ def _task(task: TrainStage, folder: Path) -> TrainStage:
     )
 
 
-def _takes(takes: tuple[Take, ...], folder: Path) -> tuple[Take, ...]:
+def _takes(takes: tuple[Portion, ...], folder: Path) -> tuple[Portion, ...]:
     small = (take.source.miniature(folder / str(number)) for number, take in enumerate(takes))
     return tuple(replace(take, source=source, limit=None, fraction=1.0) for take, source in zip(takes, small, strict=True))
 

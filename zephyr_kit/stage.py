@@ -14,19 +14,22 @@ from zephyr_kit.admission import Door
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.corpus import Corpus, Portion, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, prepare, refuse_bad_rows
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.preset import Stage, Take, TrainStage
+from zephyr_kit.portion import Portion
+from zephyr_kit.preset import Stage, TrainStage
 from zephyr_kit.protocols import Policy, Start, Tokenizer
 from zephyr_kit.reference import ReferenceScores, score_corpus
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.world import World
+
+NUM_ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class Training:
         _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
 
-    def _corpus(self, takes: Sequence[Take], tokenizer: Tokenizer, name: str) -> Corpus:
-        portions = [Portion(take.source, take.fraction, take.limit, take.draw) for take in takes]
+    def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
         door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
         with self.narrator.track(f"tokenising {name}") as advance:
             corpus = prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
@@ -99,7 +101,7 @@ class Training:
             return score_corpus(
                 policy,
                 corpus,
-                self.folder.path / "reference" / f"{name}.npy",
+                self.folder.path / "reference" / f"{name}-{corpus.folder.name}.npy",
                 device=self.device,
                 capacity=train.tokens_per_batch,
                 share_prompts=train.share_prompts,
@@ -158,17 +160,16 @@ class _Loop:
 
     def run(self) -> None:
         """Run, and tell observers of the start, of every step, and of the end."""
-        hook = self.training.plugins.manager.hook
         run = self._about()
         error: BaseException | None = None
         try:
-            hook.zkit_run_started(run=run)
+            self._tell("zkit_run_started", run=run)
             self._steps(run)
         except BaseException as caught:
             error = caught
             raise
         finally:
-            hook.zkit_run_ended(run=run, error=error)
+            self._tell("zkit_run_ended", run=run, error=error)
 
     def _about(self) -> Run:
         training = self.training
@@ -183,31 +184,42 @@ class _Loop:
 
     def _steps(self, run: Run) -> None:
         train = self.training.task.train
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch)
+        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows)
         for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
             self._report(run, meter.add(self.trainer.step(work)))
             step = self.trainer.num_steps_taken
             last = step == self.plan.num_steps
-            if last or step % train.held_out_every == 0:
-                self._report(run, meter.flush())
-                self._look(step)
-            if last or step % train.checkpoint_every == 0:
+            look, keep = (last or step % every == 0 for every in (train.held_out_every, train.checkpoint_every))
+            if look or keep:
                 # Flushed first: a figure that is not a number must stop the run before it is kept.
                 self._report(run, meter.flush())
+            if look and self.held_out is not None:
+                self._look(run, self.held_out, step)
+            if keep:
                 self.checkpoints.save(self.trainer.state())
+            if look or keep:
+                meter.restart()
 
     def _report(self, run: Run, reports: Sequence[Report]) -> None:
         MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)
         for report in reports:
-            self.training.plugins.manager.hook.zkit_step_ended(run=run, report=report)
+            self._tell("zkit_step_ended", run=run, report=report)
 
-    def _look(self, step: int) -> None:
-        if self.held_out is None:
-            return
-        feed = self.held_out
-        groups = pack(range(len(feed.corpus)), feed.corpus.row_lengths(share_prompts=feed.share_prompts), feed.capacity)
+    def _look(self, run: Run, feed: Feed, step: int) -> None:
+        groups = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
         means = self.trainer.evaluate(feed.step(group) for group in groups)
         MetricLog(self.training.folder.metrics).append([{"step": step, **{f"held_out/{name}": value for name, value in means.items()}}])
+        self._tell("zkit_held_out", run=run, step=step, metrics=means)
+
+    def _rows(self, step: int) -> str:
+        """Where the first rows of a step stand."""
+        indices = self.plan.step(step)
+        named = [self.feed.corpus.origins[index] for index in indices[:NUM_ROWS_NAMED]]
+        return f" ({', '.join(named)}{' …' if len(indices) > len(named) else ''})"
+
+    def _tell(self, hook: str, **facts: Any) -> None:
+        for complaint in self.training.plugins.tell(hook, **facts):
+            self.training.narrator.say(complaint)
 
 
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:

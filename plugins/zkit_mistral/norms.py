@@ -16,10 +16,35 @@ def keep_dtype(model: nn.Module) -> None:
     proofs in float64 to 1e-5.
     """
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = MethodType(_forward, module)
+        if type(module).__name__.endswith("RMSNorm"):
+            _keep_dtype(module)
 
 
-def _forward(self: Any, hidden: Tensor) -> Tensor:
-    scaled: Tensor = self.weight * (hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon))
+@torch.no_grad()
+def _keep_dtype(norm: Any) -> None:
+    """Replace its forward by the one of ours that says the same; a norm of another kind stays as it is."""
+    example = torch.linspace(-2, 3, norm.weight.numel(), dtype=norm.weight.dtype, device=norm.weight.device)
+    for forward in (_scaled, _scaled_by_one_more):
+        ours = MethodType(forward, norm)
+        if hasattr(norm, "eps") or hasattr(norm, "variance_epsilon"):
+            if torch.allclose(ours(example), norm(example), rtol=1e-4, atol=1e-4):
+                norm.forward = ours
+                return
+
+
+def _scaled(self: Any, hidden: Tensor) -> Tensor:
+    """Mistral's, Llama's, Qwen's."""
+    scaled: Tensor = self.weight * _normed(self, hidden)
     return scaled
+
+
+def _scaled_by_one_more(self: Any, hidden: Tensor) -> Tensor:
+    """Gemma's."""
+    scaled: Tensor = (1 + self.weight) * _normed(self, hidden)
+    return scaled
+
+
+def _normed(self: Any, hidden: Tensor) -> Tensor:
+    eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+    normed: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
+    return normed

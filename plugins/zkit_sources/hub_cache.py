@@ -9,8 +9,10 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Thread
+
+from zephyr_kit.patience import within
 
 PROBE_SECONDS = 2.0
 
@@ -98,15 +100,8 @@ def is_data(path: Path) -> bool:
 
 
 def ask_hub(repo: str, revision: str | None) -> Answer:
-    """The commit that the hub has, or why it does not say; after two seconds it is not reachable.
-
-    It asks in a thread, since a dead name server blocks for longer than any time limit of HTTP.
-    """
-    answers: list[Answer] = []
-    thread = Thread(target=lambda: answers.append(request(repo, revision)), daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return answers[0] if answers else Answer(problem=f"no answer within {PROBE_SECONDS:g} s")
+    """The commit that the hub has, or why it does not say; after two seconds it is not reachable."""
+    return within(PROBE_SECONDS, partial(request, repo, revision)) or Answer(problem=f"no answer within {PROBE_SECONDS:g} s")
 
 
 def request(repo: str, revision: str | None) -> Answer:

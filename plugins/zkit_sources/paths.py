@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from zephyr_kit import ZkitError
+from zephyr_kit.fingerprint import file_fingerprint
 
 
 def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
@@ -65,12 +66,11 @@ def file_problem(path: Path) -> str:
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """A blake2b digest of the contents of files, in order; their names do not count."""
+    """A digest of the contents of files, in order; their names do not count."""
     whole = hashlib.blake2b(digest_size=20)
     for path in paths:
         try:
-            with path.open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+            whole.update(file_fingerprint(path).encode())
         except OSError as error:
             raise ZkitError(f"{path.absolute()}: cannot be read: {error.strerror or error}") from error
     return whole.hexdigest()

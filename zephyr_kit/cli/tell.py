@@ -15,7 +15,7 @@ from zephyr_kit.observe import Advance, Report, Run
 from zephyr_kit.protocols import Evaluation
 
 SECONDS_BETWEEN_LINES = 10.0
-SHOWN = {"reward/accuracy": "accuracy", "reward/margin": "margin"}
+SHOWN = {"loss": "loss", "reward/accuracy": "accuracy", "reward/margin": "margin"}
 
 
 class Teller:
@@ -59,6 +59,10 @@ class Teller:
             self.say(f"{run.stage} step {report.step}/{report.num_steps}  {line}")
 
     @hookimpl
+    def zkit_held_out(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:
+        self.say(f"{run.stage} step {step}/{run.num_steps}  held out: {shown(metrics)}")
+
+    @hookimpl
     def zkit_run_ended(self, run: Run, error: BaseException | None) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -92,8 +96,12 @@ class Teller:
 
 def figures(report: Report) -> str:
     """The figures of a step that are worth watching, in one line."""
-    metrics = "".join(f"  {name} {report.metrics[key]:.3f}" for key, name in SHOWN.items() if key in report.metrics)
-    return f"loss {report.loss:.4f}{metrics}  {report.tokens_per_second:,.0f} tokens/s"
+    return f"{shown({'loss': report.loss, **report.metrics})}  {report.tokens_per_second:,.0f} tokens/s"
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """The metrics that are worth watching."""
+    return "  ".join(f"{name} {metrics[key]:.4g}" for key, name in SHOWN.items() if key in metrics)
 
 
 def figure(value: float | None) -> str:

@@ -1,0 +1,110 @@
+"""The keys of the `[model]` table. Nothing here imports torch or transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Interval
+
+from zephyr_kit.config import default_use
+from zephyr_kit.protocols import Attention, DataSource
+from zkit_mistral.templates import NAMED
+
+Positive = Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685), through peft."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Gt(0)] = 16
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers to adapt, or all linear ones but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn magnitude and direction apart (arXiv 2402.09353)."""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """The frozen base in 4 or 8 bits, through bitsandbytes (QLoRA, arXiv 2305.14314)."""
+
+    bits: Literal[4, 8] = 4
+    kind: Literal["nf4", "fp4"] | None = None
+    """The 4-bit type; nf4 unless said otherwise."""
+    double: bool | None = None
+    """Quantise the 4-bit constants too; so it is unless said otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.bits == 8:
+            for key, value in (("kind", self.kind), ("double", self.double)):
+                if value is not None:
+                    raise ValueError(f"`{key}` = {json.dumps(value)} is for 4 bits; leave it out with `bits` = 8")
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A new model of Mistral's architecture with random weights, and a tokenizer learned from text."""
+
+    text: tuple[DataSource, ...]
+    """What the byte-pair encoding is learned from."""
+    vocabulary: Annotated[int, Gt(259)] = 1024
+    width: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    mlp_width: Positive = 512
+    context: Positive = 512
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError(f"width = {self.width} must divide by heads = {self.heads}, and heads by kv_heads = {self.kv_heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a causal language model of transformers is made from."""
+
+    weights: str | None = None
+    """A folder in Hugging Face format, or a repository's name."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    scratch: Scratch | None = None
+    """Make a new model instead of taking `weights`."""
+    dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """What the model computes in. Trained weights are kept and updated in float32 at least."""
+    template: str = "auto"
+    """Chat template: `zephyr`, `chatml`, a file ending in .jinja, or `auto`: the tokenizer's own, else Zephyr's."""
+    system: str | None = None
+    """System turn for dialogues that have none; becomes part of the template."""
+    lora: Lora | None = None
+    quantize: Quantize | None = None
+    attention: Attention = default_use("auto")
+    activation_checkpointing: bool = False
+    """Compute the activations of a layer again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) == (self.scratch is None):
+            raise ValueError("takes either `weights` or `scratch`" + (", not both" if self.weights else ", and has neither"))
+        if self.revision is not None and self.scratch is not None:
+            raise ValueError(f'`revision` = "{self.revision}" is one of a repository\'s; a model from `scratch` has none')
+        if self.quantize is not None and self.lora is None:
+            raise ValueError("`quantize` freezes the weights, so it needs `lora` to have something to train")
+        if self.quantize is not None and self.scratch is not None:
+            raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
+        if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
+            known = ", ".join(map(json.dumps, ("auto", *NAMED)))
+            raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
+
+    @property
+    def place(self) -> str:
+        """`weights` as transformers takes them: the full path of a folder, so that it is found from elsewhere too, or a repository."""
+        assert self.weights is not None, "a model from scratch has no place"
+        folder = Path(self.weights).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else self.weights
