@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ def write_card(
     *,
     run: str,
     stage: str,
+    before: Sequence[str],
+    seed: int,
     settings: Mapping[str, Any],
     ledger: Mapping[str, Any],
     last: Mapping[str, Any],
@@ -26,7 +28,8 @@ def write_card(
     front += [f"base_model: {base}"] if base else []
     front += ["tags:", "- zephyr-kit", f"- {objective}"]
     lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
-    lines += [f"Stage `{stage}` of the run `{run}`, trained with the objective `{objective}` by zephyr-kit.", ""]
+    path = " → ".join([f"`{base}`" if base else "random weights", *(f"stage `{name}`" for name in (*before, stage))])
+    lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", ""]
     lines += ["## Data", "", *table(("rows read", "kept", "cut", "dropped", "bad", "tokens", "trained tokens"), [_counts(ledger)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
     lines += ["## Settings", "", *table(("key", "value"), [(f"`{k}`", f"`{json.dumps(v, default=str)}`") for k, v in settings.items()]), ""]

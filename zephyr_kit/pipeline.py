@@ -82,13 +82,14 @@ class Pipeline:
 
     def _checks(self) -> list[Callable[[], Sequence[str]]]:
         checks: list[Callable[[], Sequence[str]]] = []
-        start = Start()
+        before: Path | None = None
         for stage in self.preset.stages:
             if isinstance(stage.task, TrainStage):
+                start = Start(before, stage.changed, self.preset.seed)
                 checks.append(partial(stage.model.problems, self.device, start=start))
                 checks.append(partial(stage.task.train.optimizer.problems, self.device))
                 checks += [take.source.problems for take in (*stage.task.data, *stage.task.held_out)]
-                start = Start(self.folder.stage(stage.name).model)
+                before = self.folder.stage(stage.name).model
             else:
                 checks += [suite.problems for suite in stage.task.suites]
         return checks
@@ -113,7 +114,16 @@ class Pipeline:
             start = Start(before.folder if before else None, stage.changed, self.preset.seed)
             self._note_work(stage)
             Training(
-                self.preset.name, stage, task, folder, start, self.preset.seed, self.device, self.plugins, self.narrator
+                self.preset.name,
+                stage,
+                task,
+                folder,
+                start,
+                self.preset.seed,
+                self.device,
+                self.plugins,
+                self.narrator,
+                tuple(one.stage.name for one in trained),
             ).run()
         return Trained(stage, folder.model, _digest(key))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from zephyr_kit.config import plain
+from zephyr_kit.config import Setting, plain
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import EvaluateStage, Needs, Preset, Stage, Train, TrainStage
 
@@ -18,7 +18,8 @@ MAX_LENGTH = 2048
 def miniature(preset: Preset, folder: Path) -> Preset:
     """The preset with a shrunken model, generated rows and a few steps; `folder` holds both."""
     stages = tuple(_stage(stage, folder) for stage in preset.stages)
-    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages)
+    settings = [Setting(f"stages.{stage.name}.{key}", value, "--smoke") for stage in stages for key, value in stage.settings.items()]
+    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages, settings=tuple(settings))
 
 
 def _stage(stage: Stage, folder: Path) -> Stage:

@@ -45,6 +45,8 @@ class Training:
     device: torch.device
     plugins: Plugins
     narrator: Narrator
+    before: tuple[str, ...] = ()
+    """The stages that the model has been through."""
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
@@ -141,7 +143,16 @@ class Training:
         with self.narrator.track("saving the model"):
             policy.save(staging)
         last = _last(MetricLog(self.folder.metrics).lines())
-        write_card(staging, run=self.run_name, stage=self.stage.name, settings=self.stage.settings, ledger=corpus.ledger, last=last)
+        write_card(
+            staging,
+            run=self.run_name,
+            stage=self.stage.name,
+            before=self.before,
+            seed=self.seed,
+            settings=self.stage.settings,
+            ledger=corpus.ledger,
+            last=last,
+        )
         shutil.rmtree(self.folder.model, ignore_errors=True)
         staging.rename(self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})

@@ -14,13 +14,13 @@ from zephyr_kit import ZkitError
 from zephyr_kit.config import suggest
 
 if TYPE_CHECKING:
-    from zkit_mistral.backend import Lora
+    from zkit_mistral.settings import Lora
 
 TRAINED, EARLIER, REFERENCE, MERGED = "default", "earlier", "reference", "merged"
 CONFIG_FILE = "adapter_config.json"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adapters:
     """The adapters of a peft model, by the parts they play."""
 
@@ -98,9 +98,7 @@ def is_adapter(folder: Path | None) -> bool:
 
 def base_of(folder: Path) -> str:
     """The weights that an adapter belongs to."""
-    from peft import PeftConfig
-
-    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    return str(json.loads((folder / CONFIG_FILE).read_text("utf-8"))["base_model_name_or_path"])
 
 
 def new_adapters(model: Any, lora: Lora) -> Adapters:

@@ -12,7 +12,7 @@ from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs, mistral_config
 
 if TYPE_CHECKING:
-    from zkit_mistral.backend import Mistral
+    from zkit_mistral.settings import Settings
 
 WIDTHS = {
     "hidden_size": 64,
@@ -25,28 +25,28 @@ WIDTHS = {
 }
 
 
-def make_miniature(backend: Mistral, folder: Path) -> Path:
+def make_miniature(settings: Settings, folder: Path) -> Path:
     """Write the model and a byte tokenizer into a folder in Hugging Face format."""
     from transformers import AutoModelForCausalLM
 
     place = folder / "model"
     tokenizer = byte_pairs([], 258)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_config(backend, tokenizer), dtype=getattr(torch, backend.dtype))
+    model = AutoModelForCausalLM.from_config(_config(settings, tokenizer), dtype=getattr(torch, settings.dtype))
     with quiet():
         model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
 
 
-def _config(backend: Mistral, tokenizer: Any) -> Any:
+def _config(settings: Settings, tokenizer: Any) -> Any:
     """The model's own configuration with smaller numbers where it is at hand, else Mistral's."""
     from transformers import AutoConfig
 
-    if backend.weights is not None:
+    if settings.weights is not None:
         try:
             with warnings.catch_warnings(action="ignore"):
-                config = AutoConfig.from_pretrained(backend.weights, revision=backend.revision, local_files_only=True)
+                config = AutoConfig.from_pretrained(settings.place, revision=settings.revision, local_files_only=True)
         except (OSError, ValueError):
             pass  # not on this machine; a smoke run asks no network
         else:

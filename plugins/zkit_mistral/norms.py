@@ -23,13 +23,14 @@ def keep_dtype(model: nn.Module) -> None:
 @torch.no_grad()
 def _keep_dtype(norm: Any) -> None:
     """Replace its forward by the one of ours that says the same; a norm of another kind stays as it is."""
-    example = torch.linspace(-2, 3, norm.weight.numel(), dtype=norm.weight.dtype, device=norm.weight.device)
+    if getattr(norm, "weight", None) is None or _eps(norm) is None:
+        return
+    example = torch.linspace(-2, 3, norm.weight.numel()).to(norm.weight)
+    theirs = norm(example)
     for forward in (_scaled, _scaled_by_one_more):
         ours = MethodType(forward, norm)
-        if hasattr(norm, "eps") or hasattr(norm, "variance_epsilon"):
-            if torch.allclose(ours(example), norm(example), rtol=1e-4, atol=1e-4):
-                norm.forward = ours
-                return
+        if torch.allclose(ours(example), theirs, rtol=1e-4, atol=1e-4):
+            norm.forward = ours
 
 
 def _scaled(self: Any, hidden: Tensor) -> Tensor:
@@ -45,6 +46,9 @@ def _scaled_by_one_more(self: Any, hidden: Tensor) -> Tensor:
 
 
 def _normed(self: Any, hidden: Tensor) -> Tensor:
-    eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
-    normed: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
+    normed: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + _eps(self))
     return normed
+
+
+def _eps(norm: Any) -> Any:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))

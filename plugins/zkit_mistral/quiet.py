@@ -13,7 +13,9 @@ def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and remarks about each other."""
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    talker = logging.getLogger("bitsandbytes")
+    level = talker.level
+    talker.setLevel(logging.ERROR)
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -21,5 +23,6 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
             yield
     finally:
+        talker.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -13,7 +13,7 @@ from typing import Any
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import plain
 from zephyr_kit.example import BadRow
-from zkit_mistral.backend import Scratch
+from zkit_mistral.settings import Scratch
 
 BOS, EOS = "<s>", "</s>"
 

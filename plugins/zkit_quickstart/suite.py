@@ -8,11 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from annotated_types import Ge, Gt
+
+from zephyr_kit import ZkitError
+from zephyr_kit.config import default_use, suggest
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Evaluation, Policy, Sampling, Tokenizer
-from zkit_quickstart.judge import QuickstartJudge, points
+from zephyr_kit.protocols import Evaluation, Judge, Policy, Sampling, Tokenizer
+from zkit_quickstart.judge import points
 from zkit_quickstart.source import QuickstartData
 
 if TYPE_CHECKING:
@@ -20,33 +24,37 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 3
 
+Positive = Annotated[int, Gt(0)]
+
 Enter = Callable[[], AbstractContextManager[Policy]]
 """Loads a model for as long as the context lasts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class QuickstartSuite:
     """Compares models on wishes held out from training: loss, points, wins and preferences."""
 
-    prompts: int = 100
+    prompts: Positive = 100
     """How many held-out wishes each model answers."""
-    pairs: int = 200
+    pairs: Positive = 200
     """How many held-out preference pairs each model scores."""
     seed: int = 0
     against: str = "sft"
     """The model that the others are compared with."""
-    max_new_tokens: int = 120
-    temperature: float = 0.7
+    max_new_tokens: Positive = 120
+    temperature: Annotated[float, Ge(0)] = 0.7
+    judge: Judge = default_use("quickstart")
 
     def problems(self) -> Sequence[str]:
-        """Senseless counts."""
-        fields = {"prompts": self.prompts, "pairs": self.pairs, "max_new_tokens": self.max_new_tokens}
-        return [f"{name} = {value}: must be at least 1" for name, value in fields.items() if value < 1]
+        """Nothing: it makes its own questions."""
+        return []
 
     def evaluate(self, models: Mapping[str, Enter], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Measure each model, loading one at a time; the replies go to `replies.jsonl`."""
         from zkit_quickstart.measure import measure
 
+        if self.against not in models:
+            raise ZkitError(f"suite quickstart: against = {self.against!r}: there is no such stage{suggest(self.against, models)}")
         chats = list(QuickstartData("chat", "held_out", self.prompts, self.seed).rows())
         pairs = list(QuickstartData("preference", "held_out", self.pairs, self.seed).rows())
         dialogues = [last_question(chat) for chat in chats]
@@ -55,7 +63,8 @@ class QuickstartSuite:
         for name, enter in models.items():
             with enter() as policy:
                 answers[name] = measure(policy, tokenizer, chats, pairs, dialogues=dialogues, sampling=sampling)
-        scores = {name: judge_replies(dialogues, given.replies) for name, given in answers.items()}
+            del policy  # or two models would be held at once
+        scores = {name: judge_replies(self.judge, dialogues, given.replies) for name, given in answers.items()}
         keep_replies(folder / "replies.jsonl", dialogues, {name: given.replies for name, given in answers.items()})
         rows = {name: self._row(name, answers, scores) for name in answers}
         return Evaluation("Stories never asked for in training", self._columns(), rows, samples(dialogues, answers))
@@ -64,21 +73,25 @@ class QuickstartSuite:
         """A few wishes and pairs, and short answers."""
         return replace(self, prompts=min(self.prompts, 4), pairs=min(self.pairs, 4), max_new_tokens=min(self.max_new_tokens, 8))
 
+    @property
+    def _wins(self) -> str:
+        return f"wins over {self.against}"
+
     def _row(self, name: str, answers: Mapping[str, Answers], scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
-        compared = self.against in answers and name != self.against
+        compared = name != self.against
         return {
             "loss": answers[name].loss,
-            "score": fmean(scores[name]),
-            "wins": win_rate(scores[name], scores[self.against]) if compared else None,
-            "preference": share_above(answers[name].margins, answers[self.against].margins) if compared else None,
+            "task score": fmean(scores[name]),
+            self._wins: win_rate(scores[name], scores[self.against]) if compared else None,
+            "reward accuracy": share_above(answers[name].margins, answers[self.against].margins) if compared else None,
         }
 
     def _columns(self) -> dict[str, str]:
         return {
             "loss": "surprise per token at the teacher's answers; lower is better at imitating it, flaws and all",
-            "score": "the judge's mean points for its own answers, 0 to 10",
-            "wins": f"share of wishes where its answer scores higher than that of {self.against}; a tie counts half",
-            "preference": f"share of pairs where it leans to the better answer more than {self.against} does",
+            "task score": "the judge's mean points for its own answers, 0 to 10",
+            self._wins: f"share of wishes where its answer scores higher than that of {self.against}; a tie counts half",
+            "reward accuracy": f"share of pairs where it leans to the better answer more than {self.against} does",
         }
 
 
@@ -87,9 +100,8 @@ def last_question(chat: Example) -> tuple[Message, ...]:
     return (*chat.prompt, *chat.completions[0])[:-1]
 
 
-def judge_replies(dialogues: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[float]:
+def judge_replies(judge: Judge, dialogues: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[float]:
     """One score for each reply."""
-    judge = QuickstartJudge()
     return [judge.score(dialogue, [reply])[0] for dialogue, reply in zip(dialogues, replies, strict=True)]
 
 
