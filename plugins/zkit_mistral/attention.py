@@ -68,13 +68,15 @@ def _attend(
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    packed: Packed,
+    packed: Packed | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """One layer: (1, heads, T, size) each, to (1, T, heads, size)."""
     unheard = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unheard:
         raise ZkitError(f"{type(module).__name__} asks its attention for {', '.join(unheard)}, which packed rows do not offer")
+    if packed is None:
+        raise ZkitError(f"{type(module).__name__} is not told which tokens belong together: its model passes no keyword arguments on")
     packed.asked.add(int(getattr(module, "layer_idx", len(packed.asked))))
     attended = packed.attention.attend(
         query[0], key[0], value[0], packed.batch, scale=scaling, window=sliding_window, dropout=dropout

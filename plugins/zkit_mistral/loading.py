@@ -138,6 +138,6 @@ def _check_head(model: Any) -> None:
 
 def _tolerance(settings: Settings) -> float:
     """How far two orders of the same sums may lie apart, as a share of what they say."""
-    if settings.quantize is not None:
-        return 0.3
-    return 0.2 if settings.dtype == "bfloat16" else 1e-3
+    if settings.quantize is not None and settings.quantize.bits == 8:
+        return 0.3  # activations are rounded too
+    return 0.15 if settings.dtype == "bfloat16" else 1e-3

@@ -50,7 +50,19 @@ def _config(settings: Settings, tokenizer: Any) -> Any:
         except (OSError, ValueError):
             pass  # not on this machine; a smoke run asks no network
         else:
-            ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-            config.update({**{key: value for key, value in WIDTHS.items() if hasattr(config, key)}, **ids, "pad_token_id": None})
+            config.update({**_shrunken(config), **_ids(tokenizer)})
             return config
     return mistral_config(tokenizer, **WIDTHS)
+
+
+def _shrunken(config: Any) -> dict[str, Any]:
+    smaller = {key: value for key, value in WIDTHS.items() if hasattr(config, key)}
+    if kinds := getattr(config, "layer_types", None):
+        # A layer of each kind, as far as there is room.
+        smaller["layer_types"] = [*dict.fromkeys(kinds), *kinds][: WIDTHS["num_hidden_layers"]]
+    return smaller
+
+
+def _ids(tokenizer: Any) -> dict[str, Any]:
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    return {"vocab_size": len(tokenizer), **ends}
