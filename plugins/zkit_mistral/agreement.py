@@ -33,7 +33,7 @@ def check_agreement(model: Any, attention: Attention, *, tolerance: float) -> No
     model.eval()
     try:
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-            agrees = any(_gap(model, attention, seed) <= tolerance for seed in range(DRAWS))
+            agrees = any(_agree(model, attention, tolerance, seed=seed) for seed in range(DRAWS))
     finally:
         model.train(training)
     if not agrees:
@@ -43,12 +43,13 @@ def check_agreement(model: Any, attention: Attention, *, tolerance: float) -> No
         )
 
 
-def _gap(model: Any, attention: Attention, seed: int) -> float:
-    """How far the two lie apart on random tokens, as a share of the spread."""
+def _agree(model: Any, attention: Attention, tolerance: float, *, seed: int) -> bool:
+    """Whether both say the same of a few random tokens."""
     tokens = np.random.default_rng(seed).integers(model.config.vocab_size, size=PROMPT + 2 * REPLY).astype(np.int32)
     prompt, *replies = np.split(tokens, [PROMPT, PROMPT + REPLY])
     ours, theirs = _packed(model, attention, prompt, replies), _by_logits(model, prompt, replies)
-    return ((ours - theirs).square().mean().sqrt() / theirs.std()).item()
+    gap, spread = (ours - theirs).square().mean().sqrt(), theirs.std()
+    return bool(gap <= tolerance * spread)
 
 
 def _packed(model: Any, attention: Attention, prompt: Any, replies: Any) -> Tensor:
@@ -66,4 +67,5 @@ def _by_logits(model: Any, prompt: Any, replies: Any) -> Tensor:
         logits = model(input_ids=rows, use_cache=False).logits[:, PROMPT - 1 : -1]
     finally:
         model.set_attn_implementation(NAME)
-    return logits.double().log_softmax(-1).gather(-1, rows[:, PROMPT:, None]).flatten()
+    logp: Tensor = logits.double().log_softmax(-1).gather(-1, rows[:, PROMPT:, None])
+    return logp.flatten()

@@ -15,7 +15,7 @@ from zkit_mistral.agreement import check_agreement
 from zkit_mistral.norms import keep_dtype
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
-from zkit_mistral.reach import refusals
+from zkit_mistral.reach import looks_like_folder, refusals
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ def _place(settings: Settings, start: Start) -> tuple[str, str | None]:
         return settings.place, settings.revision
     if is_adapter(start.folder):
         base = base_of(start.folder)
+        if looks_like_folder(base) and not Path(base).is_dir():
+            raise ZkitError(
+                f"{start.folder}: is an adapter, and the model below it is not where it was: {base} (if it was moved, "
+                "move it back, or write where it is under base_model_name_or_path in the adapter's adapter_config.json)"
+            )
         return base, settings.revision if base == settings.weights else None
     # In full, for peft writes it into the adapters that stand on it.
     return str(start.folder.absolute()), None

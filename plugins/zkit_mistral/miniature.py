@@ -56,7 +56,7 @@ def _config(settings: Settings, tokenizer: Any) -> Any:
 
 
 def _shrunken(config: Any) -> dict[str, Any]:
-    smaller = {key: value for key, value in WIDTHS.items() if hasattr(config, key)}
+    smaller: dict[str, Any] = {key: value for key, value in WIDTHS.items() if hasattr(config, key)}
     if kinds := getattr(config, "layer_types", None):
         # A layer of each kind, as far as there is room.
         smaller["layer_types"] = [*dict.fromkeys(kinds), *kinds][: WIDTHS["num_hidden_layers"]]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.fingerprint import file_fingerprint, folder_fingerprint
 from zephyr_kit.patience import within
-from zkit_mistral.adapters import base_of, is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +48,6 @@ def refusals(settings: Settings, start: Start) -> Iterator[str]:
     for key in ORIGIN_KEYS:
         if key in start.changed:
             yield f"model.{key} in a later stage: it starts from what the stage before left ({start.folder}), so only the first can set it"
-    if is_adapter(start.folder) and looks_like_folder(base := base_of(start.folder)) and not Path(base).is_dir():
-        yield (
-            f"{start.folder}: is an adapter, and the model below it is not where it was: {base} (if it was moved, "
-            "move it back, or write where it is under base_model_name_or_path in the adapter's adapter_config.json)"
-        )
 
 
 def weights_fingerprint(settings: Settings) -> Any:

@@ -20,7 +20,8 @@ BOS, EOS = "<s>", "</s>"
 
 def learn_tokenizer(scratch: Scratch) -> Path:
     """A folder with a byte-pair encoding learned from the text; learned once."""
-    key = hashlib.blake2b(json.dumps([[source.fingerprint() for source in scratch.text], scratch.vocabulary]).encode(), digest_size=16).hexdigest()
+    learned_from = json.dumps([[source.fingerprint() for source in scratch.text], scratch.vocabulary])
+    key = hashlib.blake2b(learned_from.encode(), digest_size=16).hexdigest()
     folder = cache_folder("tokenizers") / key
     if not folder.exists():
         staging = folder.with_name(f".{key}.{os.getpid()}")
