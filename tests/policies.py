@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import random_trees
 from torch import Tensor, nn
-from zkit_attentions.auto import Auto
+from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_mistral.policy import MistralPolicy
 
@@ -23,7 +23,7 @@ PAIRS = random_trees(4, completions=2, longest=9)
 
 
 def backend(weights: Path, **options: Any) -> Mistral:
-    return Mistral(**{"weights": str(weights), "dtype": "float32", "template": "zephyr", "attention": Auto(), **options})
+    return Mistral(**{"weights": str(weights), "dtype": "float32", "template": "zephyr", "attention": Segments(), **options})
 
 
 def load(weights: Path, start: Start | None = None, *, train: bool = True, **options: Any) -> MistralPolicy:

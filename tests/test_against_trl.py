@@ -52,7 +52,7 @@ class Case:
 
 
 def model(shared: Path, lora: Lora | None = None) -> Mistral:
-    attention = Plugins().offered(Attention)["auto"]()
+    attention = Plugins().offered(Attention)["segments"]()
     return Mistral(weights=str(shared / "models/stories260k"), dtype="float32", template="zephyr", lora=lora, attention=attention)
 
 

@@ -12,7 +12,6 @@ import torch
 from policies import PAIRS, assert_close, gradients, load, scores
 from tiny import logits_logp, random_trees, write_model
 from torch import Tensor
-from zkit_attentions.auto import Auto
 from zkit_attentions.dense import Dense
 from zkit_attentions.segments import Segments
 from zkit_mistral.agreement import check_agreement
@@ -131,7 +130,7 @@ def test_the_check_leaves_no_trace(weights: Path, dtype: str) -> None:
     for training in (True, False):
         model.train(training)
         before = torch.random.get_rng_state()
-        check_agreement(model, Auto(), tolerance=0.15)
+        check_agreement(model, Segments(), tolerance=0.15)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert all(module.training is training for module in model.modules())
         assert model.config._attn_implementation == NAME
@@ -143,7 +142,7 @@ def test_layers_that_mix_tokens_otherwise_are_refused(tmp_path: Path, weights: P
     causal = bare(policy.module.model)
     causal.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ZkitError, match="linear_attention"):
-        type(policy.module)(policy.module.model, Auto())
+        type(policy.module)(policy.module.model, Segments())
     causal.config.layer_types = None
     causal.config._attn_implementation = "sdpa"
     with pytest.raises(ZkitError, match="0 of 2 layers"):

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
-from zkit_attentions.auto import Auto
 from zkit_attentions.dense import Dense
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 from zkit_preference.dpo import Dpo
 from zkit_preference.ipo import Ipo
+from zkit_quickstart.judge import QuickstartJudge
 from zkit_quickstart.source import QuickstartData
 from zkit_sft.objective import Sft
 
-from zephyr_kit.testing import AttentionLaws, BackendLaws, DataSourceLaws, ObjectiveLaws, OptimizerLaws
+from zephyr_kit.example import Message
+from zephyr_kit.testing import AttentionLaws, BackendLaws, DataSourceLaws, JudgeLaws, ObjectiveLaws, OptimizerLaws
 
 
 class TestSft(ObjectiveLaws):
@@ -63,10 +64,6 @@ class TestDenseWithWindow(AttentionLaws):
     window = 3
 
 
-class TestAuto(AttentionLaws):
-    attention = Auto()
-
-
 class TestAdamW(OptimizerLaws):
     factory = AdamW()
 
@@ -102,9 +99,9 @@ class _Tiny(BackendLaws):
 
     @pytest.fixture(autouse=True)
     def _backend(self, tmp_path):
-        base = Mistral(weights="none", dtype="float32", attention=Auto())
+        base = Mistral(weights="none", dtype="float32", attention=Segments())
         small = base.miniature(tmp_path)
-        self.backend = Mistral(weights=small.weights, template="zephyr", attention=Auto(), **{"dtype": "float32", **self.overrides})
+        self.backend = Mistral(weights=small.weights, template="zephyr", attention=Segments(), **{"dtype": "float32", **self.overrides})
 
 
 class TestFullWeights(_Tiny):
@@ -135,3 +132,13 @@ class TestQlora(_Tiny):
 class TestQloraIn8Bits(_Tiny):
     overrides = {"lora": Lora(rank=4), "quantize": Quantize(bits=8)}
     tolerance = 5e-3
+
+
+class TestQuickstartJudge(JudgeLaws):
+    judge = QuickstartJudge()
+    dialogue = (Message("user", "Tell me a short story about a brave otter who finds a map in the old mill."),)
+    better = (
+        "Once upon a time, a brave otter named Luna was playing in the old mill. Suddenly she saw a map with a red star in one corner, "
+        "lying behind a sack of flour. In the end, Luna and a kind owl danced until the stars came out. Sweet dreams!"
+    )
+    worse = "An otter. An otter. An otter ..."

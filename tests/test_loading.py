@@ -12,7 +12,7 @@ import pytest
 import torch
 from policies import CPU, PAIRS, backend, load, scores, shake, trained
 from tiny import logits_logp, write_model
-from zkit_attentions.auto import Auto
+from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize, Scratch
 from zkit_mistral.policy import bare
 from zkit_mistral.quiet import quiet
@@ -32,7 +32,7 @@ def problems(model: Mistral, start: Start | None = None) -> str:
 
 
 def scratch(**options: Any) -> Mistral:
-    return Mistral(scratch=Scratch((), width=32, layers=1, mlp_width=32), attention=Auto(), **options)
+    return Mistral(scratch=Scratch((), width=32, layers=1, mlp_width=32), attention=Segments(), **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
@@ -138,11 +138,11 @@ def test_an_adapter_on_random_weights_is_refused(earlier: Path) -> None:
 def test_a_home_folder_is_found(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(weights.parent))
     home = f"~/{weights.name}"
-    model = Mistral(weights=home, dtype="float32", template="zephyr", attention=Auto())
+    model = Mistral(weights=home, dtype="float32", template="zephyr", attention=Segments())
     assert not problems(model)
     assert model.fingerprint()["weights"] == backend(weights).fingerprint()["weights"]
     assert torch.equal(scores(model.load(CPU, start=Start(), train=False)), scores(load(weights)))
-    assert str(weights.parent / "nowhere") in problems(Mistral(weights="~/nowhere", attention=Auto()))
+    assert str(weights.parent / "nowhere") in problems(Mistral(weights="~/nowhere", attention=Segments()))
 
 
 def test_an_adapter_finds_the_stage_below_it_from_anywhere(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_slow_name_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("socket.getaddrinfo", slow)
     monkeypatch.setattr("zkit_mistral.reach.SECONDS", 0.3)
-    found = problems(Mistral(weights="some-owner/some-model", attention=Auto()))
+    found = problems(Mistral(weights="some-owner/some-model", attention=Segments()))
     assert not gone.is_set()
     assert "the hub does not answer" in found
     assert "hf download some-owner/some-model" in found
@@ -193,7 +193,7 @@ def test_a_miniature_has_the_architecture_of_the_configuration(tmp_path: Path, a
 
     config = getattr(transformers, f"{architecture}Config")()
     config.save_pretrained(tmp_path / "whole")
-    model = Mistral(weights=str(tmp_path / "whole"), dtype="float32", attention=Auto()).miniature(tmp_path)
+    model = Mistral(weights=str(tmp_path / "whole"), dtype="float32", attention=Segments()).miniature(tmp_path)
     policy = model.load(CPU, start=Start(), train=True)
     shrunken = bare(policy.module.model).config
     assert shrunken.model_type == config.model_type

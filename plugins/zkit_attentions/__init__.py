@@ -1,4 +1,4 @@
-"""Attention for packed rows that share prompts: `segments`, `dense`, and `auto`, which picks."""
+"""Attention for packed rows that share prompts: `segments`, and `dense`, which is right by definition."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def zkit_attentions() -> Mapping[str, type[Attention]]:
     """Offer the kernels that need nothing but torch."""
-    from zkit_attentions.auto import Auto
     from zkit_attentions.dense import Dense
     from zkit_attentions.segments import Segments
 
-    return {"auto": Auto, "dense": Dense, "segments": Segments}
+    return {"dense": Dense, "segments": Segments}

@@ -85,7 +85,7 @@ class Settings:
     """System turn for dialogues that have none; becomes part of the template."""
     lora: Lora | None = None
     quantize: Quantize | None = None
-    attention: Attention = default_use("auto")
+    attention: Attention = default_use("segments")
     activation_checkpointing: bool = False
     """Compute the activations of a layer again in the backward pass instead of keeping them."""
 
