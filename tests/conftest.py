@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch and huggingface_hub are imported, and for every process that a test starts. One
 # thread: two on a busy machine wait for each other, and round differently.
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test is timed, hypothesis's neither.
+settings.register_profile("zephyr-kit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("zephyr-kit")
 
 
 @pytest.fixture(scope="session", autouse=True)

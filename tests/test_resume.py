@@ -202,16 +202,46 @@ def test_a_changed_beta_runs_its_own_stage_again_and_says_why(preset: Path, stra
             assert after[f"superseded/dpo-1/{name.removeprefix('dpo/')}"] == data
     assert after["dpo/model/adapter_model.safetensors"] != before["dpo/model/adapter_model.safetensors"]
     assert [line["step"] for line in lines(finished, "dpo")] == list(range(1, STEPS + 1))
-    # And back again: the first beta's result is made anew, the same to the bit.
-    run_here(preset, finished)
-    assert content(finished / "dpo/model") == content(straight / "dpo/model")
-    assert {path.name for path in (finished / "superseded").iterdir()} == {"dpo-1", "dpo-2"}
+    # And back again: the first beta's result is taken from the shelf.
+    said = run_here(preset, finished)
+    assert "stage dpo is taken back from superseded/, where the same one was" in said
+    assert content(finished / "dpo") == content(straight / "dpo")
+    assert {path.name for path in (finished / "superseded").iterdir()} == {"dpo-2"}
+
+
+@pytest.mark.parametrize("damage", ["remove the folder", "remove a file", "flip a bit"])
+def test_a_damaged_result_is_made_again_from_its_last_checkpoint(preset: Path, straight: Path, finished: Path, damage: str) -> None:
+    model = finished / "dpo" / "model"
+    weights = model / "adapter_model.safetensors"
+    if damage == "remove the folder":
+        shutil.rmtree(model)
+    elif damage == "remove a file":
+        weights.unlink()
+    else:
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    said = run_here(preset, finished)
+    assert "is made again, from its last checkpoint" in said
+    assert f"going on after step {STEPS}" in said
+    assert content(model) == content(straight / "dpo" / "model")
+
+
+def test_a_full_disk_is_told_in_a_line(preset: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from zephyr_kit.cli import main; main()"
+    arguments = ["run", str(preset), "--output", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "file too large" in done.stderr
+    assert "the same command goes on" in done.stderr
 
 
 def test_a_changed_first_stage_runs_all_again(preset: Path, finished: Path) -> None:
     said = run_here(preset, finished, "stages.sft.train.learning_rate=2e-2", "stages.sft.train.steps=3", "stages.dpo.train.steps=2")
     assert "stage sft runs again: settings.train.learning_rate: was 0.01, is 0.02" in said
-    assert "stage dpo runs again: before: was" in said
+    assert "stage dpo runs again: the stage before it changed" in said
 
 
 @pytest.mark.parametrize("change", ["tokens_per_batch=512", "checkpoint_every=3", "share_prompts=false", "keep_checkpoints=1"])

@@ -30,10 +30,18 @@ def write_card(
     lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
     path = " → ".join([f"`{base}`" if base else "random weights", *(f"stage `{name}`" for name in (*before, stage))])
     lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", ""]
+    lines += ["## Use", "", *_use(adapter=(folder / "adapter_config.json").exists()), ""]
     lines += ["## Data", "", *table(("rows read", "kept", "cut", "dropped", "bad", "tokens", "trained tokens"), [_counts(ledger)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
     lines += ["## Settings", "", *table(("key", "value"), [(f"`{k}`", f"`{json.dumps(v, default=str)}`") for k, v in settings.items()]), ""]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _use(*, adapter: bool) -> list[str]:
+    loader = "from peft import AutoPeftModelForCausalLM as Model" if adapter else "from transformers import AutoModelForCausalLM as Model"
+    note = ["The adapter belongs on its base as it was trained: in the `dtype`, and quantised, as under Settings.", ""] if adapter else []
+    load = ['model = Model.from_pretrained("FOLDER")', 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']
+    return [*note, "```python", loader, "from transformers import AutoTokenizer", "", *load, "```"]
 
 
 def _counts(ledger: Mapping[str, Any]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: a corpus of another format is made anew."""
 NUM_FIRST_BAD = 5
 NUM_REASONS_TOLD = 10
@@ -53,6 +53,7 @@ class Ledger:
     tokens: int = 0
     trained: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    bad_reasons: Counter[str] = field(default_factory=Counter)
     first_bad: list[str] = field(default_factory=list)
 
     def enter(self, row: Admission) -> None:
@@ -67,12 +68,15 @@ class Ledger:
             self.trained += sum(int(flags.sum()) for flags in row.tree.trained)
         if row.reason is not None:
             self.reasons[row.reason] += 1
-        if row.fate == "bad" and len(self.first_bad) < NUM_FIRST_BAD:
-            self.first_bad.append(f"{row.origin}: {row.reason}")
+        if row.fate == "bad":
+            self.bad_reasons[str(row.reason)] += 1
+            if len(self.first_bad) < NUM_FIRST_BAD:
+                self.first_bad.append(f"{row.origin}: {row.reason}")
 
     def facts(self) -> dict[str, Any]:
         """JSON values."""
-        return {**vars(self), "reasons": dict(self.reasons.most_common())}
+        counts = {"reasons": dict(self.reasons.most_common()), "bad_reasons": dict(self.bad_reasons.most_common())}
+        return {**vars(self), **counts}
 
 
 @dataclass(frozen=True)
@@ -175,14 +179,15 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Pa
         raise DataError(f"{name}: the data has no rows")
     if bad > allowed * read:
         told = f"{bad:,} of {read:,} rows are bad ({bad / read:.2%}), more than bad_rows = {allowed} allows"
-        mend = "mend them, or allow more with bad_rows"
+        kinds, mend = ledger["bad_reasons"], "mend them, or allow more with bad_rows"
     elif not ledger["kept"]:
         told, mend = f"none of {read:,} rows is left to train on", "mend them, or set another max_length or too_long"
+        kinds = ledger["reasons"]
     else:
         return
-    reasons = [f"  {count:6,d} x {reason}" for reason, count in itertools.islice(ledger["reasons"].items(), NUM_REASONS_TOLD)]
-    if len(ledger["reasons"]) > NUM_REASONS_TOLD:
-        reasons.append(f"  and {len(ledger['reasons']) - NUM_REASONS_TOLD:,} more reasons")
+    reasons = [f"  {count:6,d} x {reason}" for reason, count in itertools.islice(kinds.items(), NUM_REASONS_TOLD)]
+    if len(kinds) > NUM_REASONS_TOLD:
+        reasons.append(f"  and {len(kinds) - NUM_REASONS_TOLD:,} more reasons")
     first = ["the first bad ones:", *(f"  {line}" for line in ledger["first_bad"])] if ledger["first_bad"] else []
     place = quarantine or corpus.folder / "quarantine.jsonl"
     raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {place}; {mend}"]))

@@ -54,7 +54,7 @@ def check(example: Example) -> None:
     if not example.completions:
         raise ExampleError("no completion")
     for message in example.prompt:
-        _check_message(message)
+        check_message(message)
     for number, completion in enumerate(example.completions):
         _check_completion(example.prompt, completion, completion_name(number, len(example.completions)))
     if len(set(example.completions)) < len(example.completions):
@@ -65,7 +65,7 @@ def _check_completion(prompt: Sequence[Message], completion: Sequence[Message], 
     if not completion:
         raise ExampleError(f"{name} is empty")
     for message in completion:
-        _check_message(message)
+        check_message(message)
     for place, message in (("begins", completion[0]), ("ends", completion[-1])):
         if message.role not in ("assistant", TEXT):
             raise ExampleError(f"{name} {place} with a {message.role} turn, not an assistant turn")
@@ -73,7 +73,8 @@ def _check_completion(prompt: Sequence[Message], completion: Sequence[Message], 
         raise ExampleError("two assistant turns follow each other")
 
 
-def _check_message(message: Message) -> None:
+def check_message(message: Message) -> None:
+    """Refuse an unknown role, content that is no text, and a reply that says nothing."""
     if message.role not in ROLES:
         close = difflib.get_close_matches(str(message.role), ROLES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(ROLES)})"

@@ -25,6 +25,6 @@ def file_fingerprint(path: Path) -> str:
     return digest
 
 
-def folder_fingerprint(folder: Path) -> dict[str, str]:
-    """Digest of each file of a folder, not of folders in it."""
-    return {path.name: file_fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()}
+def folder_fingerprint(folder: Path, endings: tuple[str, ...] = ("",)) -> dict[str, str]:
+    """Digest of each file of a folder, not of folders in it, whose name ends so."""
+    return {path.name: file_fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name.endswith(endings)}

@@ -23,8 +23,8 @@ from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import EvaluateStage, Preset, Stage, TrainStage
 from zephyr_kit.protocols import Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, surroundings, write_json, write_text
-from zephyr_kit.stage import Training
+from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
+from zephyr_kit.stage import Training, check_data
 
 RECIPE = 1
 """Part of every stage's key: raised when the same preset comes to mean another result."""
@@ -57,7 +57,8 @@ class Pipeline:
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
-        with self.folder.locked():
+        with self.folder.locked(), disk_errors_told(self.folder.path):
+            self._check_data()
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
@@ -87,12 +88,23 @@ class Pipeline:
             if isinstance(stage.task, TrainStage):
                 start = Start(before, stage.changed, self.preset.seed)
                 checks.append(partial(stage.model.problems, self.device, start=start))
-                checks.append(partial(stage.task.train.optimizer.problems, self.device))
+                checks.append(partial(_located, f"stages.{stage.name}.train", stage.task.train.optimizer.problems, self.device))
                 checks += [take.source.problems for take in (*stage.task.data, *stage.task.held_out)]
                 before = self.folder.stage(stage.name).model
             else:
                 checks += [suite.problems for suite in stage.task.suites]
         return checks
+
+    def _check_data(self) -> None:
+        """Read and tokenise the data of every stage to come: a bad row must not be found after a day of training."""
+        latest: Path | None = None
+        for stage in self.preset.stages:
+            folder = self.folder.stage(stage.name)
+            if folder.done() is not None and folder.model.is_dir():
+                latest = folder.model
+            elif isinstance(stage.task, TrainStage):
+                tokenizer = stage.model.tokenizer(Start(latest, stage.changed, self.preset.seed))
+                check_data(stage.name, stage.task, tokenizer, self.narrator, self.folder.path)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
@@ -157,12 +169,18 @@ class Pipeline:
         return {origin.distribution: origin.version for origin in origins if origin.distribution != DISTRIBUTION}
 
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
-        folder, reasons = self.folder.open_stage(stage.name, key)
-        if reasons:
+        folder, differing = self.folder.open_stage(stage.name, key)
+        damage = folder.damage()
+        if damage is not None:
+            self.narrator.say(f"stage {stage.name}: {damage}; it is made again, from its last checkpoint if that is there")
+            folder.reopen()
+        elif folder.done() is not None:
+            told = " is taken back from superseded/, where the same one was" if differing else ": done before, nothing changed"
+            self.narrator.say(f"stage {stage.name}{told}")
+        elif differing:
+            reasons = ["the stage before it changed" if line.startswith("before: ") else line for line in differing]
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
-        elif folder.done() is not None:
-            self.narrator.say(f"stage {stage.name}: done before, nothing changed")
         return folder
 
     def _training_key(self, stage: Stage, task: TrainStage, before: Trained | None) -> dict[str, Any]:
@@ -196,6 +214,10 @@ def _memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _located(table: str, problems: Callable[[torch.device], Sequence[str]], device: torch.device) -> list[str]:
+    return [f"[{table}] {line}" for line in problems(device)]
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

@@ -176,6 +176,10 @@ class Backend(Protocol):
         """JSON values that change whenever the weights it starts from would."""
         ...
 
+    def max_length(self, start: Start) -> int | None:
+        """How many positions the model has, without loading it; None if there is no limit."""
+        ...
+
     def tokenizer(self, start: Start) -> Tokenizer:
         """The tokenizer, without loading the model."""
         ...

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +27,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from zephyr_kit import ZkitError, __version__
+from zephyr_kit.fingerprint import folder_fingerprint
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
+
+
+DISK_ERRORS = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
 
 
 class RunError(ZkitError):
@@ -61,8 +68,25 @@ class StageFolder:
         return _read(self.path / "done.json")
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Mark the stage as ended."""
-        write_json(self.path / "done.json", facts)
+        """Mark the stage as ended; remember the content of the model, if it made one."""
+        write_json(self.path / "done.json", {**facts, "files": self._files()})
+
+    def damage(self) -> str | None:
+        """What has happened to the result since the stage ended; None if nothing, or if it has not ended."""
+        done = self.done()
+        found = self._files()
+        for name, digest in (done or {}).get("files", {}).items():
+            if found.get(name) != digest:
+                return f"model/{name} {'has changed' if name in found else 'is missing'}"
+        return None
+
+    def reopen(self) -> None:
+        """Take the mark away, so that the stage ends again, from its last checkpoint if that is there."""
+        (self.path / "done.json").unlink()
+
+    def _files(self) -> dict[str, str]:
+        """Digests of the files that make up the model; its card may be edited."""
+        return folder_fingerprint(self.model, (".safetensors", ".json", ".jinja")) if self.model.is_dir() else {}
 
     def key(self) -> dict[str, Any] | None:
         """What the stage's result depends on, as it was when the stage began."""
@@ -88,6 +112,8 @@ class RunFolder:
         if before is not None and before != key:
             reasons = differences(before, key)
             self._supersede(stage)
+        if not stage.path.exists():
+            self._take_back(stage, key)
         stage.path.mkdir(parents=True, exist_ok=True)
         write_json(stage.path / "key.json", key)
         return stage, reasons
@@ -96,7 +122,11 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes out while this one works in the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
+        try:
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written to: {error.strerror}; choose another folder with --output") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -104,10 +134,39 @@ class RunFolder:
             yield
 
     def _supersede(self, stage: StageFolder) -> None:
-        shelf = self.path / "superseded"
-        shelf.mkdir(exist_ok=True)
-        number = 1 + sum(1 for _ in shelf.glob(f"{stage.path.name}-*"))
-        stage.path.rename(shelf / f"{stage.path.name}-{number}")
+        if not stage.metrics.exists():
+            shutil.rmtree(stage.path)  # it never took a step
+            return
+        self._shelf.mkdir(exist_ok=True)
+        numbers = [int(place.name.rpartition("-")[2]) for place in self._shelf.glob(f"{stage.path.name}-*")]
+        stage.path.rename(self._shelf / f"{stage.path.name}-{max(numbers, default=0) + 1}")
+
+    def _take_back(self, stage: StageFolder, key: Mapping[str, Any]) -> None:
+        """Put a superseded stage back in its place when it is the very one that is asked for."""
+        for place in self._shelf.glob(f"{stage.path.name}-*"):
+            if StageFolder(place).key() == key:
+                place.rename(stage.path)
+                return
+
+    @property
+    def _shelf(self) -> Path:
+        return self.path / "superseded"
+
+
+@contextmanager
+def disk_errors_told(folder: Path) -> Iterator[None]:
+    """Say in a line that the disk is full, or cannot be written to; what was saved before stands."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        kind = next((words for words in DISK_ERRORS if words.lower() in str(error).lower()), None)
+        if kind is None:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise RunError(
+            f"{folder}: {kind[0].lower()}{kind[1:]} ({free:,.0f} MiB are free there); what was saved before stands, "
+            "and the same command goes on when that is mended"
+        ) from error
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:

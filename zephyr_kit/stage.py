@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from zephyr_kit import ZkitError
 from zephyr_kit.admission import Door
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.corpus import Corpus, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.metrics import MetricLog
@@ -30,6 +31,20 @@ from zephyr_kit.schedule import learning_rate
 from zephyr_kit.world import World
 
 NUM_ROWS_NAMED = 3
+
+
+def check_data(stage: str, task: TrainStage, tokenizer: Tokenizer, narrator: Narrator, folder: Path) -> None:
+    """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
+    for name, portions in (("data", task.data), ("held_out", task.held_out)):
+        if portions:
+            corpus = _prepare(task, portions, tokenizer, narrator, f"{name} of {stage}")
+            quarantine = folder / f"{stage}.{name}.quarantine.jsonl"
+            try:
+                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage}.{name}", quarantine=quarantine)
+            except DataError:
+                shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
+                raise
+            quarantine.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class Training:
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
+        self._check_length()
         tokenizer = self.stage.model.tokenizer(self.start)
         corpus = self._corpus(self.task.data, tokenizer, "data")
         held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
@@ -65,10 +81,14 @@ class Training:
         _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
 
+    def _check_length(self) -> None:
+        """Refuse rows that are longer than the model has positions."""
+        limit = self.stage.model.max_length(self.start)
+        if limit is not None and self.task.max_length > limit:
+            raise ZkitError(f"[stages.{self.stage.name}] `max_length` = {self.task.max_length}: the model has {limit} positions")
+
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
-        door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
-        with self.narrator.track(f"tokenising {name}") as advance:
-            corpus = prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
+        corpus = _prepare(self.task, portions, tokenizer, self.narrator, name)
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
         shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
@@ -153,6 +173,7 @@ class Training:
             ledger=corpus.ledger,
             last=last,
         )
+        _let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         staging.rename(self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})
@@ -233,12 +254,25 @@ class _Loop:
             self.training.narrator.say(complaint)
 
 
+def _prepare(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
+    door = Door(task.objective.completions, task.max_length, task.too_long)
+    with narrator.track(f"tokenising {label}") as advance:
+        return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
+
+
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     """The newest value of every metric."""
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
     return {name: value for name, value in newest.items() if name not in ("step", "tokens_per_second", "num_tokens", "num_targets")}
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give every file the mode of the card: safetensors writes files that only their owner can read."""
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:

@@ -37,6 +37,11 @@ class Mistral(Settings):
             settings["scratch"]["text"] = [source.fingerprint() for source in self.scratch.text]
         return {**settings, "template": template_fingerprint(self), "weights": weights_fingerprint(self)}
 
+    def max_length(self, start: Start) -> int | None:
+        from zkit_mistral.loading import max_length
+
+        return max_length(self, start)
+
     def tokenizer(self, start: Start) -> ChatTokenizer:
         from zkit_mistral.loading import tokenizer
 

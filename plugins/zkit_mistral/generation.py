@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Sampling
 from zkit_mistral.tokenizer import ChatTokenizer
@@ -25,6 +27,9 @@ def write_replies(
     """The reply to each dialogue, as one batch padded on the left; the same seed gives the same replies."""
     prompts = [tokenizer.prompt_ids(dialogue) for dialogue in dialogues]
     width = max(map(len, prompts))
+    room = (getattr(model.config, "max_position_embeddings", None) or width + sampling.max_new_tokens) - width
+    if room < 1:
+        raise ZkitError(f"the dialogue is {width:,} tokens long, and the model has {width + room:,} positions; begin a new one")
     pad = tokenizer.tokens.eos_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     seen = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -33,7 +38,7 @@ def write_replies(
         written = model.generate(
             input_ids=ids,
             attention_mask=seen,
-            generation_config=_config(tokenizer, sampling),
+            generation_config=_config(tokenizer, replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))),
             streamer=_streamer(tokenizer, on_text),
         )
     return [text.strip() for text in tokenizer.tokens.batch_decode(written[:, width:], skip_special_tokens=True)]

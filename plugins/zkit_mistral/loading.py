@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         model = _weights(settings, device, start, chat)
         _check_head(model)
         _keep_differentiable(model)
+        _keep_one_arithmetic(model, device)
         if settings.dtype == "float64":
             keep_dtype(model)
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
@@ -52,6 +54,17 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         if train and settings.activation_checkpointing:
             _checkpoint_activations(model)
     return MistralPolicy(model, adapters, chat, settings.attention, device)
+
+
+def max_length(settings: Settings, start: Start) -> int | None:
+    """The number of positions that the model was made for."""
+    if start.folder is None and settings.scratch is not None:
+        return settings.scratch.context
+    from transformers import AutoConfig
+
+    place, revision = _place(settings, start)
+    positions = getattr(AutoConfig.from_pretrained(place, revision=revision), "max_position_embeddings", None)
+    return None if positions is None else int(positions)
 
 
 def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatTokenizer) -> Any:
@@ -126,6 +139,25 @@ def _keep_differentiable(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _keep_one_arithmetic(model: Any, device: torch.device) -> None:
+    """Let 8-bit layers compute alike in training and in evaluation.
+
+    On a CPU, bitsandbytes multiplies in floating point while training and in integers
+    otherwise: the reference, scored in evaluation mode, would not be the model that training
+    starts from.
+    """
+    if device.type != "cpu":
+        return
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.train()
+            module.train = partial(_stay, module)
+
+
+def _stay(module: Any, mode: bool = True) -> Any:  # noqa: ARG001, FBT001, FBT002  torch's signature
+    return module
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -96,6 +96,8 @@ class Settings:
             raise ValueError(f'`revision` = "{self.revision}" is one of a repository\'s; a model from `scratch` has none')
         if self.quantize is not None and self.lora is None:
             raise ValueError("`quantize` freezes the weights, so it needs `lora` to have something to train")
+        if self.quantize is not None and self.quantize.bits == 8 and self.lora is not None and self.lora.dora:
+            raise ValueError("`lora.dora` needs the base's weights, which peft cannot read back from 8 bits; use 4 bits, or none")
         if self.quantize is not None and self.scratch is not None:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zephyr_kit.example import TEXT, Example, ExampleError, Message
+from zephyr_kit.example import TEXT, Example, ExampleError, Message, check_message
 from zkit_sources.turns import CONVERSATION_ROLES, MissingColumnError, Turns, describe, number_of, required, text_of, turns_of
 
 FormatName = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion", "preference", "text"]
@@ -88,6 +88,8 @@ def dialogue(turns: Turns) -> Example:
     """Everything before the first assistant turn is the prompt; what follows the last is dropped."""
     spoken = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
     if not spoken:
+        for turn in turns:
+            check_message(turn)  # a misspelt role is the likelier reason
         raise ExampleError("no assistant turn to learn from" if turns else "the list of turns is empty")
     return Example(turns[: spoken[0]], (turns[spoken[0] : spoken[-1] + 1],))
 

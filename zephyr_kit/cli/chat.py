@@ -75,6 +75,7 @@ def _talk(policy: Policy, system: str | None, sampling: Sampling) -> None:
 
 def _ask() -> str:
     try:
-        return input("\n> ").strip()
+        # Bytes that are no UTF-8 come as half characters, which no tokenizer can hold.
+        return input("\n> ").strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except EOFError:
         return ""
