@@ -61,6 +61,15 @@ def test_a_quantised_base_learns(wide: Path, quantize: Quantize, optimizer: Adam
         assert parameter.requires_grad or torch.equal(raw(parameter), frozen[name])
 
 
+@pytest.mark.parametrize("quantize", QUANTISED, ids=["nf4-double", "nf4", "fp4", "8-bit"])
+def test_the_reference_is_scored_as_training_scores(wide: Path, quantize: Quantize) -> None:
+    """Else DPO begins with a margin that nobody trained."""
+    policy, batch = quantised(wide, quantize), lay_out(PAIRS)
+    policy.module.train()
+    training = policy.score(batch).detach()
+    torch.testing.assert_close(scores(policy), training, rtol=1e-5, atol=1e-5)
+
+
 def raw(parameter: Tensor) -> Tensor:
     """A copy of the bytes: 4-bit weights in the guise of bfloat16 may spell NaN."""
     return parameter.detach().view(torch.uint8).clone()
