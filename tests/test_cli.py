@@ -47,10 +47,12 @@ text = [{ use = "quickstart", part = "text", count = 20 }]
 [stages.base]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
+max_length = 512
 train = { steps = 2, examples_per_step = 4, learning_rate = 1e-3 }
 [stages.sft]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
+max_length = 512
 train = { steps = 1, examples_per_step = 4, learning_rate = 1e-3 }
 """
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny import ListCorpus, random_trees, write_model
 from torch import Tensor
+from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral
 from zkit_optimizers.adamw import AdamW
 
@@ -22,7 +23,7 @@ from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.plan import Plan, pack
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.protocols import Attention, Objective, Start
+from zephyr_kit.protocols import Objective, Start
 from zephyr_kit.reference import ReferenceScores, score_corpus
 from zephyr_kit.world import World
 
@@ -81,7 +82,7 @@ def capacity_for(count: int, members: list[int], corpus: Any, *, share_prompts: 
 
 def train(weights: Path, objective: Objective, lora: Lora | None, schedule: Schedule, folder: Path) -> Result:
     corpus = corpus_of(objective.completions)
-    backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Plugins().offered(Attention)["auto"]())
+    backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Segments())
     policy = backend.load(CPU, start=Start(seed=1), train=True)
     reference: ReferenceScores | None = None
     if objective.needs_reference and schedule.cached:
@@ -140,7 +141,7 @@ def test_the_same_parameters_after_five_steps(
 
 def test_the_five_steps_did_move(weights: Path, objective: Objective, lora: Lora | None, plainly: Result) -> None:
     """So that equality above is not that of two models which stood still."""
-    backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Plugins().offered(Attention)["auto"]())
+    backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Segments())
     fresh = dict(backend.load(CPU, start=Start(seed=1), train=True).module.named_parameters())
     moved = [float((value - fresh[name].detach()).abs().max()) for name, value in plainly.parameters.items()]
     assert min(moved) > 1e-5

@@ -103,8 +103,8 @@ class Pipeline:
             if folder.done() is not None and folder.model.is_dir():
                 latest = folder.model
             elif isinstance(stage.task, TrainStage):
-                tokenizer = stage.model.tokenizer(Start(latest, stage.changed, self.preset.seed))
-                check_data(stage.name, stage.task, tokenizer, self.narrator, self.folder.path)
+                start = Start(latest, stage.changed, self.preset.seed)
+                check_data(stage, stage.task, start, self.narrator, self.folder.path)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])

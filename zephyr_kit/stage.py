@@ -33,14 +33,18 @@ from zephyr_kit.world import World
 NUM_ROWS_NAMED = 3
 
 
-def check_data(stage: str, task: TrainStage, tokenizer: Tokenizer, narrator: Narrator, folder: Path) -> None:
+def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> None:
     """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
+    limit = stage.model.max_length(start)
+    if limit is not None and task.max_length > limit:
+        raise ZkitError(f"[stages.{stage.name}] `max_length` = {task.max_length}: the model has {limit} positions; set no more than that")
+    tokenizer = stage.model.tokenizer(start)
     for name, portions in (("data", task.data), ("held_out", task.held_out)):
         if portions:
-            corpus = _prepare(task, portions, tokenizer, narrator, f"{name} of {stage}")
-            quarantine = folder / f"{stage}.{name}.quarantine.jsonl"
+            corpus = _prepare(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
+            quarantine = folder / f"{stage.name}.{name}.quarantine.jsonl"
             try:
-                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage}.{name}", quarantine=quarantine)
+                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage.name}.{name}", quarantine=quarantine)
             except DataError:
                 shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
                 raise
@@ -65,7 +69,6 @@ class Training:
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
-        self._check_length()
         tokenizer = self.stage.model.tokenizer(self.start)
         corpus = self._corpus(self.task.data, tokenizer, "data")
         held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
@@ -80,12 +83,6 @@ class Training:
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
         _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
-
-    def _check_length(self) -> None:
-        """Refuse rows that are longer than the model has positions."""
-        limit = self.stage.model.max_length(self.start)
-        if limit is not None and self.task.max_length > limit:
-            raise ZkitError(f"[stages.{self.stage.name}] `max_length` = {self.task.max_length}: the model has {limit} positions")
 
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
         corpus = _prepare(self.task, portions, tokenizer, self.narrator, name)
