@@ -92,7 +92,7 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def run_here(preset: Path, output: Path, *changes: str) -> str:
+def run_here(preset: Path, output: Path, *changes: str, code: int = 0) -> str:
     """`zkit run` in this process, which has imported torch already."""
     from zephyr_kit.cli import main
 
@@ -100,7 +100,7 @@ def run_here(preset: Path, output: Path, *changes: str) -> str:
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
         main(["run", str(preset), "--output", str(output), *sets])
-    assert ended.value.code == 0, said.getvalue()
+    assert ended.value.code == code, said.getvalue()
     return said.getvalue()
 
 
@@ -225,6 +225,14 @@ def test_a_damaged_result_is_made_again_from_its_last_checkpoint(preset: Path, s
     assert "is made again, from its last checkpoint" in said
     assert f"going on after step {STEPS}" in said
     assert content(model) == content(straight / "dpo" / "model")
+
+
+def test_a_result_is_not_set_aside_for_data_that_is_refused(preset: Path, finished: Path) -> None:
+    before = content(finished)
+    assert "rows are bad" in run_here(preset, finished, "stages.sft.objective.use=dpo", code=1)
+    after = content(finished)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"sft.data.quarantine.jsonl"}
 
 
 def test_a_full_disk_is_told_in_a_line(preset: Path, tmp_path: Path) -> None:

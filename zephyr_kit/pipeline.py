@@ -96,15 +96,21 @@ class Pipeline:
         return checks
 
     def _check_data(self) -> None:
-        """Read and tokenise the data of every stage to come: a bad row must not be found after a day of training."""
+        """Read and tokenise the data of every stage to come: a bad row must not be found after a day of training.
+
+        Nor after an earlier result has been set aside for it.
+        """
+        before: Trained | None = None
         latest: Path | None = None
         for stage in self.preset.stages:
-            folder = self.folder.stage(stage.name)
-            if folder.done() is not None and folder.model.is_dir():
+            if not isinstance(stage.task, TrainStage):
+                continue
+            folder, key = self.folder.stage(stage.name), self._training_key(stage, stage.task, before)
+            if folder.is_done(key):
                 latest = folder.model
-            elif isinstance(stage.task, TrainStage):
-                start = Start(latest, stage.changed, self.preset.seed)
-                check_data(stage, stage.task, start, self.narrator, self.folder.path)
+            else:
+                check_data(stage, stage.task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
+            before = Trained(stage, folder.model, _digest(key))
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])

@@ -10,7 +10,7 @@ from typing import Any
 from zephyr_kit.markdown import figure, table
 from zephyr_kit.preset import Preset
 from zephyr_kit.protocols import Evaluation
-from zephyr_kit.runs import write_text
+from zephyr_kit.runs import RunError, write_text
 
 
 def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -28,7 +28,10 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
 
 
 def _stage(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
-    ledger = json.loads((folder / "data.json").read_text("utf-8"))
+    data = folder / "data.json"
+    if not data.exists():
+        raise RunError(f"{data}: is missing, so the report cannot say what became of the rows; the models are not touched by that")
+    ledger = json.loads(data.read_text("utf-8"))
     rows = f"{ledger['kept']:,} of {ledger['read']:,} rows ({ledger['cut']:,} cut, {ledger['dropped']:,} dropped, {ledger['bad']:,} bad)"
     figures = [(key, figure(value)) for key, value in facts.items()]
     return [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *table(("figure at the end", "value"), figures), ""]

@@ -33,8 +33,6 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.fingerprint import folder_fingerprint
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
-
-
 DISK_ERRORS = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
 
 
@@ -66,6 +64,10 @@ class StageFolder:
     def done(self) -> dict[str, Any] | None:
         """What the stage left behind when it ended; None if it has not."""
         return _read(self.path / "done.json")
+
+    def is_done(self, key: Mapping[str, Any]) -> bool:
+        """Whether a model stands here that was made for this very key."""
+        return self.model.is_dir() and self.done() is not None and self.key() == as_json(key)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the stage as ended; remember the content of the model, if it made one."""
@@ -106,7 +108,7 @@ class RunFolder:
     def open_stage(self, name: str, key: Mapping[str, Any]) -> tuple[StageFolder, list[str]]:
         """The stage's folder for this key, and why an earlier result is not used if there is one."""
         stage = self.stage(name)
-        key = json.loads(json.dumps(key))
+        key = as_json(key)
         before = stage.key()
         reasons: list[str] = []
         if before is not None and before != key:
@@ -182,6 +184,11 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
                 lines += differences(before[key], after[key], inside)
         return lines
     return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def surroundings() -> dict[str, Any]:
