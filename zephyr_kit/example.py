@@ -45,6 +45,15 @@ class BadRow:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A row that was taken out on purpose: by what, and why."""
+
+    origin: str
+    by: str
+    reason: str
+
+
 class ExampleError(ValueError):
     """Why an example cannot be trained on."""
 

@@ -17,12 +17,27 @@ if TYPE_CHECKING:
     import click
 
     from zephyr_kit.observe import Report, Run
-    from zephyr_kit.protocols import Attention, Backend, DataSource, Judge, Objective, OptimizerFactory, Suite
+    from zephyr_kit.protocols import (
+        Attention,
+        Backend,
+        Completer,
+        DataSource,
+        Filter,
+        Judge,
+        Objective,
+        OptimizerFactory,
+        Suite,
+    )
 
 
 @hookspec
 def zkit_data_sources() -> Mapping[str, type[DataSource]]:
     """Offer places to read examples from."""
+
+
+@hookspec
+def zkit_filters() -> Mapping[str, type[Filter]]:
+    """Offer steps that examples pass on their way into a corpus."""
 
 
 @hookspec
@@ -43,6 +58,11 @@ def zkit_attentions() -> Mapping[str, type[Attention]]:
 @hookspec
 def zkit_optimizers() -> Mapping[str, type[OptimizerFactory]]:
     """Offer optimizers."""
+
+
+@hookspec
+def zkit_completers() -> Mapping[str, type[Completer]]:
+    """Offer writers of replies."""
 
 
 @hookspec

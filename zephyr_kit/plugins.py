@@ -27,6 +27,8 @@ OFFERS: Mapping[type, tuple[str, str]] = {
     protocols.Backend: ("backend", "zkit_backends"),
     protocols.Attention: ("attention", "zkit_attentions"),
     protocols.OptimizerFactory: ("optimizer", "zkit_optimizers"),
+    protocols.Filter: ("filter", "zkit_filters"),
+    protocols.Completer: ("completer", "zkit_completers"),
     protocols.Judge: ("judge", "zkit_judges"),
     protocols.Suite: ("suite", "zkit_suites"),
 }

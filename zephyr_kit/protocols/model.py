@@ -1,4 +1,4 @@
-"""What the engine asks of a plugin, and what it hands over.
+"""Models, objectives, and what they run on.
 
 Tensor names carry their shape: T tokens, M targets, N sequences (completions).
 """
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from zephyr_kit.batch import Batch, Tree
-    from zephyr_kit.example import BadRow, Example, Message
-
-
-INLINE = "inline"
-"""Marks the field, in its metadata, whose table is written among the keys of the one it is in."""
+    from zephyr_kit.example import Example
+    from zephyr_kit.protocols.replies import Reply, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +77,6 @@ class Objective(Protocol):
         ...
 
 
-class DataSource(Protocol):
-    """Rows to learn from: the same ones, in the same order, each time they are read."""
-
-    def rows(self) -> Iterator[Example | BadRow]:
-        """Every row, in order; one that cannot be understood comes as a `BadRow`."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A text that changes whenever the rows would."""
-        ...
-
-    def problems(self) -> Sequence[str]:
-        """What stands in the way of reading it, found within three seconds; empty if nothing."""
-        ...
-
-    def miniature(self, folder: Path) -> DataSource:
-        """A small offline source of the same schema, with generated rows, for `--smoke`."""
-        ...
-
-
 class Tokenizer(Protocol):
     """Turns examples into token ids, with the chat template; picklable."""
 
@@ -124,16 +101,6 @@ class Start:
     """For weights that start at random."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to write a reply. `temperature` 0 takes the likeliest token."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
 class Policy(Protocol):
     """A loaded model."""
 
@@ -154,10 +121,11 @@ class Policy(Protocol):
         """Within it, `score` answers for the model as the stage found it; restores itself always."""
         ...
 
-    def generate(
-        self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
-    ) -> list[str]:
-        """The assistant's reply to each dialogue; `on_text` streams that of a single one."""
+    def generate(self, requests: Sequence[Request], *, on_text: Callable[[str], None] | None = None) -> Iterator[tuple[int, Reply]]:
+        """The reply to each request, under its number, as soon as it is written; `on_text` streams that of a single one.
+
+        A reply depends on its own request, seed and all, and not on those that are answered beside it.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -217,45 +185,6 @@ class OptimizerFactory(Protocol):
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""
         ...
-
-
-class Judge(Protocol):
-    """Scores replies to a dialogue; higher is better."""
-
-    def score(self, dialogue: Sequence[Message], replies: Sequence[str]) -> list[float]:
-        """One score for each reply."""
-        ...
-
-
-class Suite(Protocol):
-    """An evaluation of one or more models."""
-
-    def problems(self) -> Sequence[str]:
-        """What stands in the way; empty if nothing."""
-        ...
-
-    def evaluate(
-        self, models: Mapping[str, Callable[[], AbstractContextManager[Policy]]], tokenizer: Tokenizer, folder: Path
-    ) -> Evaluation:
-        """Measure each model, loading one at a time; `folder` is for answers worth keeping."""
-        ...
-
-    def miniature(self) -> Suite:
-        """The same in seconds, for `--smoke`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A table: a row for each model, a column for each measure."""
-
-    title: str
-    columns: Mapping[str, str]
-    """Name of each measure, and what it means in a few words."""
-    rows: Mapping[str, Mapping[str, float | None]]
-    """Model, measure, value; None where the measure does not apply."""
-    samples: Sequence[Mapping[str, str]] = ()
-    """A few prompts with each model's reply, under `prompt` and the model's name."""
 
 
 def num_units(objective: Objective, batch: Batch) -> int:

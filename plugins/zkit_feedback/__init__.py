@@ -1,0 +1,23 @@
+"""AI feedback: completers that write replies, and judges that score them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from zephyr_kit import hookimpl
+
+if TYPE_CHECKING:
+    from zephyr_kit.protocols import Completer, Judge
+
+
+@hookimpl
+def zkit_completers() -> Mapping[str, type[Completer]]:
+    """Offer the run's own model, any other model, and OpenAI-compatible endpoints."""
+    return {}
+
+
+@hookimpl
+def zkit_judges() -> Mapping[str, type[Judge]]:
+    """Offer OpenAI-compatible endpoints with rubrics, and reward models."""
+    return {}
