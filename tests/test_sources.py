@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zkit_sources import zkit_data_sources
 from zkit_sources.files import Csv, Json, Jsonl, LocalFiles, Parquet
 from zkit_sources.formats import FORMATS, FormatName
 from zkit_sources.hub import Hub
 from zkit_sources.schema import Record, Schema
 
 from zephyr_kit import ZkitError
-from zephyr_kit.example import BadRow, Example, ExampleError, Message, check
+from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check
 
 SHARED = Path(os.environ.get("ZKIT_SHARED") or Path(__file__).parents[1] / ".." / "shared").resolve()
 DIALOGUE = ["u:U", "a:A", "u:V"]
@@ -43,7 +42,9 @@ def shown(messages: tuple[Message, ...]) -> list[str]:
 
 
 def read(row: dict[str, Any], name: FormatName = "auto", **columns: str) -> Example | BadRow:
-    return next(Schema(name, columns).examples([Record("here:1", row)], where="here"))
+    answer = next(Schema(name, columns).examples([Record("here:1", row)], where="here"))
+    assert not isinstance(answer, Removed)
+    return answer
 
 
 def reason(row: dict[str, Any], name: FormatName = "auto", **columns: str) -> str:
@@ -82,6 +83,7 @@ def bad_rows(source: LocalFiles) -> dict[str, str]:
         ({"chosen": turns("u:U", "a:A", "u:V", "a:B"), "rejected": turns("u:U", "a:A", "u:V", "a:C")}, DIALOGUE, [["a:B"], ["a:C"]]),
         ({"chosen": turns("u:U", "a:A", "u:V", "a:B"), "rejected": turns("u:U", "a:C")}, ["u:U"], [["a:A", "u:V", "a:B"], ["a:C"]]),
         ({"text": "Once upon"}, [], [["t:Once upon"]]),
+        ({"id": "0", "data": ["U", "A", "V", "B", "W"]}, ["u:U"], [["a:A", "u:V", "a:B"]]),
     ],
 )
 def test_formats(row: dict[str, Any], prompt: list[str], completions: list[list[str]]) -> None:
@@ -93,6 +95,24 @@ def test_formats(row: dict[str, Any], prompt: list[str], completions: list[list[
     check(example)
 
 
+def test_formats_that_are_read_only_where_they_are_named(tmp_path: Path) -> None:
+    alone = read({"question": "U", "prompt": "x", "completion": "A"}, "prompt", prompt="question")
+    assert alone == Example((Message("user", "U"),), (), origin="here:1")
+    spoken = read({"prompt": turns("s:S", "u:U")}, "prompt")
+    assert isinstance(spoken, Example)
+    assert shown(spoken.prompt) == ["s:S", "u:U"]
+    question = {"id": 7, "turns": ["One", " "], "none": None, "deep": [{"label": "Two", "ok": True}, 0.5]}
+    assert read(question, "any_text") == Example((), ((Message("text", "One"), Message("text", "Two")),), origin="here:1")
+    assert reason({"id": 7, "turns": []}, "any_text") == "the row holds no text"
+    assert "half a surrogate pair" in reason({"a": "\ud800"}, "any_text")
+    with pytest.raises(ValueError, match=r"does not know `prompt` \(format any_text has none\)"):
+        Jsonl("a", format="any_text", columns={"prompt": "question"})
+    (problem,) = Jsonl(write(tmp_path / "a.jsonl", '{"prompt": "U"}')).problems()
+    assert 'write format = "prompt"' in problem
+    assert "any_text (any columns; only where it is named)" in problem
+    assert Jsonl(f"{tmp_path}/a.jsonl", format="prompt").problems() == []
+
+
 def test_scores() -> None:
     pair = {"prompt": "U", "chosen": "A", "rejected": "B"}
     scored = read({**pair, "score_chosen": 8, "score_rejected": 2.5})
@@ -100,6 +120,9 @@ def test_scores() -> None:
     assert scored.scores == (8.0, 2.5)
     for value in (True, "8", float("nan"), 10**400, None):
         assert "score_chosen" in reason({**pair, "score_chosen": value, "score_rejected": 1})
+    rated = read({**pair, "chosen-rating": 4.5, "rejected-rating": 2})
+    assert isinstance(rated, Example)
+    assert rated.scores == (4.5, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +149,14 @@ def test_scores() -> None:
         ({"chosen": turns("u:U", "a:A"), "rejected": turns("u:V", "a:B")}, "do not begin with the same prompt"),
         ({"prompt": "W", "chosen": turns("u:U", "a:A"), "rejected": turns("u:U", "a:B")}, "the same prompt as `prompt`"),
         ({"text": 3}, "`text` is int 3, not text"),
+        ({"data": "U"}, "`data` is str 'U', not a list of texts"),
+        ({"data": ["U", 3]}, "turn 2 of `data` is int 3, not text"),
+        ({"data": ["U"]}, "no assistant turn"),
+        ({"instruction": "U", "completions": None}, "`completions` is null, not a list"),
+        ({"instruction": "U", "completions": []}, "the list of completions is empty"),
+        ({"instruction": "U", "completions": ["A"]}, "completion 1 is str 'A', not an object"),
+        ({"instruction": "U", "completions": [{"text": "A"}]}, "completion 1 has no `response` (it has `text`)"),
+        ({"instruction": "U", "completions": [{"response": "A"}, {"response": None}]}, "`response` of completion 2 is null, not text"),
     ],
 )
 def test_nothing_is_coerced(row: dict[str, Any], words: str) -> None:
@@ -175,7 +206,7 @@ def test_the_first_good_rows_tell_the_format(tmp_path: Path) -> None:
     ],
 )
 def test_keys_are_checked(keys: dict[str, Any], words: str) -> None:
-    for kind in zkit_data_sources().values():
+    for kind in (Jsonl, Json, Csv, Parquet, Hub):
         with pytest.raises(ValueError, match=words.replace("?", r"\?")):
             kind(**keys)
     with pytest.raises(ValueError, match='use = "json"'):
@@ -359,10 +390,14 @@ def test_miniature(tmp_path: Path, name: FormatName) -> None:
     assert len(examples) == len(list(small.rows())) == 64
     assert len({(example.prompt, example.completions) for example in examples}) > 50
     for example in examples:
-        check(example)
+        if name == "prompt":
+            assert (len(example.prompt), example.completions) == (1, ())
+        else:
+            check(example)
     if name in ("messages", "conversations", "preference"):
         assert any(len(example.prompt) + len(example.completions[0]) > 2 for example in examples)
-    assert Jsonl(small.path).miniature(tmp_path / "auto").format == name
+    if not FORMATS[name].by_name:
+        assert Jsonl(small.path).miniature(tmp_path / "auto").format == name
 
 
 def test_miniature_of_what_cannot_be_told(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ class Example:
     scores: tuple[float, ...] | None = None
     origin: str = ""
     """Where the row stands, as `file:line`."""
+    notes: tuple[str, ...] = ()
+    """What its source changed in it, in words that can be counted: the same change, the same words."""
 
 
 @dataclass(frozen=True, slots=True)

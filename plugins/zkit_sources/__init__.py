@@ -1,4 +1,4 @@
-"""Data sources: JSON lines, JSON, CSV and Parquet files, and Hugging Face data sets."""
+"""Data sources: JSON lines, JSON, CSV and Parquet files, Hugging Face data sets, UltraChat and UltraFeedback."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def zkit_data_sources() -> Mapping[str, type[DataSource]]:
-    """Offer local files by their kind, and `hub` for data sets of the Hugging Face hub."""
+    """Offer local files by their kind, `hub` for data sets of the Hugging Face hub, those of the recipe, and rows of earlier stages."""
+    from zephyr_kit.gathered import StageRows
     from zkit_sources.files import Csv, Json, Jsonl, Parquet
     from zkit_sources.hub import Hub
+    from zkit_sources.ultra import UltraChat, UltraFeedback
 
-    return {"jsonl": Jsonl, "json": Json, "csv": Csv, "parquet": Parquet, "hub": Hub}
+    files = {"jsonl": Jsonl, "json": Json, "csv": Csv, "parquet": Parquet}
+    return {**files, "hub": Hub, "ultrachat": UltraChat, "ultrafeedback": UltraFeedback, "stage": StageRows}

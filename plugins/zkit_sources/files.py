@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
 from zephyr_kit import ZkitError
-from zephyr_kit.example import BadRow, Example
 from zkit_sources.formats import FormatName
 from zkit_sources.miniature import check_known, write_rows
 from zkit_sources.paths import digest, file_problem, find_files
 from zkit_sources.readers import read_csv, read_json, read_jsonl, read_parquet
-from zkit_sources.schema import Records, Schema
+from zkit_sources.schema import Answer, Records, Schema
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class LocalFiles:
             raise ValueError("`path` is empty")
         self._schema.validate()
 
-    def rows(self) -> Iterator[Example | BadRow]:
+    def rows(self) -> Iterator[Answer]:
         """Every row of every file, in order of the files' names."""
-        return self._schema.examples(self._records(), where=self.path)
+        return self._schema.examples(self.records(), where=self.path)
 
     def fingerprint(self) -> str:
         """Format, columns and a digest of the files' bytes."""
@@ -48,17 +46,29 @@ class LocalFiles:
 
     def problems(self) -> Sequence[str]:
         """Missing, empty and unreadable files, and first rows that cannot be understood."""
-        try:
-            found = [problem for path in self._paths() if (problem := file_problem(path))]
-            return found or [problem for problem in [self._schema.problem(self._records(), where=self.path)] if problem]
-        except ZkitError as error:
-            return [str(error)]
+        return self.check(self._schema)
 
     def miniature(self, folder: Path) -> Jsonl:
         """Generated rows in the same format; with `auto` the file must be there to tell it."""
-        name, _ = self._schema.recognised(self._records(), where=self.path)
-        known = check_known(name, self.path)
+        known = check_known(self.told(self._schema), self.path)
         return Jsonl(str(write_rows(folder, known, seed=self.path)), format=known)
+
+    def records(self) -> Records:
+        """Every row of every file as it stands there."""
+        for path in self._paths():
+            yield from self._read(path)
+
+    def check(self, schema: Schema) -> list[str]:
+        """What stands in the way of reading the files by a schema."""
+        try:
+            found = [problem for path in self._paths() if (problem := file_problem(path))]
+            return found or [problem for problem in [schema.problem(self.records(), where=self.path)] if problem]
+        except ZkitError as error:
+            return [str(error)]
+
+    def told(self, schema: Schema) -> str:
+        """The format that the first rows are in."""
+        return schema.recognised(self.records(), where=self.path)[0]
 
     @property
     def _schema(self) -> Schema:
@@ -66,9 +76,6 @@ class LocalFiles:
 
     def _paths(self) -> list[Path]:
         return find_files(self.path, self.suffixes)
-
-    def _records(self) -> Records:
-        return chain.from_iterable(self._read(path) for path in self._paths())
 
     def _read(self, path: Path) -> Records:
         raise NotImplementedError
@@ -117,3 +124,18 @@ class Parquet(LocalFiles):
 
     def _read(self, path: Path) -> Records:
         return read_parquet(path)
+
+
+@dataclass(frozen=True)
+class Files(LocalFiles):
+    """Files of any of the kinds that can hold lists, each told by how its name ends."""
+
+    kind: ClassVar = "files"
+    readers: ClassVar = {**dict.fromkeys(Jsonl.suffixes, read_jsonl), **dict.fromkeys(Json.suffixes, read_json), ".parquet": read_parquet}
+    suffixes: ClassVar = tuple(readers)
+
+    def _read(self, path: Path) -> Records:
+        for suffix, read in self.readers.items():
+            if path.name.endswith(suffix):
+                return read(path)
+        raise ZkitError(f"{path.absolute()}: its name does not tell what it holds; it should end in {', '.join(self.suffixes)}")

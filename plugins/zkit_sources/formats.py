@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zephyr_kit.example import TEXT, Example, ExampleError, Message, check_message
-from zkit_sources.turns import CONVERSATION_ROLES, MissingColumnError, Turns, describe, number_of, required, text_of, turns_of
+from zephyr_kit.example import TEXT, Example, ExampleError, Message, Removed, check_message
+from zkit_sources.rated import Rated
+from zkit_sources.turns import CONVERSATION_ROLES, MissingColumnError, Row, Turns, describe, number_of, required, text_of, turns_of
 
-FormatName = Literal["auto", "messages", "conversations", "alpaca", "prompt_completion", "preference", "text"]
-
-Row = Mapping[str, Any]
+FormatName = Literal[
+    "auto",
+    "messages",
+    "conversations",
+    "alpaca",
+    "prompt_completion",
+    "preference",
+    "ultrachat",
+    "ultrafeedback",
+    "text",
+    "prompt",
+    "any_text",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """What a format is recognised by, and how its rows are read."""
 
-    read: Callable[[Row], Example]
+    read: Callable[[Row], Example | Removed]
     needs: tuple[tuple[str, ...], ...]
     """Groups of columns; one of each group must be there."""
     also: tuple[str, ...] = ()
     """Columns that it reads where they are there."""
     unless: tuple[str, ...] = ()
     """Columns that tell of something else; only a format named in the preset overlooks them."""
+    by_name: bool = False
+    """It is meant only where a preset names it: its columns tell too little."""
 
     def fits(self, columns: Collection[str]) -> bool:
-        """Whether rows with these columns are in this format."""
-        return all(any(name in columns for name in group) for group in self.needs) and not any(name in columns for name in self.unless)
+        """Whether columns tell that rows are in this format."""
+        found = all(any(name in columns for name in group) for group in self.needs)
+        return found and not self.by_name and not any(name in columns for name in self.unless)
 
     def columns(self) -> tuple[str, ...]:
         """Every column that it reads."""
         return (*(name for group in self.needs for name in group), *self.also)
 
     def __str__(self) -> str:
-        return ", ".join([*(" or ".join(group) for group in self.needs), *(f"[{name}]" for name in self.also)])
+        layout = ", ".join([*(" or ".join(group) for group in self.needs), *(f"[{name}]" for name in self.also)])
+        return f"{layout or 'any columns'}; only where it is named" if self.by_name else layout
 
 
 def read_messages(row: Row) -> Example:
@@ -84,6 +99,37 @@ def read_preference(row: Row) -> Example:
     return Example(start, pair, scores_of(row))
 
 
+def read_ultrachat(row: Row) -> Example:
+    """`data`: a dialogue as raw UltraChat writes it, texts of user and assistant in turn."""
+    texts = required(row, "data")
+    if not isinstance(texts, list):
+        raise ExampleError(f"`data` is {describe(texts)}, not a list of texts")
+    named = [text_of(text, f"turn {number} of `data`") for number, text in enumerate(texts, 1)]
+    return dialogue(tuple(Message(("user", "assistant")[number % 2], text) for number, text in enumerate(named)))
+
+
+def read_prompt(row: Row) -> Example:
+    """`prompt`, a text or a list of messages, with nothing after it: to be answered, not learnt."""
+    return Example(text_or_turns(required(row, "prompt"), "prompt", role="user"), ())
+
+
+def read_any_text(row: Row) -> Example:
+    """Every text of a row, however deep, as one verbatim completion: to be looked through, not learnt."""
+    texts = tuple(Message(TEXT, text_of(text, "a text of the row")) for text in texts_in(row) if text.strip())
+    if not texts:
+        raise ExampleError("the row holds no text")
+    return Example((), (texts,))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text within a value, in order; what is no text is passed over, names of columns too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(item)
+
+
 def dialogue(turns: Turns) -> Example:
     """Everything before the first assistant turn is the prompt; what follows the last is dropped."""
     spoken = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
@@ -129,22 +175,32 @@ def agrees(given: Turns, start: Turns) -> bool:
     return given == start or (len(given) == 1 and given[0].content.strip() in asked)
 
 
+SCORE_COLUMNS = (("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating"))
+"""Those of ultrafeedback_binarized, and those of Argilla's."""
+
+
 def scores_of(row: Row) -> tuple[float, float] | None:
-    """`score_chosen` and `score_rejected`, when the row has them."""
-    names = ("score_chosen", "score_rejected")
-    values = [row.get(name) for name in names]
-    if values == [None, None]:
-        return None
-    chosen, rejected = (number_of(value, f"`{name}`") for name, value in zip(names, values, strict=True))
-    return chosen, rejected
+    """The scores of chosen and rejected, when the row has them."""
+    for names in SCORE_COLUMNS:
+        values = [row.get(name) for name in names]
+        if values != [None, None]:
+            chosen, rejected = (number_of(value, f"`{name}`") for name, value in zip(names, values, strict=True))
+            return chosen, rejected
+    return None
 
 
 FORMATS: Mapping[str, Format] = {
-    "preference": Format(read_preference, (("chosen",), ("rejected",)), also=("prompt", "score_chosen", "score_rejected")),
+    "preference": Format(
+        read_preference, (("chosen",), ("rejected",)), also=("prompt", *(name for names in SCORE_COLUMNS for name in names))
+    ),
     "messages": Format(read_messages, (("messages",),)),
     "conversations": Format(read_conversations, (("conversations",),)),
+    "ultrachat": Format(read_ultrachat, (("data",),)),
+    "ultrafeedback": Format(Rated().read, (("instruction",), ("completions",))),
     "prompt_completion": Format(read_prompt_completion, (("prompt",), ("completion",)), unless=("label",)),
     "alpaca": Format(read_alpaca, (("instruction",), ("output", "response")), also=("input",)),
     "text": Format(read_text, (("text",),)),
+    "prompt": Format(read_prompt, (("prompt",),), by_name=True),
+    "any_text": Format(read_any_text, (), by_name=True),
 }
 """By name, in the order they are looked for: the first that fits is it."""

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
-from zephyr_kit.example import BadRow, Example
 from zkit_sources.files import Jsonl
 from zkit_sources.formats import FormatName
 from zkit_sources.hub_cache import Cached, ask_hub, datasets_cache, find_cached, hub_folder
 from zkit_sources.miniature import check_known, write_rows
 from zkit_sources.paths import digest, nearest
-from zkit_sources.schema import Record, Records, Schema, near
+from zkit_sources.schema import Answer, Record, Records, Schema, near
 
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Hub:
                 raise ValueError(f"`{name}` is empty")
         self._schema.validate()
 
-    def rows(self) -> Iterator[Example | BadRow]:
+    def rows(self) -> Iterator[Answer]:
         """Every row of the split, in its order."""
-        return self._schema.examples(self._records(), where=self.path)
+        return self._schema.examples(self.records(), where=self.path)
 
     def fingerprint(self) -> str:
         """What was asked for, and the commit that answers it; of a local folder, a digest of its files."""
@@ -70,8 +69,23 @@ class Hub:
 
     def miniature(self, folder: Path) -> Jsonl:
         """Generated rows in the same format; with `auto` the data set must be within reach to tell it."""
-        known = check_known(self.format if self.format != "auto" else self._told_offline(), self.path)
+        known = check_known(self.told(self._schema), self.path)
         return Jsonl(str(write_rows(folder, known, seed=f"{self.path} {self.split}")), format=known)
+
+    def records(self) -> Records:
+        """Every row of the split as it stands there."""
+        for number, values in enumerate(self._load(), 1):
+            yield Record(f"{self.path}: row {number}", values)
+
+    def check(self, schema: Schema) -> list[str]:
+        """What stands in the way of reading it; its rows are not looked at, which would take too long."""
+        return list(self.problems())
+
+    def told(self, schema: Schema) -> str:
+        """The format of the first rows; empty where it would have to be fetched to tell."""
+        if schema.format == "auto" and not self._folder.is_dir() and not self._cached():
+            return ""
+        return schema.recognised(self.records(), where=self.path)[0]
 
     @property
     def _schema(self) -> Schema:
@@ -112,15 +126,6 @@ class Hub:
             f"On a machine with network run `hf download --repo-type dataset {self.path}` and copy its HF_HOME here, "
             f'set HF_HOME to where it is, or read a local file with use = "jsonl"'
         )
-
-    def _told_offline(self) -> str:
-        if not self._folder.is_dir() and not self._cached():
-            return ""
-        return self._schema.recognised(self._records(), where=self.path)[0]
-
-    def _records(self) -> Records:
-        for number, values in enumerate(self._load(), 1):
-            yield Record(f"{self.path}: row {number}", values)
 
     def _load(self) -> Any:
         """The data set, from its folder, from the cache, or from the hub."""

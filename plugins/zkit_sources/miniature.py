@@ -33,6 +33,7 @@ ANSWERS = (
     "Keep the {thing} dry, use it with care, and it stays {quality} for years.",
     "In the {place} stood a {quality} {thing}. {Person} took it home and was glad.",
 )
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 POOR_ANSWERS = ("I do not know about a {thing}.", "{thing} {thing} {place}.", "Ask {person}, not me.", "The {place} is far. That is all.")
 
 
@@ -60,24 +61,45 @@ def rows(name: FormatName, *, seed: str) -> Iterator[dict[str, Any]]:
         turns = [draw.choice(QUESTIONS), draw.choice(ANSWERS)]
         if number % 3 == 0:
             turns += ["And what became of the {thing}?", f"It stayed in the {{place}} for {number + 2} years."]
-        yield row(name, [turn.format(**words) for turn in turns], poor=draw.choice(POOR_ANSWERS).format(**words))
+        yield row(name, [turn.format(**words) for turn in turns], poor=draw.choice(POOR_ANSWERS).format(**words), number=number)
 
 
-def row(name: FormatName, turns: list[str], *, poor: str) -> dict[str, Any]:
-    """One row: `turns` alternate between user and assistant; `poor` is a worse last answer."""
-    if name == "messages":
-        return {"messages": messages(turns)}
-    if name == "conversations":
-        speakers = ("human", "gpt")
-        return {"conversations": [{"from": speakers[number % 2], "value": turn} for number, turn in enumerate(turns)]}
-    if name == "preference":
-        pair = {"chosen": messages(turns), "rejected": messages([*turns[:-1], poor])}
-        return {"prompt": turns[0], **pair, "score_chosen": 8.0, "score_rejected": 3.0}
-    if name == "alpaca":
-        return {"instruction": turns[0], "input": "" if len(turns) == 2 else turns[1], "output": turns[-1]}
-    if name == "prompt_completion":
-        return {"prompt": turns[0], "completion": turns[-1]}
-    return {"text": " ".join(turns)}
+def row(name: FormatName, turns: list[str], *, poor: str, number: int) -> dict[str, Any]:
+    """Row `number`: `turns` alternate between user and assistant; `poor` is a worse last answer."""
+    speakers, text = ("human", "gpt"), {"text": " ".join(turns)}
+    pair = {"chosen": messages(turns), "rejected": messages([*turns[:-1], poor])}
+    made: dict[str, dict[str, Any]] = {
+        "messages": {"messages": messages(turns)},
+        "conversations": {"conversations": [{"from": speakers[place % 2], "value": turn} for place, turn in enumerate(turns)]},
+        "ultrachat": {"id": str(number), "data": turns},
+        "ultrafeedback": rated(turns, poor, number=number),
+        "preference": {"prompt": turns[0], **pair, "score_chosen": 8.0, "score_rejected": 3.0},
+        "alpaca": {"instruction": turns[0], "input": "" if len(turns) == 2 else turns[1], "output": turns[-1]},
+        "prompt_completion": {"prompt": turns[0], "completion": turns[-1]},
+        "text": text,
+        "prompt": {"prompt": turns[0]},
+        "any_text": text,
+    }
+    return made[name]
+
+
+def rated(turns: list[str], poor: str, *, number: int) -> dict[str, Any]:
+    """A row of raw UltraFeedback with four completions, the best of them in another place from row to row."""
+    answer = turns[1]
+    ranked = ((answer, 5), (f"{poor} {answer}", 4), (f"{answer} {poor} {poor}", 3), (poor, 1))
+    first = number % len(ranked)
+    completions = [
+        {
+            "model": f"model {rating}",
+            "response": response,
+            "annotations": {aspect: {"Rating": str(rating), "Rationale": "Made up."} for aspect in ASPECTS},
+            "critique": "Made up.",
+            "overall_score": 2.0 * rating - 1,
+            "fine-grained_score": float(rating),
+        }
+        for response, rating in (*ranked[first:], *ranked[:first])
+    ]
+    return {"source": "made up", "instruction": turns[0], "models": [one["model"] for one in completions], "completions": completions}
 
 
 def messages(turns: list[str]) -> list[dict[str, str]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, get_args
 
 from zephyr_kit import ZkitError
-from zephyr_kit.example import BadRow, Example, ExampleError
-from zkit_sources.formats import FORMATS, FormatName
+from zephyr_kit.example import BadRow, Example, ExampleError, Removed
+from zkit_sources.formats import FORMATS, Format, FormatName
 from zkit_sources.turns import MissingColumnError, known_keys
 
 NUM_HEAD_ROWS = 20
@@ -38,6 +38,8 @@ class Record:
 
 
 Records = Iterator[Record | BadRow]
+Answer = Example | BadRow | Removed
+"""What becomes of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +48,21 @@ class Schema:
 
     format: FormatName
     columns: Mapping[str, str]
+    formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
+    """Those that are looked for, and how they are read."""
 
     def validate(self) -> None:
         """Refuse an unknown format and columns that it does not have; raises ValueError."""
         names = get_args(FormatName)
         if self.format not in names:
             raise ValueError(f"`format` = {self.format!r} is unknown{near(self.format, names)} (known: {', '.join(names)})")
-        known = sorted(known_columns() if self.format == "auto" else FORMATS[self.format].columns())
+        known = sorted(known_columns() if self.format == "auto" else self.formats[self.format].columns())
         for name, actual in self.columns.items():
             if name not in known:
                 swapped = f"; the standard name comes first: {actual} = \"{name}\"" if actual in known else near(name, known)
-                raise ValueError(f"`columns` does not know `{name}`{swapped} (format {self.format} has {', '.join(known)})")
+                raise ValueError(f"`columns` does not know `{name}`{swapped} (format {self.format} has {', '.join(known) or 'none'})")
 
-    def examples(self, records: Iterable[Record | BadRow], *, where: str) -> Iterator[Example | BadRow]:
+    def examples(self, records: Iterable[Record | BadRow], *, where: str) -> Iterator[Answer]:
         """Every record as an example, or why it is none; raises ZkitError when no format fits."""
         records = iter(records)
         name, head = self.recognised(records, where=where)
@@ -74,7 +78,7 @@ class Schema:
         for record in records:
             head.append(record)
             if isinstance(record, Record):
-                name = recognise(self.rename(record.values))
+                name = self.recognise(self.rename(record.values))
                 if name:
                     return name, head
                 num_good += 1
@@ -83,6 +87,10 @@ class Schema:
         if num_good:
             raise ZkitError(self.unrecognised(head, where))
         return "", head
+
+    def recognise(self, columns: Collection[str]) -> str | None:
+        """The first format that these columns fit."""
+        return next((name for name, layout in self.formats.items() if layout.fits(columns)), None)
 
     def problem(self, records: Records, *, where: str) -> str:
         """What the first rows already tell to be wrong; empty when nothing."""
@@ -98,12 +106,12 @@ class Schema:
             return f"{where}: none of the first {len(head)} rows is in format {name}; {good[0].origin}: {reasons[0]}"
         return ""
 
-    def example(self, record: Record | BadRow, name: str) -> Example | BadRow:
+    def example(self, record: Record | BadRow, name: str) -> Answer:
         """One record, read in the format of that name."""
         if isinstance(record, BadRow):
             return record
         try:
-            return replace(FORMATS[name].read(self.rename(record.values)), origin=record.origin)
+            return replace(self.formats[name].read(self.rename(record.values)), origin=record.origin)
         except MissingColumnError as error:
             return BadRow(record.origin, self.missing(error, record.values))
         except ExampleError as error:
@@ -136,15 +144,10 @@ class Schema:
                 f"{where}: its rows are in no known format",
                 f"columns found: {', '.join(found) or 'none'}",
                 *lost,
-                f"formats known: {'; '.join(f'{name} ({layout})' for name, layout in FORMATS.items())}",
+                f"formats known: {'; '.join(f'{name} ({layout})' for name, layout in self.formats.items())}",
                 hint or 'if its columns have other names, name them: columns = { prompt = "yours", completion = "yours" }',
             ]
         )
-
-
-def recognise(columns: Collection[str]) -> str | None:
-    """The first format that these columns fit."""
-    return next((name for name, layout in FORMATS.items() if layout.fits(columns)), None)
 
 
 def known_columns() -> set[str]:
@@ -156,6 +159,8 @@ def suggest(found: Collection[str]) -> str:
     """Standard names for columns that look like them."""
     if "label" in found and FORMATS["prompt_completion"].fits([name for name in found if name != "label"]):
         return 'a `label` tells good completions from bad ones; to learn from all of them, write format = "prompt_completion"'
+    if "prompt" in found:
+        return 'to read a prompt alone, which is to be answered and not learnt, write format = "prompt"'
     pairs: dict[str, str] = {}
     for name in found:
         close = difflib.get_close_matches(name.lower(), known_columns(), n=1, cutoff=0.75) or [OTHER_NAMES.get(name.lower(), "")]

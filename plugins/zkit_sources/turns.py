@@ -10,6 +10,7 @@ from typing import Any
 
 from zephyr_kit.example import ExampleError, Message
 
+Row = Mapping[str, Any]
 Turns = tuple[Message, ...]
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -35,7 +36,7 @@ class MissingColumnError(ExampleError):
         self.names = names
 
 
-def required(row: Mapping[str, Any], name: str) -> Any:
+def required(row: Row, name: str) -> Any:
     """The value of a column that must be there; it may still be null."""
     if name not in row:
         raise MissingColumnError(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from zephyr_kit.example import BadRow, Example
+    from zephyr_kit.example import BadRow, Example, Removed
 
 INLINE = "inline"
 """Marks the field, in its metadata, whose table is written among the keys of the one it is in."""
@@ -18,8 +18,8 @@ INLINE = "inline"
 class DataSource(Protocol):
     """Rows to learn from: the same ones, in the same order, each time they are read."""
 
-    def rows(self) -> Iterator[Example | BadRow]:
-        """Every row, in order; one that cannot be understood comes as a `BadRow`."""
+    def rows(self) -> Iterator[Example | BadRow | Removed]:
+        """Every row, in order: one that cannot be understood comes as a `BadRow`, one that it takes out on purpose as `Removed`."""
         ...
 
     def fingerprint(self) -> str:

@@ -88,6 +88,19 @@ class Tokenizer(Protocol):
         """A text that changes whenever the ids would."""
         ...
 
+    def render(self, example: Example) -> Sequence[str]:
+        """What `encode` makes ids of: for each completion, the prompt and it as the chat template writes them."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> Sequence[str]:
+        """The text of each token, control tokens too; joined, that of all. A character of several tokens stands with its last one."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
