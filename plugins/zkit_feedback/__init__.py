@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 @hookimpl
 def zkit_completers() -> Mapping[str, type[Completer]]:
     """Offer the run's own model, any other model, and OpenAI-compatible endpoints."""
-    return {}
+    from zkit_feedback.completer import EndpointCompleter
+    from zkit_feedback.model import ModelCompleter
+    from zkit_feedback.own import OwnCompleter
+    from zkit_feedback.vllm import VllmCompleter
+
+    return {"openai": EndpointCompleter, "model": ModelCompleter, "own": OwnCompleter, "vllm": VllmCompleter}
 
 
 @hookimpl
 def zkit_judges() -> Mapping[str, type[Judge]]:
     """Offer OpenAI-compatible endpoints with rubrics, and reward models."""
-    return {}
+    from zkit_feedback.judge import EndpointJudge
+    from zkit_feedback.reward import RewardModel
+
+    return {"openai": EndpointJudge, "reward_model": RewardModel}

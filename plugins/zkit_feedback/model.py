@@ -1,0 +1,52 @@
+"""The completer `model`: replies of any model that a backend can load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyr_kit import ZkitError
+from zephyr_kit.config import plain
+from zephyr_kit.protocols import Backend, Bench, Failure, Policy, Reply, Request, Start
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCompleter:
+    """Replies of a model that is loaded for them, and freed after."""
+
+    model: Backend
+    """Who writes, as a `[model]` table names it."""
+
+    def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply | Failure]]:
+        if requests:
+            yield from replies_of(self.model.load(bench.device, start=Start(), train=False), requests)
+
+    def fingerprint(self, bench: Bench) -> Mapping[str, Any]:
+        return {"use": "model", "model": plain(dict(self.model.fingerprint()))}
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        return self.model.problems(device, start=Start())
+
+    def miniature(self, folder: Path) -> ModelCompleter:
+        return replace(self, model=self.model.miniature(folder))
+
+
+def replies_of(policy: Policy, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
+    """What the policy replies to each request; one that it cannot answer is asked by itself, and fails by itself."""
+    left = dict.fromkeys(range(len(requests)))
+    try:
+        for number, reply in policy.generate(requests):
+            del left[number]
+            yield number, reply
+    except ZkitError as error:
+        if len(requests) == 1:
+            yield 0, Failure(str(error))
+            return
+        for number in left:
+            for _, answer in replies_of(policy, [requests[number]]):
+                yield number, answer

@@ -1,0 +1,84 @@
+"""Requests as vLLM takes them, and its outputs as replies."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zephyr_kit.protocols import Failure, Reply, Request
+
+if TYPE_CHECKING:
+    from zkit_feedback.vllm import VllmCompleter
+
+
+def write_replies(completer: VllmCompleter, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
+    """The replies of one slice of the requests after the other."""
+    llm = _load(completer)
+    template = Path(completer.template).read_text("utf-8") if completer.template else None
+    try:
+        for first in range(0, len(requests), completer.slice):
+            numbers = range(first, min(first + completer.slice, len(requests)))
+            yield from _write_slice(llm, {number: requests[number] for number in numbers}, template)
+    finally:
+        del llm
+        gc.collect()  # the engine ends, and gives its memory back, when nobody holds it
+
+
+def _load(completer: VllmCompleter) -> Any:
+    import vllm
+
+    longest = {} if completer.max_length is None else {"max_model_len": completer.max_length}
+    return vllm.LLM(
+        model=completer.place,
+        revision=completer.revision,
+        dtype=completer.dtype,
+        tensor_parallel_size=completer.tensor_parallel,
+        gpu_memory_utilization=completer.gpu_memory,
+        **longest,
+    )
+
+
+def _write_slice(llm: Any, requests: dict[int, Request], template: str | None) -> Iterator[tuple[int, Reply | Failure]]:
+    # One prompt that is too long is an error of the whole call (vLLM issue 16732), so it is not let in.
+    prompts: dict[int, list[int]] = {}
+    for number, request in requests.items():
+        prompt = _prompt(llm, request, template)
+        if isinstance(prompt, Failure):
+            yield number, prompt
+        else:
+            prompts[number] = prompt
+    if prompts:
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts.values()]
+        outputs = llm.generate(asked, [_sampling(requests[number]) for number in prompts], use_tqdm=False)
+        yield from zip(prompts, map(_reply, outputs), strict=True)
+
+
+def _prompt(llm: Any, request: Request, template: str | None) -> list[int] | Failure:
+    from jinja2 import TemplateError
+
+    tokenizer, longest = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.dialogue]
+    try:
+        text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError) as error:
+        return Failure(f"the chat template cannot write the dialogue: {error}")
+    prompt: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if len(prompt) >= longest:
+        return Failure(f"the dialogue is {len(prompt):,} tokens long, and the model has {longest:,} positions")
+    return prompt
+
+
+def _sampling(request: Request) -> Any:
+    import vllm
+
+    wanted = request.sampling
+    return vllm.SamplingParams(
+        temperature=wanted.temperature, top_p=wanted.top_p, max_tokens=wanted.max_new_tokens, seed=wanted.seed
+    )
+
+
+def _reply(output: Any) -> Reply:
+    (written,) = output.outputs
+    return Reply(written.text.strip(), finished=written.finish_reason != "length")
