@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
 
-from zephyr_kit import ZkitError
+from zephyr_kit.answers import Answers
+from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import plain
+from zephyr_kit.distilling import Distilling
+from zephyr_kit.feedback import Feedback
+from zephyr_kit.gathered import are_there
+from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
-from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
-from zephyr_kit.portion import Portion
-from zephyr_kit.preset import EvaluateStage, Preset, Stage, TrainStage
-from zephyr_kit.protocols import Evaluation, Policy, Start
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.preflight import refuse_what_cannot_run
+from zephyr_kit.preset import Preset, Stage, bound, portions_of
+from zephyr_kit.prompts import read_prompts
+from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
-from zephyr_kit.stage import Training, check_data
-
-RECIPE = 1
-"""Part of every stage's key: raised when the same preset comes to mean another result."""
-MACHINE_KEYS = ("tokens_per_batch", "share_prompts", "checkpoint_every", "keep_checkpoints", "held_out_every")
-"""Keys of `train` that may change while a run is under way: they change no result, except for which units dropout hides."""
-
-
-class NotReady(ZkitError):
-    """What the machine lacks for a preset."""
+from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, GatherStage, TrainStage
+from zephyr_kit.training import Training, check_data
 
 
 @dataclass(frozen=True)
@@ -57,60 +51,52 @@ class Pipeline:
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
-        with self.folder.locked(), disk_errors_told(self.folder.path):
-            self._check_data()
+        with self.folder.locked(), disk_errors_told(self.folder.path), closing(Answers(cache_folder("answers"))) as answers:
+            self._check_data(answers)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
-            for stage in self.preset.stages:
+            for stage in self._stages:
                 if isinstance(stage.task, TrainStage):
                     trained.append(self._train(stage, stage.task, trained))
-                else:
+                elif isinstance(stage.task, EvaluateStage):
                     evaluations += self._evaluate(stage, stage.task, trained)
+                else:
+                    self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
             return evaluations
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
-        found = list(machine_problems(self.preset, self.device))
-        # Side by side, for each may wait for a network that is not there.
-        with ThreadPoolExecutor() as pool:
-            for lines in pool.map(lambda check: check(), self._checks()):
-                found += lines
-        if found:
-            listed = "\n".join(f"  - {line}" for line in dict.fromkeys(found))
-            advice = "to try the whole pipeline on this machine, in miniature: add --smoke"
-            raise NotReady(f"{self.preset.file} cannot run here:\n{listed}\n{advice}")
+        refuse_what_cannot_run(self.preset, self._stages, self.folder, self.device)
 
-    def _checks(self) -> list[Callable[[], Sequence[str]]]:
-        checks: list[Callable[[], Sequence[str]]] = []
-        before: Path | None = None
-        for stage in self.preset.stages:
-            if isinstance(stage.task, TrainStage):
-                start = Start(before, stage.changed, self.preset.seed)
-                checks.append(partial(stage.model.problems, self.device, start=start))
-                checks.append(partial(_located, f"stages.{stage.name}.train", stage.task.train.optimizer.problems, self.device))
-                checks += [take.source.problems for take in (*stage.task.data, *stage.task.held_out)]
-                before = self.folder.stage(stage.name).model
-            else:
-                checks += [suite.problems for suite in stage.task.suites]
-        return checks
+    @property
+    def _stages(self) -> list[Stage]:
+        """With the rows that one takes from another found in the run's folder."""
+        return [bound(stage, self.folder.path) for stage in self.preset.stages]
 
-    def _check_data(self) -> None:
+    def _check_data(self, answers: Answers) -> None:
         """Read and tokenise the data of every stage to come: a bad row must not be found after a day of training.
 
-        Nor after an earlier result has been set aside for it.
+        Nor after an earlier result has been set aside for it. What a stage has yet to gather is checked when it is there.
         """
         before: Trained | None = None
         latest: Path | None = None
-        for stage in self.preset.stages:
-            if not isinstance(stage.task, TrainStage):
-                continue
-            folder, key = self.folder.stage(stage.name), self._training_key(stage, stage.task, before)
-            if folder.is_done(key):
-                latest = folder.model
-            else:
-                check_data(stage, stage.task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
-            before = Trained(stage, folder.model, _digest(key))
+        for stage in self._stages:
+            folder, task = self.folder.stage(stage.name), stage.task
+            there = all(are_there(portions) for portions in portions_of(task).values())
+            if isinstance(task, TrainStage):
+                start = Start(before.folder if before else None, stage.changed, self.preset.seed)
+                key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
+                if folder.is_done(key):
+                    latest = folder.model
+                elif there:
+                    check_data(stage, task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
+                before = Trained(stage, folder.model, digest(key))
+            elif isinstance(task, GatherStage) and there:
+                key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
+                if not folder.is_done(key):
+                    for name, portions in portions_of(task).items():
+                        read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
@@ -126,10 +112,10 @@ class Pipeline:
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained]) -> Trained:
         before = trained[-1] if trained else None
-        key = self._training_key(stage, task, before)
+        start = Start(before.folder if before else None, stage.changed, self.preset.seed)
+        key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
         folder = self._open(stage, key)
         if folder.done() is None:
-            start = Start(before.folder if before else None, stage.changed, self.preset.seed)
             self._note_work(stage)
             Training(
                 self.preset.name,
@@ -143,36 +129,43 @@ class Pipeline:
                 self.narrator,
                 tuple(one.stage.name for one in trained),
             ).run()
-        return Trained(stage, folder.model, _digest(key))
+        return Trained(stage, folder.model, digest(key))
+
+    def _gather(self, stage: Stage, task: FeedbackStage | DistillStage, bench: Bench) -> None:
+        folder = self._open(stage, gathering_key(task, bench, seed=self.preset.seed, plugins=self.plugins))
+        if folder.done() is not None:
+            return
+        self._note_work(stage)
+        if isinstance(task, FeedbackStage):
+            Feedback(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+        else:
+            Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+
+    def _bench(self, stage: Stage, answers: Answers, before: Trained | None) -> Bench:
+        """With the model of the stage before; where none trains before, with that of [model] itself."""
+        own_key = before.key if before else digest(stage.model.fingerprint())
+        start = Start(before.folder if before else None, seed=self.preset.seed)
+        return Bench(self.device, answers, self._opener(before.stage if before else stage, start), own_key)
 
     def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained]) -> list[Evaluation]:
-        key = {"settings": _settings(stage), "models": {one.stage.name: one.key for one in trained}}
-        folder = self._open(stage, key)
+        folder = self._open(stage, evaluation_key(stage, {one.stage.name: one.key for one in trained}))
         done = folder.done()
         if done is None:
             self._note_work(stage)
             tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
-            models = {one.stage.name: self._opener(one) for one in trained}
+            models = {one.stage.name: self._opener(one.stage, Start(one.folder)) for one in trained}
             with self.narrator.track("measuring"):
                 measured = [suite.evaluate(models, tokenizer, folder.path) for suite in task.suites]
             done = {"evaluations": [plain(evaluation) for evaluation in measured]}
             folder.finish(done)
         return [Evaluation(**evaluation) for evaluation in done["evaluations"]]
 
-    def _opener(self, trained: Trained) -> Callable[[], AbstractContextManager[Policy]]:
+    def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
         @contextmanager
         def opened() -> Iterator[Policy]:
-            yield trained.stage.model.load(self.device, start=Start(trained.folder), train=False)
+            yield stage.model.load(self.device, start=start, train=False)
 
         return opened
-
-    def _third_parties(self, stage: Stage, task: TrainStage) -> dict[str, str]:
-        """Other distributions whose offers the stage uses, with their versions: their code is part of the result."""
-        sources = [portion.source for portion in (*task.data, *task.held_out)]
-        used = {type(part) for part in (stage.model, task.objective, task.train.optimizer, *sources)}
-        makers = {plugin for kind in OFFERS for cls, plugin in self.plugins.offered_by(kind).values() if cls in used}
-        origins = [self.plugins.origins[maker] for maker in makers if maker in self.plugins.origins]
-        return {origin.distribution: origin.version for origin in origins if origin.distribution != DISTRIBUTION}
 
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
         folder, differing = self.folder.open_stage(stage.name, key)
@@ -188,54 +181,3 @@ class Pipeline:
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
         return folder
-
-    def _training_key(self, stage: Stage, task: TrainStage, before: Trained | None) -> dict[str, Any]:
-        start = Start(before.folder if before else None, stage.changed, self.preset.seed)
-        return {
-            "recipe": RECIPE,
-            "plugins": self._third_parties(stage, task),
-            "settings": _settings(stage),
-            "seed": self.preset.seed,
-            "model": dict(stage.model.fingerprint()),
-            "tokenizer": None if before else stage.model.tokenizer(start).fingerprint(),
-            "data": _fingerprints(task.data),
-            "held_out": _fingerprints(task.held_out),
-            "before": before.key if before else None,
-        }
-
-
-def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
-    """What the preset's `[needs]` names and this machine has not."""
-    needs = preset.needs
-    if needs.device == "cuda" and device.type != "cuda":
-        yield f"[needs] a CUDA GPU with {needs.memory:g} GiB: torch finds none on this machine (device: {device.type})"
-        return
-    total = _memory(device)
-    if total < needs.memory:
-        yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.0f}"
-
-
-def _memory(device: torch.device) -> float:
-    """GiB of the device, or of the host."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def _located(table: str, problems: Callable[[torch.device], Sequence[str]], device: torch.device) -> list[str]:
-    return [f"[{table}] {line}" for line in problems(device)]
-
-
-def _settings(stage: Stage) -> dict[str, Any]:
-    """The stage's own keys that decide its result; model and data are in its key by their content."""
-    free = {"bad_rows", "reference", *(f"train.{key}" for key in MACHINE_KEYS)}
-    content = ("model.", "data[", "held_out[")
-    return {key: value for key, value in stage.settings.items() if key not in free and not key.startswith(content)}
-
-
-def _fingerprints(portions: Sequence[Portion]) -> list[list[Any]]:
-    return [[portion.source.fingerprint(), portion.fraction, portion.limit, portion.draw] for portion in portions]
-
-
-def _digest(key: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

@@ -4,92 +4,24 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from zephyr_kit.changes import apply_changes
-from zephyr_kit.config import Builder, Offers, PresetError, Setting, default_use, did_you_mean
+from zephyr_kit.config import Builder, Offers, PresetError, Setting, did_you_mean, suggest
+from zephyr_kit.gathered import StageRows, within
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Suite
+from zephyr_kit.protocols import Backend
+from zephyr_kit.stages import DOES, KINDS, DistillStage, EvaluateStage, FeedbackStage, GatherStage, Task, TrainStage
 
-Positive = Annotated[int, Gt(0)]
-Share = Annotated[float, Interval(ge=0, le=1)]
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 STAGE_NAME = r"[a-z][a-z0-9_-]*"
 RESERVED = ("smoke", "superseded")
 """Folders of a run that are not stages."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """How a stage trains. A step is counted over all devices, in examples or in tokens."""
-
-    learning_rate: Annotated[float, Gt(0)]
-    """The highest one."""
-    epochs: Annotated[float, Gt(0)] | None = None
-    """How many times to see the data."""
-    steps: Positive | None = None
-    """How many optimiser steps to take, instead of `epochs`."""
-    examples_per_step: Positive | None = None
-    tokens_per_step: Positive | None = None
-    """Tokens with each prompt counted once."""
-    tokens_per_batch: Positive = 8192
-    """What one device takes at once; changes no result."""
-    share_prompts: bool = True
-    """Compute the prompt of several completions once; changes no result."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup: Share = 0.0
-    """Share of the steps over which the learning rate rises."""
-    optimizer: OptimizerFactory = default_use("adamw")
-    clip: Annotated[float, Ge(0)] = 1.0
-    """Highest norm of the gradient; 0 for no limit."""
-    checkpoint_every: Positive = 100
-    keep_checkpoints: Positive = 2
-    held_out_every: Positive = 100
-    """Steps between two looks at the held-out data; there is always one at the end."""
-
-    def __post_init__(self) -> None:
-        _just_one(self, "epochs", "steps")
-        _just_one(self, "examples_per_step", "tokens_per_step")
-
-
-@dataclass(frozen=True)
-class TrainStage:
-    """A stage that minimises an objective."""
-
-    objective: Objective
-    data: tuple[Portion, ...]
-    train: Train
-    held_out: tuple[Portion, ...] = ()
-    max_length: Positive = 2048
-    """Tokens of a prompt with its longest completion."""
-    too_long: Literal["cut", "drop", "refuse"] = "cut"
-    """What to do with longer ones; `cut` ones and `drop`ped ones are counted by name, `refuse`d ones are bad rows."""
-    bad_rows: Share = 0.01
-    """The share of rows that may be bad before the run stops."""
-    reference: Literal["cached", "live"] | None = None
-    """Score the reference once, before the first step (`cached`, unless said otherwise), or again and again while training."""
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("needs at least one table in `data`")
-        if self.reference is not None and not self.objective.needs_reference:
-            raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
-
-
-@dataclass(frozen=True)
-class EvaluateStage:
-    """A stage that measures the models of the stages before it."""
-
-    suites: tuple[Suite, ...]
-
-    def __post_init__(self) -> None:
-        if not self.suites:
-            raise ValueError("needs at least one table in `suites`")
 
 
 @dataclass(frozen=True)
@@ -103,10 +35,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage with the model it trains or measures."""
+    """A stage with the model it trains, samples from or measures."""
 
     name: str
-    task: TrainStage | EvaluateStage
+    task: Task
     model: Backend
     changed: frozenset[str]
     """Keys of `[model]` that the stage sets itself."""
@@ -181,9 +113,40 @@ def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
         raise builder.error("", "needs at least one table [stages.NAME]")
     _offer_in(builder, model, "model")
     built = tuple(_stage(builder, name, stage, model) for name, stage in stages.items())
-    if isinstance(built[0].task, EvaluateStage):
-        raise builder.error(f"stages.{built[0].name}", "measures models, but no stage before it trains one")
+    for number, stage in enumerate(built):
+        before = built[:number]
+        if isinstance(stage.task, EvaluateStage) and not any(isinstance(one.task, TrainStage) for one in before):
+            raise builder.error(f"stages.{stage.name}", "measures models, but no stage before it trains one")
+        for key, rows in _rows_of_stages(stage.task):
+            _check_rows(builder, f"stages.{stage.name}.{key}", rows, {one.name: one.task for one in before})
     return built
+
+
+def _rows_of_stages(task: Task) -> Iterator[tuple[str, StageRows]]:
+    """Each table of a stage that takes the rows of another, and where it stands."""
+    for key, portions in portions_of(task).items():
+        for number, portion in enumerate(portions):
+            if isinstance(portion.source, StageRows):
+                yield f"{key}[{number}]", portion.source
+
+
+def _check_rows(builder: Builder, where: str, rows: StageRows, before: Mapping[str, Task]) -> None:
+    gathering = {name: task for name, task in before.items() if isinstance(task, GatherStage)}
+    task = gathering.get(rows.name)
+    if task is None:
+        message = f"`name` = \"{rows.name}\": no stage before it gathers rows under that name"
+        raise builder.error(where, message + suggest(rows.name, gathering))
+    if rows.part == "held_out" and not task.held_out:
+        raise builder.error(where, f"`part` = \"held_out\": stages.{rows.name} keeps no rows apart; set its `held_out`")
+
+
+def portions_of(task: Task) -> dict[str, tuple[Portion, ...]]:
+    """The data of a stage, by key."""
+    if isinstance(task, TrainStage):
+        return {"data": task.data, "held_out": task.held_out}
+    if isinstance(task, FeedbackStage):
+        return {"prompts": task.prompts}
+    return {"seeds": task.seeds} if isinstance(task, DistillStage) else {}
 
 
 def _offer_in(builder: Builder, model: Mapping[str, Any], where: str) -> Backend:
@@ -203,8 +166,8 @@ def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) ->
     if not isinstance(override, dict):
         raise builder.error(where, f"`model` = {override!r}: should be a table of keys of [model] to override")
     kind = _kind(builder, table, where)
-    if override and kind is EvaluateStage:
-        raise builder.error(where, "`model`: a stage that measures takes the models as the stages before it left them")
+    if override and kind is not TrainStage:
+        raise builder.error(where, "`model`: only a stage that trains sets keys of [model]; others take the models as they were left")
     own = Builder(builder.offers, builder.file, builder.origins)
     task = own.build(kind, {key: value for key, value in table.items() if key != "model"}, where, also=["model"])
     # Built under its own path, so that errors and origins name the place where the override stands.
@@ -218,19 +181,21 @@ def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) ->
 
 
 def _kind(builder: Builder, table: Mapping[str, Any], where: str) -> type:
-    kinds: dict[str, type] = {"objective": TrainStage, "suites": EvaluateStage}
-    found = [key for key in kinds if key in table]
+    found = [key for key in KINDS if key in table]
     if len(found) == 1:
-        return kinds[found[0]]
-    near = "" if found else next(filter(None, (did_you_mean(key, kinds) for key in table)), "")
-    raise builder.error(where, f"needs either `objective` (it trains) or `suites` (it measures){', not both' if found else near}")
+        return KINDS[found[0]]
+    if found:
+        raise builder.error(where, f"has {' and '.join(f'`{key}` ({DOES[key]})' for key in found)}: a stage does one thing")
+    near = next(filter(None, (did_you_mean(key, KINDS) for key in table)), "")
+    *most, last = (f"`{key}` ({does})" for key, does in DOES.items())
+    raise builder.error(where, f"needs {', '.join(most)} or {last}{near}")
+
+
+def bound(stage: Stage, run: Path) -> Stage:
+    """The stage, with the rows of other stages taken from the folder of a run."""
+    changes: dict[str, Any] = {key: within(portions, run) for key, portions in portions_of(stage.task).items()}
+    return replace(stage, task=replace(stage.task, **changes))
 
 
 def _inherited(model: Mapping[str, Any], override: Mapping[str, Any], where: str) -> dict[str, str]:
     return {f"{where}.model.{key}": "[model]" for key in model if key not in override}
-
-
-def _just_one(table: object, first: str, second: str) -> None:
-    given = [name for name in (first, second) if getattr(table, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"takes either `{first}` or `{second}`, {'not both' if given else 'and has neither'}")

@@ -11,15 +11,19 @@ from zephyr_kit.markdown import figure, table
 from zephyr_kit.preset import Preset
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.runs import RunError, write_text
+from zephyr_kit.stages import GatherStage, TrainStage
 
 
 def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
     """Write the report of a finished run."""
     lines = [f"# {preset.name}", "", preset.description, ""]
     for stage in preset.stages:
-        done = folder / stage.name / "done.json"
-        if (folder / stage.name / "model").is_dir():
-            lines += _stage(stage.name, json.loads(done.read_text("utf-8")), folder / stage.name)
+        place = folder / stage.name
+        facts = json.loads((place / "done.json").read_text("utf-8"))
+        if isinstance(stage.task, TrainStage):
+            lines += _trained(stage.name, facts, place)
+        elif isinstance(stage.task, GatherStage):
+            lines += _gathered(stage.name, facts, place)
     for evaluation in evaluations:
         lines += _evaluation(evaluation)
     path = folder / "report.md"
@@ -27,13 +31,24 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
     return path
 
 
-def _stage(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
+def _gathered(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a stage that gathers has made, and how far its judges agree."""
+    counts = [(key, figure(value)) for key, value in facts.items() if key != "files"]
+    lines = [f"## Stage {name}", "", f"Rows: `{folder / 'data'}`.", "", *table(("figure", "value"), counts), ""]
+    agreements = folder / "agreement.json"
+    if agreements.exists():
+        rows = [tuple(map(figure, one.values())) for one in json.loads(agreements.read_text("utf-8"))]
+        lines += [*table(("judges", "cases", "pairs without a tie", "in the same order", "ties", "the same best"), rows), ""]
+    return lines
+
+
+def _trained(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
     data = folder / "data.json"
     if not data.exists():
         raise RunError(f"{data}: is missing, so the report cannot say what became of the rows; the models are not touched by that")
     ledger = json.loads(data.read_text("utf-8"))
     rows = f"{ledger['kept']:,} of {ledger['read']:,} rows ({ledger['cut']:,} cut, {ledger['dropped']:,} dropped, {ledger['bad']:,} bad)"
-    figures = [(key, figure(value)) for key, value in facts.items()]
+    figures = [(key, figure(value)) for key, value in facts.items() if key != "files"]
     return [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *table(("figure at the end", "value"), figures), ""]
 
 

@@ -8,6 +8,7 @@
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format
+    RUN/STAGE/data/            the result of a stage that gathers: lines of JSON
     RUN/STAGE/done.json        there when the stage has ended
     RUN/superseded/            stages that were run again, as they were
 """
@@ -19,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +35,14 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.fingerprint import folder_fingerprint
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
-DISK_ERRORS = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
+DISK_ERRORS = (
+    "No space left on device",
+    "database or disk is full",
+    "File too large",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Input/output error",
+)
 
 
 class RunError(ZkitError):
@@ -52,6 +61,11 @@ class StageFolder:
         return self.path / "model"
 
     @property
+    def data(self) -> Path:
+        """The result of a stage that gathers: lines of JSON."""
+        return self.path / "data"
+
+    @property
     def metrics(self) -> Path:
         """A line for each step."""
         return self.path / "metrics.jsonl"
@@ -66,11 +80,16 @@ class StageFolder:
         return _read(self.path / "done.json")
 
     def is_done(self, key: Mapping[str, Any]) -> bool:
-        """Whether a model stands here that was made for this very key."""
-        return self.model.is_dir() and self.done() is not None and self.key() == as_json(key)
+        """Whether a result stands here that was made for this very key."""
+        return self.has_result and self.done() is not None and self.key() == as_json(key)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a model, or gathered data, is there."""
+        return self.model.is_dir() or self.data.is_dir()
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Mark the stage as ended; remember the content of the model, if it made one."""
+        """Mark the stage as ended; remember the content of what it made."""
         write_json(self.path / "done.json", {**facts, "files": self._files()})
 
     def damage(self) -> str | None:
@@ -79,7 +98,7 @@ class StageFolder:
         found = self._files()
         for name, digest in (done or {}).get("files", {}).items():
             if found.get(name) != digest:
-                return f"model/{name} {'has changed' if name in found else 'is missing'}"
+                return f"{name} {'has changed' if name in found else 'is missing'}"
         return None
 
     def reopen(self) -> None:
@@ -87,8 +106,14 @@ class StageFolder:
         (self.path / "done.json").unlink()
 
     def _files(self) -> dict[str, str]:
-        """Digests of the files that make up the model; its card may be edited."""
-        return folder_fingerprint(self.model, (".safetensors", ".json", ".jinja")) if self.model.is_dir() else {}
+        """Digests of the files that make up the result; a model's card may be edited."""
+        endings = {self.model: (".safetensors", ".json", ".jinja"), self.data: (".jsonl",)}
+        return {
+            f"{folder.name}/{name}": found
+            for folder, ending in endings.items()
+            if folder.is_dir()
+            for name, found in folder_fingerprint(folder, ending).items()
+        }
 
     def key(self) -> dict[str, Any] | None:
         """What the stage's result depends on, as it was when the stage began."""
@@ -136,7 +161,7 @@ class RunFolder:
             yield
 
     def _supersede(self, stage: StageFolder) -> None:
-        if not stage.metrics.exists():
+        if not stage.metrics.exists() and not stage.has_result:
             shutil.rmtree(stage.path)  # it never took a step
             return
         self._shelf.mkdir(exist_ok=True)
@@ -160,7 +185,7 @@ def disk_errors_told(folder: Path) -> Iterator[None]:
     """Say in a line that the disk is full, or cannot be written to; what was saved before stands."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, sqlite3.Error) as error:
         kind = next((words for words in DISK_ERRORS if words.lower() in str(error).lower()), None)
         if kind is None:
             raise

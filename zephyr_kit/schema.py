@@ -9,8 +9,9 @@ import textwrap
 from typing import Any, cast, get_type_hints
 
 from zephyr_kit.config import USE, Offers, item_of_tuple, plain, without_none
-from zephyr_kit.preset import STAGE_NAME, EvaluateStage, Header, TrainStage
+from zephyr_kit.preset import STAGE_NAME, Header
 from zephyr_kit.protocols import INLINE, Backend
+from zephyr_kit.stages import KINDS
 
 JSON = dict[str, Any]
 
@@ -20,7 +21,7 @@ def preset_schema(offers: Offers) -> JSON:
     writer = _Writer(offers)
     header = writer.table(Header)
     override = {"description": "Keys of [model] that this stage sets for itself.", "anyOf": writer.parts(Backend)}
-    stages = [writer.table(kind) for kind in (TrainStage, EvaluateStage)]
+    stages = [writer.table(kind) for kind in KINDS.values()]
     stages[0]["properties"]["model"] = override
     named = {"propertyNames": {"pattern": f"^{STAGE_NAME}$"}, "additionalProperties": {"oneOf": stages}, "minProperties": 1}
     properties = {**header["properties"], "model": writer.value(Backend), "stages": {"type": "object", **named}}

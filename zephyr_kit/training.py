@@ -23,11 +23,12 @@ from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
-from zephyr_kit.preset import Stage, TrainStage
+from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Policy, Start, Tokenizer
 from zephyr_kit.reference import ReferenceScores, score_corpus
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
+from zephyr_kit.stages import TrainStage
 from zephyr_kit.world import World
 
 NUM_ROWS_NAMED = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import plain
-from zephyr_kit.example import BadRow
+from zephyr_kit.example import Example
 from zkit_mistral.settings import Scratch
 
 BOS, EOS = "<s>", "</s>"
@@ -78,5 +78,5 @@ def shape_of(scratch: Scratch) -> dict[str, Any]:
 
 def _texts(scratch: Scratch) -> Iterator[str]:
     for row in itertools.chain.from_iterable(source.rows() for source in scratch.text):
-        if not isinstance(row, BadRow):
+        if isinstance(row, Example):
             yield from (message.content for part in (row.prompt, *row.completions) for message in part)

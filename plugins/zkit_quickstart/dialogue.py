@@ -46,6 +46,12 @@ def preference_row(random: Random, *, split: Split) -> Example:
     return Example(dialogue, completions, tuple(scores[number] for number in pair))
 
 
+def prompt_row(random: Random, *, split: Split) -> Example:
+    """A dialogue that waits for an answer, for others to answer and judge."""
+    dialogue, _, _ = ask(random, split=split)
+    return Example(dialogue, ())
+
+
 def ask(random: Random, *, split: Split) -> tuple[tuple[Message, ...], Scene, Form]:
     """A dialogue that waits for an answer, what it is about, and which form the answer takes."""
     scene = draw_scene(random, split)

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 from zephyr_kit.example import Example
-from zkit_quickstart.dialogue import chat_row, preference_row, text_row
+from zkit_quickstart.dialogue import chat_row, preference_row, prompt_row, text_row
 
-Part = Literal["text", "chat", "preference"]
+Part = Literal["text", "chat", "preference", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class QuickstartData:
     """Rows of the miniature world.
 
     `text` is plain stories, `chat` dialogues with an imperfect teacher, `preference` pairs of
-    its answers, the better one first. `held_out` rows are about combinations of animal, thing
-    and place that no `train` row has.
+    its answers, the better one first, `prompt` dialogues that wait for an answer. `held_out`
+    rows are about combinations of animal, thing and place that no `train` row has.
     """
 
     part: Part
@@ -54,4 +54,4 @@ class QuickstartData:
         return replace(self, count=min(self.count, 24))
 
 
-ROWS: Mapping[Part, Callable[..., Example]] = {"text": text_row, "chat": chat_row, "preference": preference_row}
+ROWS: Mapping[Part, Callable[..., Example]] = {"text": text_row, "chat": chat_row, "preference": preference_row, "prompt": prompt_row}

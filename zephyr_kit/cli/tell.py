@@ -35,11 +35,23 @@ class Teller:
     def track(self, label: str, total: int | None = None) -> Iterator[Advance]:
         """Show a piece of work while it lasts."""
         if not self.console.is_terminal:
-            yield lambda _: None
+            yield self._in_lines(label, total)
             return
         with self._bar(transient=True) as progress:
             task = progress.add_task(label, total=total)
             yield lambda done: progress.update(task, completed=done)
+
+    def _in_lines(self, label: str, total: int | None) -> Advance:
+        """A line now and then, for work that takes long."""
+        told = time.monotonic()
+
+        def advance(done: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                self.say(f"{label}: {done:,}{f' of {total:,}' if total is not None else ''}")
+
+        return advance
 
     @hookimpl
     def zkit_run_started(self, run: Run) -> None:

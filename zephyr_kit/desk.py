@@ -1,0 +1,149 @@
+"""Asking completers and judges for what is not known yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from zephyr_kit import ZkitError
+from zephyr_kit.answers import Answers
+from zephyr_kit.config import plain
+from zephyr_kit.observe import Narrator
+from zephyr_kit.protocols import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request
+
+NUM_REASONS_TOLD = 5
+
+Answer = TypeVar("Answer", Reply, Judgement)
+Work = Callable[[Sequence[int]], Iterator[tuple[int, Answer | Failure]]]
+
+
+@dataclass(frozen=True)
+class Answered(Generic[Answer]):
+    """The answers to a list of questions; they stay on disk until they are looked at."""
+
+    answers: Answers
+    questions: Sequence[Any]
+    read: Callable[[Mapping[str, Any]], Answer]
+    failures: Mapping[int, Failure]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __iter__(self) -> Iterator[Answer | Failure]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Answer | Failure:
+        if number in self.failures:
+            return self.failures[number]
+        return self.read(self.answers.get(self.questions[number]))
+
+
+@dataclass
+class Desk:
+    """Where a stage asks; every answer is kept by the content of its question, and paid for once."""
+
+    where: str
+    bench: Bench
+    narrator: Narrator
+    max_failed: float
+    max_cost: float | None = None
+    cost: float = 0.0
+    """US dollars of all answers, those known from before included."""
+    asked: Counter[str] = field(default_factory=Counter)
+    """How many questions there were, were known and failed."""
+
+    def complete(self, completer: Completer, requests: Sequence[Request], label: str) -> Answered[Reply]:
+        """The reply to each request."""
+        who = dict(completer.fingerprint(self.bench))
+        questions = [{"completer": who, "request": plain(request)} for request in requests]
+        return self._ask(questions, lambda numbers: completer.complete([requests[n] for n in numbers], self.bench), _reply, label)
+
+    def judge(self, judge: Judge, cases: Sequence[Case], label: str) -> Answered[Judgement]:
+        """The judgement of each case."""
+        who = dict(judge.fingerprint())
+        questions = [{"judge": who, "case": plain(case)} for case in cases]
+        return self._ask(questions, lambda numbers: judge.judge([cases[n] for n in numbers], self.bench), _judgement, label)
+
+    def facts(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"cost": self.cost, "requests": dict(self.asked)}
+
+    def told(self) -> str:
+        """What was asked, in a line."""
+        cost = f"; {self.cost:.2f} dollars" if self.cost else ""
+        asked, known, failed = (self.asked[key] for key in ("questions", "known", "failed"))
+        return f"{asked:,} requests, {known:,} of them known from before, {failed:,} failed{cost}"
+
+    def _ask(
+        self, questions: Sequence[Any], work: Work[Answer], read: Callable[[Mapping[str, Any]], Answer], label: str
+    ) -> Answered[Answer]:
+        failures: dict[int, Failure] = {}
+        unknown = self._unknown(questions, read)
+        done = len(questions) - len(unknown)
+        self.asked.update(questions=len(questions), known=done)
+        with self.narrator.track(label, len(questions)) as advance:
+            advance(done)
+            with closing(_numbered(work, unknown)) as answers:
+                for number, answer in answers:
+                    if isinstance(answer, Failure):
+                        failures[number] = answer
+                        self._check_failures(failures, len(questions), label)
+                    else:
+                        self.bench.answers.put(questions[number], plain(answer))
+                        self._spend(answer.cost)
+                    done += 1
+                    advance(done)
+        self.asked.update(failed=len(failures))
+        return Answered(self.bench.answers, questions, read, failures)
+
+    def _unknown(self, questions: Sequence[Any], read: Callable[[Mapping[str, Any]], Answer]) -> list[int]:
+        unknown = []
+        for number, question in enumerate(questions):
+            answer = self.bench.answers.get(question)
+            if answer is None:
+                unknown.append(number)
+            else:
+                self._spend(read(answer).cost)
+        return unknown
+
+    def _spend(self, cost: float) -> None:
+        self.cost += cost
+        if self.max_cost is not None and self.cost > self.max_cost:
+            raise ZkitError(
+                f"[{self.where}] max_cost = {self.max_cost:g}: the answers so far have cost {self.cost:.2f} dollars. "
+                "They are kept: the same command goes on when more is allowed"
+            )
+
+    def _check_failures(self, failures: Mapping[int, Failure], total: int, label: str) -> None:
+        if len(failures) <= self.max_failed * total:
+            return
+        reasons = Counter(failure.reason for failure in failures.values()).most_common(NUM_REASONS_TOLD)
+        told = "\n".join(f"  {count:6,d} x {reason}" for reason, count in reasons)
+        raise ZkitError(
+            f"[{self.where}] {label}: {len(failures):,} of {total:,} requests have failed, more than max_failed = {self.max_failed:g} "
+            f"allows:\n{told}\nthe answers so far are kept: the same command goes on when that is mended"
+        )
+
+
+def _numbered(work: Work[Answer], numbers: Sequence[int]) -> Generator[tuple[int, Answer | Failure]]:
+    """Answers under the numbers of their questions; nobody is asked when nothing is unknown."""
+    if not numbers:
+        return
+    left = set(range(len(numbers)))
+    for place, answer in work(numbers):
+        left.remove(place)
+        yield numbers[place], answer
+    for place in sorted(left):
+        yield numbers[place], Failure("no answer came")
+
+
+def _reply(answer: Mapping[str, Any]) -> Reply:
+    return Reply(**answer)
+
+
+def _judgement(answer: Mapping[str, Any]) -> Judgement:
+    aspects = {name: tuple(scores) for name, scores in answer["aspects"].items()}
+    return Judgement(tuple(answer["scores"]), aspects, tuple(answer["remarks"]), answer["cost"])

@@ -1,0 +1,93 @@
+"""What the result of a stage depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from zephyr_kit.config import plain
+from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
+from zephyr_kit.portion import Portion
+from zephyr_kit.preset import Stage, portions_of
+from zephyr_kit.protocols import Bench, Start
+from zephyr_kit.stages import DistillStage, FeedbackStage, TrainStage
+from zephyr_kit.writing import who_writes
+
+RECIPE = 1
+"""Part of every stage's key: raised when the same preset comes to mean another result."""
+MACHINE_KEYS = ("tokens_per_batch", "share_prompts", "checkpoint_every", "keep_checkpoints", "held_out_every")
+"""Keys of `train` that may change while a run is under way: they change no result, except for which units dropout hides."""
+
+
+def training_key(stage: Stage, task: TrainStage, start: Start, *, before: str | None, plugins: Plugins) -> dict[str, Any]:
+    """Of a stage that trains, `before` being the key of the one whose model it starts from."""
+    used = (stage.model, task.objective, task.train.optimizer, *_parts((*task.data, *task.held_out)))
+    return {
+        "recipe": RECIPE,
+        "plugins": _third_parties(used, plugins),
+        "settings": _settings(stage),
+        "seed": start.seed,
+        "model": dict(stage.model.fingerprint()),
+        "tokenizer": None if before else stage.model.tokenizer(start).fingerprint(),
+        "data": _fingerprints(task.data),
+        "held_out": _fingerprints(task.held_out),
+        "before": before,
+    }
+
+
+def gathering_key(task: FeedbackStage | DistillStage, bench: Bench, *, seed: int, plugins: Plugins) -> dict[str, Any]:
+    """Of a stage that gathers rows."""
+    (portions,) = portions_of(task).values()
+    if isinstance(task, FeedbackStage):
+        writers, judges = task.completers, (task.judge, *task.second_judges)
+        own: dict[str, Any] = {"draw": task.draw, "binarise": plain(task.binarise), "check": task.check}
+    else:
+        writers, judges = (task.teacher, task.user or task.teacher), ()
+        own = {"exchanges": task.exchanges}
+    used = (*_parts(portions), *(writer.completer for writer in writers), *judges)
+    return {
+        "recipe": RECIPE,
+        "plugins": _third_parties(used, plugins),
+        "seed": seed,
+        "prompts": _fingerprints(portions),
+        "writers": [{**who_writes(writer, bench), "samples": writer.samples} for writer in writers],
+        "judges": [dict(judge.fingerprint()) for judge in judges],
+        "held_out": task.held_out,
+        "unfinished": task.unfinished,
+        **own,
+    }
+
+
+def evaluation_key(stage: Stage, models: Mapping[str, str]) -> dict[str, Any]:
+    """Of a stage that measures; `models` are the keys of those that it measures."""
+    return {"settings": _settings(stage), "models": dict(models)}
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """Stands for a key."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    """The stage's own keys that decide its result; model and data are in its key by their content."""
+    free = {"bad_rows", "gate", "reference", *(f"train.{key}" for key in MACHINE_KEYS)}
+    content = ("model.", "data[", "held_out[", "gate.")
+    return {key: value for key, value in stage.settings.items() if key not in free and not key.startswith(content)}
+
+
+def _fingerprints(portions: Sequence[Portion]) -> list[list[Any]]:
+    return [portion.fingerprint() for portion in portions]
+
+
+def _parts(portions: Iterable[Portion]) -> list[object]:
+    return [part for portion in portions for part in (portion.source, *portion.filters)]
+
+
+def _third_parties(used: Iterable[object], plugins: Plugins) -> dict[str, str]:
+    """Other distributions whose offers the stage uses, with their versions: their code is part of the result."""
+    kinds = {type(part) for part in used}
+    makers = {plugin for kind in OFFERS for cls, plugin in plugins.offered_by(kind).values() if cls in kinds}
+    origins = [plugins.origins[maker] for maker in makers if maker in plugins.origins]
+    return {origin.distribution: origin.version for origin in origins if origin.distribution != DISTRIBUTION}

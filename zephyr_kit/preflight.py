@@ -1,0 +1,90 @@
+"""What a preset needs, asked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from zephyr_kit import ZkitError
+from zephyr_kit.preset import Preset, Stage, portions_of
+from zephyr_kit.protocols import Start
+from zephyr_kit.runs import RunFolder
+from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, TrainStage
+
+Check = Callable[[], Sequence[str]]
+
+
+class NotReady(ZkitError):
+    """What the machine lacks for a preset."""
+
+
+def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: torch.device) -> None:
+    """Raise `NotReady` with all that stands in the way."""
+    found = list(machine_problems(preset, device))
+    # Side by side, for each may wait for a network that is not there.
+    with ThreadPoolExecutor() as pool:
+        for lines in pool.map(lambda check: check(), _checks(preset, stages, run, device)):
+            found += lines
+    if found:
+        listed = "\n".join(f"  - {line}" for line in dict.fromkeys(found))
+        advice = "to try the whole pipeline on this machine, in miniature: add --smoke"
+        raise NotReady(f"{preset.file} cannot run here:\n{listed}\n{advice}")
+
+
+def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
+    """What the preset's `[needs]` names and this machine has not."""
+    needs = preset.needs
+    if needs.device == "cuda" and device.type != "cuda":
+        yield f"[needs] a CUDA GPU with {needs.memory:g} GiB: torch finds none on this machine (device: {device.type})"
+        return
+    total = _memory(device)
+    if total < needs.memory:
+        yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.0f}"
+
+
+def _checks(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: torch.device) -> Iterator[Check]:
+    before: Path | None = None
+    for stage in stages:
+        if not isinstance(stage.task, EvaluateStage):
+            start = Start(before, stage.changed, preset.seed)
+            yield partial(stage.model.problems, device, start=start)
+        if isinstance(stage.task, TrainStage):
+            before = run.stage(stage.name).model
+        for portions in portions_of(stage.task).values():
+            for portion in portions:
+                yield portion.source.problems
+                yield from (each.problems for each in portion.filters)
+        yield from _checks_of(stage.task, f"stages.{stage.name}", device)
+
+
+def _checks_of(task: Task, where: str, device: torch.device) -> Iterator[Check]:
+    """What only this kind of stage needs."""
+    if isinstance(task, TrainStage):
+        yield partial(_located, f"{where}.train", task.train.optimizer.problems, device)
+    elif isinstance(task, FeedbackStage):
+        for number, writer in enumerate(task.completers):
+            yield partial(_located, f"{where}.completers[{number}]", writer.completer.problems, device)
+        for key, judge in [("judge", task.judge), *((f"second_judges[{n}]", judge) for n, judge in enumerate(task.second_judges))]:
+            yield partial(_located, f"{where}.{key}", judge.problems, device)
+    elif isinstance(task, DistillStage):
+        for key, one in (("teacher", task.teacher), ("user", task.user)):
+            if one is not None:
+                yield partial(_located, f"{where}.{key}", one.completer.problems, device)
+    else:
+        yield from (suite.problems for suite in task.suites)
+
+
+def _located(table: str, problems: Callable[[torch.device], Sequence[str]], device: torch.device) -> list[str]:
+    return [f"[{table}] {line}" for line in problems(device)]
+
+
+def _memory(device: torch.device) -> float:
+    """GiB of the device, or of the host."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,0 +1,185 @@
+"""The tables of a preset's stages: what trains, gathers or measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from zephyr_kit.binarise import Binarise
+from zephyr_kit.config import default_use
+from zephyr_kit.gate import Gate
+from zephyr_kit.portion import Portion
+from zephyr_kit.protocols import INLINE, Completer, Judge, Objective, OptimizerFactory, Suite
+
+Positive = Annotated[int, Gt(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a stage trains. A step is counted over all devices, in examples or in tokens."""
+
+    learning_rate: Annotated[float, Gt(0)]
+    """The highest one."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """How many times to see the data."""
+    steps: Positive | None = None
+    """How many optimiser steps to take, instead of `epochs`."""
+    examples_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None
+    """Tokens with each prompt counted once."""
+    tokens_per_batch: Positive = 8192
+    """What one device takes at once; changes no result."""
+    share_prompts: bool = True
+    """Compute the prompt of several completions once; changes no result."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Share = 0.0
+    """Share of the steps over which the learning rate rises."""
+    optimizer: OptimizerFactory = default_use("adamw")
+    clip: Annotated[float, Ge(0)] = 1.0
+    """Highest norm of the gradient; 0 for no limit."""
+    checkpoint_every: Positive = 100
+    keep_checkpoints: Positive = 2
+    held_out_every: Positive = 100
+    """Steps between two looks at the held-out data; there is always one at the end."""
+
+    def __post_init__(self) -> None:
+        _just_one(self, "epochs", "steps")
+        _just_one(self, "examples_per_step", "tokens_per_step")
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """A stage that minimises an objective."""
+
+    objective: Objective
+    data: tuple[Portion, ...]
+    train: Train
+    held_out: tuple[Portion, ...] = ()
+    max_length: Positive = 2048
+    """Tokens of a prompt with its longest completion."""
+    too_long: Literal["cut", "drop", "refuse"] = "cut"
+    """What to do with longer ones; `cut` ones and `drop`ped ones are counted by name, `refuse`d ones are bad rows."""
+    bad_rows: Share = 0.01
+    """The share of rows that may be bad before the run stops."""
+    gate: Gate = field(default_factory=Gate)
+    """What else the data must be like, or the run stops before its first step."""
+    reference: Literal["cached", "live"] | None = None
+    """Score the reference once, before the first step (`cached`, unless said otherwise), or again and again while training."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("needs at least one table in `data`")
+        if self.reference is not None and not self.objective.needs_reference:
+            raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    """A stage that measures the models of the stages before it."""
+
+    suites: tuple[Suite, ...]
+
+    def __post_init__(self) -> None:
+        if not self.suites:
+            raise ValueError("needs at least one table in `suites`")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Somebody who writes replies, and how; the other keys of its table are the completer's own."""
+
+    completer: Completer = field(metadata={INLINE: True})
+    samples: Positive = 1
+    """How many replies to each dialogue."""
+    temperature: Annotated[float, Ge(0)] = 1.0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 1024
+    system: str | None = None
+    """A system message in place of the dialogue's own, if it has one: a principle to follow, for instance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherStage:
+    """What the stages that gather rows share."""
+
+    held_out: Annotated[int, Ge(0)] = 0
+    """Rows of so many prompts are kept apart, as the part `held_out`."""
+    unfinished: Literal["drop", "keep"] = "drop"
+    """What to do with a reply that came to `max_new_tokens` before it came to its end; counted either way."""
+    bad_rows: Share = 0.01
+    """The share of rows that may be bad, or give no prompt, before the run stops."""
+    max_failed: Share = 0.02
+    """The share of requests that may fail, after all that could be tried, before the stage stops."""
+    max_cost: Annotated[float, Gt(0)] | None = None
+    """US dollars that the answers may cost, those known from before included; needs the endpoint's `price`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackStage(GatherStage):
+    """A stage that samples replies to prompts, has them judged, and makes pairs of them."""
+
+    prompts: tuple[Portion, ...]
+    """Where the prompts come from: each dialogue up to its first reply."""
+    completers: tuple[Writer, ...]
+    judge: Judge
+    draw: Positive | None = None
+    """So many of all the samples for each prompt, drawn at random; all of them unless given."""
+    binarise: Binarise = field(default_factory=Binarise)
+    """Which of the judged replies become pairs."""
+    check: Share = 0.1
+    """The share of prompts that is judged again, with the replies in reverse order and by `second_judges`, to report agreement."""
+    second_judges: tuple[Judge, ...] = ()
+
+    def __post_init__(self) -> None:
+        _needs_one(self, "prompts", "completers")
+        _refuse_pairs(self.prompts, "prompts")
+        samples = sum(writer.samples for writer in self.completers)
+        if self.draw is not None and self.draw > samples:
+            raise ValueError(f"`draw` = {self.draw}: the completers write only {samples} samples for each prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage(GatherStage):
+    """A stage in which a teacher writes dialogues from seed prompts: both the replies and the user's next requests."""
+
+    seeds: tuple[Portion, ...]
+    """Where the first requests come from: each dialogue up to its first reply."""
+    teacher: Writer
+    user: Writer | None = None
+    """Who writes the user's next request; the teacher, unless somebody else is named."""
+    exchanges: Positive = 3
+    """How many requests, with their replies, a dialogue has at most."""
+
+    def __post_init__(self) -> None:
+        _needs_one(self, "seeds")
+        _refuse_pairs(self.seeds, "seeds")
+        for name, writer in (("teacher", self.teacher), ("user", self.user)):
+            if writer is not None and writer.samples != 1:
+                raise ValueError(f"`{name}.samples` = {writer.samples}: a dialogue goes on with one reply")
+
+
+Task = TrainStage | FeedbackStage | DistillStage | EvaluateStage
+
+KINDS: dict[str, type] = {"objective": TrainStage, "completers": FeedbackStage, "teacher": DistillStage, "suites": EvaluateStage}
+"""The key that tells what a stage does."""
+DOES = {"objective": "it trains", "completers": "it gathers feedback", "teacher": "it distills dialogues", "suites": "it measures"}
+
+
+def _just_one(table: object, first: str, second: str) -> None:
+    given = [name for name in (first, second) if getattr(table, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"takes either `{first}` or `{second}`, {'not both' if given else 'and has neither'}")
+
+
+def _refuse_pairs(portions: tuple[Portion, ...], name: str) -> None:
+    if any(portion.binarise is not None for portion in portions):
+        raise ValueError(f"`binarise` in `{name}`: only the prompts are taken of these rows")
+
+
+def _needs_one(table: object, *names: str) -> None:
+    for name in names:
+        if not getattr(table, name):
+            raise ValueError(f"needs at least one table in `{name}`")
