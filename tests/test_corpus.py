@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import DOOR, Against, Letters, NoLetter, Row, Rows, example, made, pairs, quarantine
 
-from zephyr_kit import ZkitError, admission
+from zephyr_kit import ZkitError, workers
 from zephyr_kit.admission import Door
 from zephyr_kit.batch import Tree
-from zephyr_kit.corpus import Corpus, DataError, corpus_key, prepare, refuse_bad_rows
-from zephyr_kit.example import BadRow, Example, ExampleError, Message
+from zephyr_kit.corpus import DataError, corpus_key, prepare, refuse_bad_rows
+from zephyr_kit.example import BadRow, Example, Message
 from zephyr_kit.portion import Portion
-
-Row = Example | BadRow
-DOOR = Door(1, 64, "cut")
-
-
-@dataclass(frozen=True)
-class Letters:
-    """A tokenizer: a token for each letter, the assistant's trained; `#` cannot be written, `!` stops the run."""
-
-    name: str = "letters"
-
-    def encode(self, example: Example) -> Tree:
-        texts = ["".join(message.content for message in part) for part in (example.prompt, *example.completions)]
-        if "#" in "".join(texts):
-            raise ExampleError("holds a #")
-        if "!" in "".join(texts):
-            raise ZkitError("cannot go on")
-        prompt, *completions = (np.array([ord(letter) for letter in text], np.int32) for text in texts)
-        return Tree(prompt, tuple(completions), tuple(self.trained(completion) for completion in example.completions))
-
-    def trained(self, completion: Sequence[Message]) -> np.ndarray:
-        return np.concatenate([np.full(len(message.content), message.role == "assistant") for message in completion])
-
-    def fingerprint(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A source of given rows that notes how often it is read."""
-
-    given: tuple[Row, ...]
-    name: str = "rows"
-    reads: list[int] = field(default_factory=list, compare=False)
-
-    def rows(self) -> Iterator[Row]:
-        self.reads.append(len(self.given))
-        return iter(self.given)
-
-    def fingerprint(self) -> str:
-        return self.name
-
-    def problems(self) -> Sequence[str]:
-        return []
-
-    def miniature(self, folder: Path) -> Rows:
-        return self
-
-
-def example(prompt: str, *completions: str, line: int = 0) -> Example:
-    replies = tuple((Message("assistant", text),) for text in completions)
-    return Example((Message("user", prompt),), replies, origin=f"data.jsonl:{line}")
-
-
-def pairs(*texts: str) -> Rows:
-    return Rows(tuple(example(*text.split("|"), line=number) for number, text in enumerate(texts, 1)))
-
-
-def made(source: Rows, cache: Path, door: Door = DOOR, **how: Any) -> Corpus:
-    return prepare([Portion(source, **how)], Letters(), door, cache=cache)
-
-
-def quarantine(corpus: Corpus) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (corpus.folder / "quarantine.jsonl").read_text("utf-8").splitlines()]
 
 
 def same(left: Tree, right: Tree) -> bool:
@@ -145,11 +82,15 @@ def test_an_empty_corpus_can_be_opened(tmp_path: Path) -> None:
         ({"max_length": 65}, True),
         ({"too_long": "drop"}, True),
         ({"portions": 2}, True),
+        ({"filters": (NoLetter("a"),)}, True),
+        ({"filters": (NoLetter("b"),)}, True),
+        ({"filters": (NoLetter("a"), NoLetter("b"))}, True),
+        ({"binarise": Against("best")}, True),
     ],
 )
 def test_the_key_changes_with_the_content(changes: dict[str, Any], differs: bool) -> None:
     def key(**given: Any) -> str:
-        how = {name: given.pop(name) for name in ("fraction", "limit", "draw") if name in given}
+        how = {name: given.pop(name) for name in ("fraction", "limit", "draw", "filters", "binarise") if name in given}
         portion = Portion(given.pop("source", pairs("a|b")), **how)
         portions, tokenizer = [portion] * given.pop("portions", 1), given.pop("tokenizer", Letters())
         return corpus_key(portions, tokenizer, replace(DOOR, **given))
@@ -157,20 +98,12 @@ def test_the_key_changes_with_the_content(changes: dict[str, Any], differs: bool
     assert (key(**changes) != key()) == differs
 
 
-def test_seeds_of_a_fraction_make_different_keys() -> None:
-    keys = {corpus_key([Portion(pairs("a|b"), fraction=0.5, draw=seed)], Letters(), DOOR) for seed in range(3)}
-    assert len(keys) == 3
-
-
-def test_a_portion_is_a_fixed_random_share(tmp_path: Path) -> None:
-    source = pairs(*[f"a|{'b' * (1 + number % 7)}" for number in range(400)])
-    half = [row.origin for row in Portion(source, fraction=0.5, draw=3).rows()]
-    assert half == [row.origin for row in Portion(source, fraction=0.5, draw=3).rows()]
-    assert half != [row.origin for row in Portion(source, fraction=0.5, draw=4).rows()]
-    assert 150 < len(half) < 250
-    assert [row.origin for row in Portion(source, fraction=0.5, limit=9, draw=3).rows()] == half[:9]
-    mixed = prepare([Portion(source, limit=2), Portion(pairs("x|y"), limit=9)], Letters(), DOOR, cache=tmp_path)
-    assert (len(mixed), mixed.ledger["read"]) == (3, 3)
+def test_what_differs_makes_different_keys() -> None:
+    ways = [{"fraction": 0.5, "draw": seed} for seed in range(3)]
+    ways += [{"filters": order} for order in ((NoLetter("a"), NoLetter("b")), (NoLetter("b"), NoLetter("a")))]
+    ways += [{"binarise": Against(first)} for first in ("first", "last")]
+    keys = {corpus_key([Portion(pairs("a|b"), **how)], Letters(), DOOR) for how in ways}
+    assert len(keys) == len(ways)
 
 
 def test_a_second_time_nothing_is_read(tmp_path: Path) -> None:
@@ -191,7 +124,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
 
     source = pairs("a|b", "c|d", "e|f")
     with pytest.raises(KeyboardInterrupt):
-        prepare([Portion(source)], Letters(), DOOR, cache=tmp_path, on_rows=stop)
+        prepare([Portion(source)], Letters(), DOOR, cache=tmp_path, track=lambda _: nullcontext(stop))
     with pytest.raises(ZkitError, match="cannot go on"):
         made(pairs("a|b", "c|!"), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -201,16 +134,19 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
+from contextlib import nullcontext
 from pathlib import Path
 from test_corpus import DOOR, Letters, pairs
+from zephyr_kit.binarise import Binarise, Paired, Rule
 from zephyr_kit.corpus import prepare
 from zephyr_kit.portion import Portion
+from zephyr_kit.protocols import Verdict
 
 def stop(done):
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-prepare([Portion(pairs("a|b", "c|d", "e|f"))], Letters(), DOOR, cache=Path({cache!r}), on_rows=stop)
+prepare([Portion(pairs("a|b", "c|d", "e|f"))], Letters(), DOOR, cache=Path({cache!r}), track=lambda _: nullcontext(stop))
 """
 
 
@@ -235,7 +171,7 @@ def test_two_writers_of_one_corpus(tmp_path: Path) -> None:
             other = prepare([Portion(source)], Letters(), DOOR, cache=tmp_path / "other")
             other.folder.rename(tmp_path / other.folder.name)
 
-    assert len(prepare([Portion(source)], Letters(), DOOR, cache=tmp_path, on_rows=overtake)) == 2
+    assert len(prepare([Portion(source)], Letters(), DOOR, cache=tmp_path, track=lambda _: nullcontext(overtake))) == 2
 
 
 def many() -> Rows:
@@ -250,13 +186,13 @@ def many() -> Rows:
 
 
 def test_worker_processes_make_the_same_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "CHUNK", 8)
-    monkeypatch.setattr(admission, "CHUNKS_BEFORE_WORKERS", 1000)
+    monkeypatch.setattr(workers, "CHUNK", 8)
+    monkeypatch.setattr(workers, "CHUNKS_BEFORE_WORKERS", 1000)
     serial = made(many(), tmp_path / "serial")
-    monkeypatch.setattr(admission, "CHUNKS_BEFORE_WORKERS", 3)
-    monkeypatch.setattr(admission, "num_processors", lambda: 2)
+    monkeypatch.setattr(workers, "CHUNKS_BEFORE_WORKERS", 3)
+    monkeypatch.setattr(workers, "num_processors", lambda: 2)
     told: list[int] = []
-    parallel = prepare([Portion(many())], Letters(), DOOR, cache=tmp_path / "parallel", on_rows=told.append)
+    parallel = prepare([Portion(many())], Letters(), DOOR, cache=tmp_path / "parallel", track=lambda _: nullcontext(told.append))
     files = [{file.name: file.read_bytes() for file in corpus.folder.iterdir()} for corpus in (serial, parallel)]
     assert files[0] == files[1]
     assert serial.folder.name == parallel.folder.name
@@ -267,6 +203,7 @@ def test_the_ledger_adds_up(tmp_path: Path) -> None:
     corpus = made(many(), tmp_path)
     ledger = corpus.ledger
     assert ledger["read"] == 100 == ledger["kept"] + ledger["dropped"] + ledger["bad"]
+    assert (ledger["added"], ledger["removed"]) == (0, 0)
     assert (ledger["kept"], ledger["dropped"], ledger["bad"], ledger["cut"]) == (90, 0, 10, 5)
     assert ledger["reasons"] == {"cut to max_length = 64 tokens": 5, "holds a #": 5, "not valid JSON": 5}
     lines = quarantine(corpus)
@@ -336,7 +273,8 @@ def test_a_pair_that_is_the_same_in_tokens_is_refused(tmp_path: Path) -> None:
 
 def test_the_number_of_completions_is_checked(tmp_path: Path) -> None:
     corpus = made(pairs("q|a|b", "q|a"), tmp_path)
-    assert corpus.ledger["reasons"] == {"has 2 completion(s), but the objective compares 1": 1}
+    advice = 'to choose among them, add binarise = { rule = "best" } to the table of its data'
+    assert corpus.ledger["reasons"] == {f"has 2 completions, but the objective takes 1: {advice}": 1}
 
 
 def test_the_threshold(tmp_path: Path) -> None:

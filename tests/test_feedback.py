@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from toys import Listener, Prompts, Referee, Scribe, bench
-from zephyr_kit.binarise import Binarise
 
 from zephyr_kit import ZkitError
+from zephyr_kit.binarise import Binarise
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.gathered import GatheredRows
 from zephyr_kit.portion import Portion

@@ -146,9 +146,13 @@ def test_a_preset_is_a_pipeline(tmp_path):
         (
             'objective = "sft"',
             'objectiv = "sft"',
-            "FILE: [stages.sft] needs either `objective` (it trains) or `suites` (it measures); did you mean `objective`?",
+            "`teacher` (it distills dialogues) or `suites` (it measures); did you mean `objective`?",
         ),
-        ('objective = "sft"', 'objective = "sft"\nsuites = []', "or `suites` (it measures), not both"),
+        (
+            'objective = "sft"',
+            'objective = "sft"\nsuites = []',
+            "FILE: [stages.sft] has `objective` (it trains) and `suites` (it measures): a stage does one thing",
+        ),
         (
             'objective = "sft"',
             'objective = "stf"',

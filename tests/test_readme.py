@@ -1,12 +1,13 @@
 """What the README shows works as shown."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.preset import read_toml, resolve
+from zephyr_kit.preset import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -17,10 +18,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def test_the_preset_tables_resolve(tmp_path):
-    (tmp_path / "preset.toml").write_text('name = "readme"\n' + "\n".join(blocks("toml")), "utf-8")
-    preset = resolve(read_toml(tmp_path / "preset.toml"), Plugins().offers, file="README.md")
-    assert [stage.name for stage in preset.stages] == ["sft"]
+TRAIN = {"epochs": 1, "examples_per_step": 8, "learning_rate": 1e-5}
+REST = {"sft": {"objective": "sft", "train": TRAIN}, "dpo": {"objective": "dpo", "train": TRAIN}}
+"""What the stages need besides what a block shows."""
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=lambda block: block.split("\n")[0])
+def test_the_preset_tables_resolve(block):
+    table = {"name": "readme", "model": {"use": "mistral", "weights": "w"}, **tomllib.loads(block)}
+    stages = table.get("stages", {"sft": {"data": [{"use": "jsonl", "path": "p"}]}})
+    table["stages"] = {name: {**REST.get(name, {}), **stage} for name, stage in stages.items()}
+    assert resolve(table, Plugins().offers, file="README.md").stages
 
 
 @pytest.mark.parametrize("line", [line.strip() for line in "".join(blocks("python")).splitlines() if line.strip()])

@@ -56,7 +56,7 @@ train = {{ steps = 3, examples_per_step = 2, learning_rate = 1e-3 }}
 prompts = [{{ use = "jsonl", path = "{folder}/prompts.jsonl", format = "prompt" }}]
 completers = [
   {{ use = "own", max_new_tokens = 10, temperature = 1.0 }},
-  {{ use = "openai", model = "loopback", base_url = "{url}", retries = 8, backoff = 0.02, samples = 2, max_new_tokens = 10, timeout = 20.0 }},
+  {{ use = "openai", model = "loopback", base_url = "{url}", retries = 8, backoff = 0.02, samples = 2, max_new_tokens = 10 }},
 ]
 unfinished = "keep"
 binarise = {{ rule = "best_random", ties = "keep" }}

@@ -1,35 +1,27 @@
-"""Which rows enter a corpus, and the work of tokenising them, in worker processes where that pays."""
+"""Which rows enter a corpus, as how many examples, and the work of tokenising them."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import pickle
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from zephyr_kit.batch import Flags, Tree
-from zephyr_kit.example import BadRow, Example, ExampleError, check
+from zephyr_kit.binarise import Binarise
+from zephyr_kit.example import BadRow, Example, ExampleError, Removed, check
 from zephyr_kit.protocols import Tokenizer
-
-CHUNK = 256
-CHUNKS_BEFORE_WORKERS = 16
+from zephyr_kit.workers import in_workers
 
 TooLong = Literal["cut", "drop", "refuse"]
-Fate = Literal["kept", "cut", "dropped", "bad"]
+Fate = Literal["kept", "cut", "dropped", "bad", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a row."""
+    """What became of an example, or of a row from which none came."""
 
     origin: str
     fate: Fate
@@ -57,9 +49,15 @@ class Door:
             return Admission(row.origin, "bad", reason=str(error))
 
     def _check(self, example: Example) -> None:
+        count = len(example.completions)
+        if count > self.completions:
+            # Said first: completions that are never compared may be blank, or alike.
+            rule = {1: "best", 2: "best_random"}.get(self.completions, "ranked")
+            advice = f'to choose among them, add binarise = {{ rule = "{rule}" }} to the table of its data'
+            raise ExampleError(f"has {count} completions, but the objective takes {self.completions}: {advice}")
         check(example)
-        if len(example.completions) != self.completions:
-            raise ExampleError(f"has {len(example.completions)} completion(s), but the objective compares {self.completions}")
+        if count < self.completions:
+            raise ExampleError(f"has {count} completion(s), but the objective compares {self.completions}")
 
     def _fit(self, origin: str, tree: Tree) -> Admission:
         if not len(tree.prompt):
@@ -77,55 +75,46 @@ class Door:
         return Admission(origin, "cut", cut, f"cut to {limit}")
 
 
-def admit(rows: Iterator[Example | BadRow], tokenizer: Tokenizer, door: Door) -> Iterator[Admission]:
-    """Tokenise, in worker processes once the data is large enough to repay starting them."""
-    chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
-    head = list(itertools.islice(chunks, CHUNKS_BEFORE_WORKERS))
-    workers = num_processors()
-    if len(head) < CHUNKS_BEFORE_WORKERS or workers == 1:
-        for row in itertools.chain.from_iterable(itertools.chain(head, chunks)):
-            yield door.admit(row, tokenizer)
-        return
-    work = partial(_admit_chunk, pickle.dumps((tokenizer, door)))
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A row at the door."""
+
+    row: Example | BadRow | Removed
+    number: int = 0
+    """Its place among the rows of its data."""
+    binarise: Binarise | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of a row: one admission, or more where several examples were made of it."""
+
+    admissions: tuple[Admission, ...]
+    left_out: tuple[str, ...] = ()
+    """Why completions of it were not considered."""
+    notes: tuple[str, ...] = ()
+    """What its source changed in it."""
+
+
+def admit(rows: Iterator[Arrival], tokenizer: Tokenizer, door: Door) -> Generator[Entry]:
+    """Binarise and tokenise, in worker processes once the data is large enough to repay starting them."""
+    return in_workers(partial(_enter, tokenizer, door), rows)
+
+
+def _enter(tokenizer: Tokenizer, door: Door, arrival: Arrival) -> Entry:
+    row = arrival.row
+    if isinstance(row, Removed):
+        return Entry((Admission(row.origin, "removed", reason=f"{row.by}: {row.reason}"),))
+    if isinstance(row, BadRow):
+        return Entry((door.admit(row, tokenizer),))
+    if arrival.binarise is None:
+        return Entry((door.admit(row, tokenizer),), notes=row.notes)
     try:
-        waiting = deque(pool.submit(work, chunk) for chunk in head)
-        for chunk in chunks:
-            yield from waiting.popleft().result()
-            waiting.append(pool.submit(work, chunk))
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _admit_chunk(packed: bytes, rows: Sequence[Example | BadRow]) -> list[Admission]:
-    tokenizer, door = _unpacked(packed)
-    return [door.admit(row, tokenizer) for row in rows]
-
-
-@lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> tuple[Tokenizer, Door]:
-    """A tokenizer takes a while to unpickle: once in each worker, not once for each chunk."""
-    tokenizer, door = pickle.loads(packed)  # noqa: S301  from our own process
-    return tokenizer, door
-
-
-def _end_with_parent() -> None:
-    """A worker would wait for work for ever when its parent is killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
-def num_processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        paired = arrival.binarise.apply(row, arrival.number)
+    except ExampleError as error:
+        return Entry((Admission(row.origin, "bad", reason=str(error)),), notes=row.notes)
+    made = tuple(door.admit(example, tokenizer) for example in paired.examples)
+    return Entry(made or (Admission(row.origin, "removed", reason=f"binarise: {paired.reason}"),), paired.left_out, row.notes)
 
 
 def _check_learnable(tree: Tree, untrained: str, identical: str) -> None:

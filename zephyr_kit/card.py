@@ -10,6 +10,19 @@ from typing import Any
 from zephyr_kit.markdown import figure, table
 
 
+COUNTS = {
+    "read": "rows read",
+    "added": "more made of them",
+    "kept": "kept",
+    "cut": "cut",
+    "dropped": "dropped",
+    "removed": "removed",
+    "bad": "bad",
+    "tokens": "tokens",
+    "trained": "trained tokens",
+}
+
+
 def write_card(
     folder: Path,
     *,
@@ -31,7 +44,7 @@ def write_card(
     path = " → ".join([f"`{base}`" if base else "random weights", *(f"stage `{name}`" for name in (*before, stage))])
     lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", ""]
     lines += ["## Use", "", *_use(adapter=(folder / "adapter_config.json").exists()), ""]
-    lines += ["## Data", "", *table(("rows read", "kept", "cut", "dropped", "bad", "tokens", "trained tokens"), [_counts(ledger)]), ""]
+    lines += ["## Data", "", *table(COUNTS.values(), [tuple(f"{ledger[key]:,}" for key in COUNTS)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
     lines += ["## Settings", "", *table(("key", "value"), [(f"`{k}`", f"`{json.dumps(v, default=str)}`") for k, v in settings.items()]), ""]
     (folder / "README.md").write_text("\n".join(lines), "utf-8")
@@ -42,7 +55,3 @@ def _use(*, adapter: bool) -> list[str]:
     note = ["The adapter belongs on its base as it was trained: in the `dtype`, and quantised, as under Settings.", ""] if adapter else []
     load = ['model = Model.from_pretrained("FOLDER")', 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']
     return [*note, "```python", loader, "from transformers import AutoTokenizer", "", *load, "```"]
-
-
-def _counts(ledger: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{ledger[key]:,}" for key in ("read", "kept", "cut", "dropped", "bad", "tokens", "trained"))

@@ -14,9 +14,9 @@ import json
 import os
 import platform
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,58 +25,24 @@ import numpy as np
 import numpy.typing as npt
 
 from zephyr_kit import ZkitError
-from zephyr_kit.admission import Admission, Door, admit
+from zephyr_kit.admission import Arrival, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
+from zephyr_kit.ledger import Ledger
+from zephyr_kit.observe import Advance
 from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key: a corpus of another format is made anew."""
-NUM_FIRST_BAD = 5
 NUM_REASONS_TOLD = 10
+
+Track = Callable[[str], AbstractContextManager[Advance]]
+"""Told that a part of the work begins, and then how many rows are done."""
 
 
 class DataError(ZkitError):
     """Data that cannot be trained on; the message names the first rows at fault."""
-
-
-@dataclass
-class Ledger:
-    """What became of every row: `read` = `kept` + `dropped` + `bad`; of those kept, `cut` were shortened."""
-
-    read: int = 0
-    kept: int = 0
-    cut: int = 0
-    dropped: int = 0
-    bad: int = 0
-    tokens: int = 0
-    trained: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    bad_reasons: Counter[str] = field(default_factory=Counter)
-    first_bad: list[str] = field(default_factory=list)
-
-    def enter(self, row: Admission) -> None:
-        """Count one row."""
-        self.read += 1
-        self.kept += row.tree is not None
-        self.cut += row.fate == "cut"
-        self.dropped += row.fate == "dropped"
-        self.bad += row.fate == "bad"
-        if row.tree is not None:
-            self.tokens += row.tree.num_tokens
-            self.trained += sum(int(flags.sum()) for flags in row.tree.trained)
-        if row.reason is not None:
-            self.reasons[row.reason] += 1
-        if row.fate == "bad":
-            self.bad_reasons[str(row.reason)] += 1
-            if len(self.first_bad) < NUM_FIRST_BAD:
-                self.first_bad.append(f"{row.origin}: {row.reason}")
-
-    def facts(self) -> dict[str, Any]:
-        """JSON values."""
-        counts = {"reasons": dict(self.reasons.most_common()), "bad_reasons": dict(self.bad_reasons.most_common())}
-        return {**vars(self), **counts}
 
 
 @dataclass(frozen=True)
@@ -146,7 +112,7 @@ class Corpus:
 
 def corpus_key(portions: Sequence[Portion], tokenizer: Tokenizer, door: Door) -> str:
     """The name of the corpus that these make: equal if and only if all is that its content depends on."""
-    parts = [[p.source.fingerprint(), p.fraction, p.limit, p.draw if p.fraction < 1 else None] for p in portions]
+    parts = [portion.fingerprint() for portion in portions]
     content = [FORMAT, parts, tokenizer.fingerprint(), door.completions, door.max_length, door.too_long]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -157,14 +123,20 @@ def prepare(
     door: Door,
     *,
     cache: Path,
-    on_rows: Callable[[int], None] | None = None,
+    track: Track | None = None,
 ) -> Corpus:
-    """The corpus of these rows: from the cache if it is there, else tokenised into it."""
+    """The corpus of these rows: from the cache if it is there, else sifted, binarised and tokenised into it.
+
+    `track` is entered with the name of each part of the work, and told how many rows have come.
+    """
     folder = cache / corpus_key(portions, tokenizer, door)
     if not (folder / "ledger.json").exists():
+        enter = track or (lambda _: nullcontext(lambda _: None))
+        _sift(portions, enter)
         staging = _staging(folder)
         try:
-            _write(staging, portions, tokenizer, door, on_rows or (lambda _: None))
+            with enter("tokenising") as advance:
+                _write(staging, portions, tokenizer, door, advance)
             _put(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -181,7 +153,8 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Pa
         told = f"{bad:,} of {read:,} rows are bad ({bad / read:.2%}), more than bad_rows = {allowed} allows"
         kinds, mend = ledger["bad_reasons"], "mend them, or allow more with bad_rows"
     elif not ledger["kept"]:
-        told, mend = f"none of {read:,} rows is left to train on", "mend them, or set another max_length or too_long"
+        ways = "max_length, too_long, filters or binarise" if ledger["removed"] else "max_length or too_long"
+        told, mend = f"none of {read:,} rows is left to train on", f"mend them, or set another {ways}"
         kinds = ledger["reasons"]
     else:
         return
@@ -193,28 +166,48 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Pa
     raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {place}; {mend}"]))
 
 
-def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Callable[[int], None]) -> None:
+def _sift(portions: Sequence[Portion], track: Track) -> None:
+    """All of it before the first row is tokenised, so that workers of one kind are not in the way of the other's."""
+    for portion in portions:
+        if portion.filters:
+            with track("filtering") as advance:
+                portion.sift(on_rows=advance)
+
+
+def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Advance) -> None:
     ledger, first, ends = Ledger(), [0], [0]
-    rows = itertools.chain.from_iterable(portion.rows() for portion in portions)
+    rows = itertools.chain.from_iterable(_arrivals(portion, ledger) for portion in portions)
     with (
         (folder / "tokens.raw").open("wb") as tokens,
         (folder / "trained.raw").open("wb") as trained,
         (folder / "origins.txt").open("w", encoding="utf-8") as origins,
         (folder / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
+        closing(admit(rows, tokenizer, door)) as entries,
     ):
-        for row in admit(rows, tokenizer, door):
-            ledger.enter(row)
-            if row.reason is not None:
-                quarantine.write(json.dumps({"origin": row.origin, "fate": row.fate, "reason": row.reason}, ensure_ascii=False) + "\n")
-            if row.tree is not None:
-                origins.write(row.origin.replace("\n", " ") + "\n")
-                for ids, flags in _pieces(row.tree):
-                    tokens.write(ids.astype(np.int32).tobytes())
-                    trained.write(flags.astype(np.bool_).tobytes())
-                    ends.append(ends[-1] + len(ids))
-                first.append(len(ends) - 1)
+        for entry in entries:
+            ledger.enter(entry)
+            for row in entry.admissions:
+                if row.reason is not None:
+                    line = {"origin": row.origin, "fate": row.fate, "reason": row.reason}
+                    quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")
+                if row.tree is not None:
+                    origins.write(row.origin.replace("\n", " ") + "\n")
+                    for ids, flags in _pieces(row.tree):
+                        tokens.write(ids.astype(np.int32).tobytes())
+                        trained.write(flags.astype(np.bool_).tobytes())
+                        ends.append(ends[-1] + len(ids))
+                    first.append(len(ends) - 1)
             on_rows(ledger.read)
     _finish(folder, ledger, first, ends)
+
+
+def _arrivals(portion: Portion, ledger: Ledger) -> Iterator[Arrival]:
+    """The rows of a portion; how many there were is noted when all have come."""
+    number = -1
+    for number, row in enumerate(portion.rows()):
+        yield Arrival(row, number, portion.binarise)
+    sifted = {"sieve": portion.sift().ledger} if portion.filters else {}
+    ledger.portions.append({**portion.facts(), "read": number + 1, **sifted})
 
 
 def _pieces(tree: Tree) -> Iterable[tuple[Ids, Flags]]:

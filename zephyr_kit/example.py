@@ -33,6 +33,7 @@ class Example:
     prompt: tuple[Message, ...]
     completions: tuple[tuple[Message, ...], ...]
     scores: tuple[float, ...] | None = None
+    """One for each completion, higher is better; `math.nan` for one without a usable score, which binarisation leaves out."""
     origin: str = ""
     """Where the row stands, as `file:line`."""
     notes: tuple[str, ...] = ()

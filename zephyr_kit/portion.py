@@ -1,16 +1,22 @@
-"""How much of a data source to take."""
+"""How much of a data source to take, and what its rows pass on their way."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Gt, Interval
 
-from zephyr_kit.example import BadRow, Example
-from zephyr_kit.protocols import INLINE, DataSource
+from zephyr_kit.binarise import Binarise
+from zephyr_kit.cache import cache_folder
+from zephyr_kit.protocols import INLINE, DataSource, Filter
+from zephyr_kit.sieve import Row, Sieve, Sifted
+
+MAX_DESCRIPTION = 300
+"""Characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +30,40 @@ class Portion:
     """At most so many rows."""
     draw: int = 0
     """Seed of the random draw."""
+    filters: tuple[Filter, ...] = ()
+    """What the rows taken pass, in this order."""
+    binarise: Binarise | None = None
+    """How the scored completions of a row that has passed become pairs, or a ranking."""
 
-    def rows(self) -> Iterator[Example | BadRow]:
-        """The rows taken: the first `limit` of a random `fraction`, in the source's order."""
+    def rows(self) -> Iterator[Row]:
+        """The rows taken, in the source's order, as the filters leave them; not yet binarised."""
+        return self.sift().rows() if self.filters else self._taken()
+
+    def sift(self, *, on_rows: Callable[[int], None] | None = None) -> Sifted:
+        """Let the rows pass the filters, unless they have done so before."""
+        return Sieve(self._taken, self._key(), self.filters).sift(cache_folder("sieved"), on_rows=on_rows)
+
+    def fingerprint(self) -> list[Any]:
+        """JSON values that change whenever what comes of the rows would."""
+        return [*self._key(), self._rule()]
+
+    def facts(self) -> dict[str, Any]:
+        """Where its rows come from, in JSON values."""
+        source = repr(self.source)[:MAX_DESCRIPTION]
+        return {"source": source, "fraction": self.fraction, "limit": self.limit, "draw": self.draw, "binarise": self._rule()}
+
+    def _key(self) -> list[Any]:
+        draw = self.draw if self.fraction < 1 else None
+        return [self.source.fingerprint(), self.fraction, self.limit, draw, [each.fingerprint() for each in self.filters]]
+
+    def _rule(self) -> dict[str, Any] | None:
+        return None if self.binarise is None else dataclasses.asdict(self.binarise)
+
+    def _taken(self) -> Iterator[Row]:
+        """The first `limit` of a random `fraction`."""
         return itertools.islice(self._drawn(), self.limit)
 
-    def _drawn(self) -> Iterator[Example | BadRow]:
+    def _drawn(self) -> Iterator[Row]:
         rows = self.source.rows()
         if self.fraction == 1.0:
             return rows

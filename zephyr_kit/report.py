@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from zephyr_kit.preset import Preset
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.runs import RunError, write_text
 from zephyr_kit.stages import GatherStage, TrainStage
+
+NUM_REASONS_TOLD = 4
 
 
 def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -47,9 +50,29 @@ def _trained(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
     if not data.exists():
         raise RunError(f"{data}: is missing, so the report cannot say what became of the rows; the models are not touched by that")
     ledger = json.loads(data.read_text("utf-8"))
-    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows ({ledger['cut']:,} cut, {ledger['dropped']:,} dropped, {ledger['bad']:,} bad)"
+    odd = ", ".join(f"{ledger[fate]:,} {fate}" for fate in ("cut", "dropped", "removed", "bad"))
+    more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
+    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more} ({odd})"
     figures = [(key, figure(value)) for key, value in facts.items() if key != "files"]
-    return [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *table(("figure at the end", "value"), figures), ""]
+    lines = [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", ""]
+    for portion in ledger["portions"]:
+        lines += _filtered(portion)
+    return [*lines, *table(("figure at the end", "value"), figures), ""]
+
+
+def _filtered(portion: Mapping[str, Any]) -> list[str]:
+    """What each filter made of a portion's rows."""
+    if not portion.get("sieve"):
+        return []
+    rows = [
+        (one["name"], f"{one['seen']:,}", f"{one['removed']:,}", f"{one['changed']:,}", _first_reasons(one["reasons"]))
+        for one in portion["sieve"]["filters"]
+    ]
+    return [f"`{portion['source']}`:", "", *table(("filter", "seen", "removed", "changed", "reasons"), rows), ""]
+
+
+def _first_reasons(reasons: Mapping[str, int]) -> str:
+    return "; ".join(f"{count:,} {reason}" for reason, count in itertools.islice(reasons.items(), NUM_REASONS_TOLD))
 
 
 def _evaluation(evaluation: Evaluation) -> list[str]:

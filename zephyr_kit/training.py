@@ -254,8 +254,7 @@ class _Loop:
 
 def _prepare(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
     door = Door(task.objective.completions, task.max_length, task.too_long)
-    with narrator.track(f"tokenising {label}") as advance:
-        return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), on_rows=advance)
+    return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), track=lambda part: narrator.track(f"{part} {label}"))
 
 
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
@@ -274,8 +273,12 @@ def _let_others_read(folder: Path) -> None:
 
 
 def _summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:
-    text = f"{name}: {ledger['kept']:,} of {ledger['read']:,} rows, {ledger['tokens']:,} tokens, {ledger['trained']:,} of them trained"
+    more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
+    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more}"
+    text = f"{name}: {rows}, {ledger['tokens']:,} tokens, {ledger['trained']:,} of them trained"
     odd = [f"{count:,} {reason}" for reason, count in ledger["reasons"].items()]
+    odd += [f"{count:,} completions left out: {reason}" for reason, count in ledger["left_out"].items()]
+    odd += [f"{count:,} x {note}" for note, count in ledger["notes"].items()]
     return text if not odd else f"{text}; {'; '.join(odd[:4])}{' …' if len(odd) > 4 else ''} (all in {quarantine})"
 
 

@@ -1,0 +1,121 @@
+"""Time and memory of a piece of work, in a process of its own, and the table of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS_BETWEEN_LOOKS = 0.2
+GIB = 2**30
+
+
+@dataclass
+class Peak:
+    """Resident memory in bytes, at its highest: pages that processes share are counted in each."""
+
+    parent: int = 0
+    worker: int = 0
+    """The largest."""
+    together: int = 0
+
+    def look(self) -> None:
+        """Look at this process and those it has started."""
+        import psutil
+
+        own = psutil.Process()
+        sizes = [_resident(process) for process in own.children(recursive=True)]
+        self.parent = max(self.parent, _resident(own))
+        self.worker = max(self.worker, *sizes, 0)
+        self.together = max(self.together, _resident(own) + sum(sizes))
+
+    def facts(self) -> dict[str, float]:
+        """In GiB."""
+        return {f"peak GiB, {name}": round(value / GIB, 3) for name, value in vars(self).items()}
+
+
+def _resident(process: Any) -> int:
+    import psutil
+
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+@contextmanager
+def watched() -> Iterator[Peak]:
+    """Watch the memory of this process and its workers."""
+    peak, ended = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            peak.look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+        peak.look()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds it took, and what came of it."""
+    begun = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begun, result
+
+
+def processor_seconds() -> float:
+    """What this process and the workers that have ended have used: unlike the time, the same on a busy machine."""
+    return round(sum(os.times()[:4]), 1)
+
+
+def apart(work: Callable[..., Any], *given: Any, folder: Path, processors: int) -> Any:
+    """What comes of the work in a fresh process with so many processors, its cache in `folder`."""
+    environment = {"ZKIT_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_confine, initargs=(processors, environment)) as pool:
+        return pool.submit(work, *given).result()
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], *, processors: int) -> None:
+    """Print a table, a column for each size, and keep it as JSON."""
+    width = max(len(key) for row in rows for key in row)
+    for key in rows[0]:
+        print(f"{key:{width}}", *(f"{_figure(row[key]):>14}" for row in rows))  # noqa: T201
+    packages = {each: version(each) for each in ("datasketch", "tokenizers", "transformers")}
+    surroundings = {"python": platform.python_version(), "processors": processors, "processor": _processor(), "packages": packages}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"surroundings": surroundings, "results": list(rows)}, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def _processor() -> str:
+    """Its name, as Linux tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text("utf-8").splitlines() if told.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _confine(processors: int, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])

@@ -1,0 +1,79 @@
+"""Work on many items in worker processes, where there are enough of them to repay starting some."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any, TypeVar
+
+from zephyr_kit import ZkitError
+
+CHUNK = 256
+CHUNKS_BEFORE_WORKERS = 16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_workers(work: Callable[[Item], Result], items: Iterator[Item]) -> Generator[Result]:
+    """The result for each item, in order; `work`, items and results are pickled.
+
+    No more than `CHUNKS_BEFORE_WORKERS` chunks are held at once, however many items there are.
+    """
+    chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
+    head = list(itertools.islice(chunks, CHUNKS_BEFORE_WORKERS))
+    workers = num_processors()
+    if len(head) < CHUNKS_BEFORE_WORKERS or workers == 1:
+        for chunk in itertools.chain(head, chunks):
+            yield from map(work, chunk)
+        return
+    work_on = partial(_work_on, pickle.dumps(work))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    try:
+        waiting = deque(pool.submit(work_on, chunk) for chunk in head)
+        del head
+        for chunk in chunks:
+            yield from waiting.popleft().result()
+            waiting.append(pool.submit(work_on, chunk))
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ZkitError("a worker process was ended from outside, most likely by the system for want of memory") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def num_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work_on(packed: bytes, items: Sequence[Any]) -> list[Any]:
+    return list(map(_unpacked(packed), items))
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Callable[[Any], Any]:
+    """What the work needs may take a while to unpickle (a tokenizer does): once in each worker, not once for each chunk."""
+    work: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301  from our own process
+    return work
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for work for ever when its parent is killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
