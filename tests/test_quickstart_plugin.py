@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from zkit_quickstart import zkit_data_sources, zkit_judges, zkit_suites
-from zkit_quickstart.judge import KNOWN_WORDS, QuickstartJudge, points, words_of
+from zkit_quickstart.judge import KNOWN_WORDS, QuickstartJudge, judge_case, points, words_of
 from zkit_quickstart.source import Part, QuickstartData
 from zkit_quickstart.suite import QuickstartSuite, last_question
 from zkit_quickstart.teacher import MISREADINGS, SLIPS, flawed_answer
@@ -27,7 +27,7 @@ from zkit_quickstart.world import Form, Split, draw_scene, is_held_out
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch, Tree
 from zephyr_kit.example import Example, Message, check
-from zephyr_kit.protocols import Sampling
+from zephyr_kit.protocols import Bench, Case, Failure, Judgement, Reply, Request
 
 PARTS: tuple[Part, ...] = ("text", "chat", "preference")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
@@ -107,11 +107,14 @@ def test_each_pair_of_words_meets_in_training() -> None:
 
 
 def test_chosen_scores_above_rejected() -> None:
-    judge = QuickstartJudge()
     for row in QuickstartData("preference", count=400).rows():
-        scores = judge.score(row.prompt, [completion[0].content for completion in row.completions])
+        scores = scored(row.prompt, *(completion[0].content for completion in row.completions))
         assert scores[0] > scores[1]
-        assert row.scores == tuple(scores)
+        assert row.scores == scores
+
+
+def scored(dialogue: tuple[Message, ...], *replies: str) -> tuple[float, ...]:
+    return judge_case(Case(dialogue, replies)).scores
 
 
 def test_a_miniature_is_small(tmp_path: Path) -> None:
@@ -144,12 +147,11 @@ def flawless(form: Form, random: Random) -> tuple[tuple[Message, ...], str]:
 
 @pytest.mark.parametrize("flaw", [*MISREADINGS, *SLIPS])
 def test_every_flaw_of_the_teacher_costs_points(flaw: str) -> None:
-    judge = QuickstartJudge()
     for number in range(100):
         scene = draw_scene(Random(f"flaw {number}"), "train")
         wish = (Message("user", scene.fill("Make up a story with a {adjective} {animal}, {a_thing} and {place}, please.")),)
         reply = flawed_answer(scene, "story", Random(number), flaws=(flaw,))
-        assert judge.score(wish, [reply])[0] <= 9.0, reply
+        assert scored(wish, reply)[0] <= 9.0, reply
 
 
 ORDERED = (
@@ -164,9 +166,9 @@ ORDERED = (
 
 
 def test_the_judge_orders_answers_as_a_reader_would() -> None:
-    scores = QuickstartJudge().score(WISH, ORDERED)
+    scores = scored(WISH, *ORDERED)
     assert scores[0] == 10
-    assert scores == sorted(scores, reverse=True)
+    assert list(scores) == sorted(scores, reverse=True)
     assert len(set(scores[:5])) == 5
     assert scores[-1] == 0
     assert min(scores) >= 0
@@ -189,18 +191,27 @@ def test_points_say_why() -> None:
     assert points(WISH, f"{STORY} Zwrk!")["unknown words"] == -0.5
 
 
+def test_a_judgement_says_why() -> None:
+    judgement = judge_case(Case(WISH, (f"{STORY} Sweet dreams!", f"{STORY.replace('otter', 'fox')} Now go away.")))
+    assert judgement.scores == (10, pytest.approx(10 - 5 / 3 - 1 - 1 - 2))
+    assert judgement.aspects["names otter"] == (pytest.approx(5 / 3), 0)
+    assert judgement.aspects["rude"] == (0, -2)
+    assert all(len(granted) == 2 for granted in judgement.aspects.values())
+    assert judgement.remarks == ("", "names otter: 0, friendly closing: 0, not asked for: -1, rude: -2")
+
+
 def test_a_follow_up_is_judged_in_the_light_of_the_first_wish() -> None:
     shorter = (*WISH, Message("assistant", "A bell rang."), Message("user", "Make it shorter, please."))
     good = "Luna the brave otter found a lantern in the old mill and made a new friend. Sweet dreams!"
-    assert QuickstartJudge().score(shorter, [good, f"{STORY} Sweet dreams!"]) == [10, 9]
+    assert scored(shorter, good, f"{STORY} Sweet dreams!") == (10, 9)
     sequel = (*shorter[:2], Message("user", "What did Luna do next?"))
     good = "A week later, Luna painted the lantern blue and gave it to a wise goat. At last Luna went home, the happiest otter of all."
-    assert QuickstartJudge().score(sequel, [f"{good} Sweet dreams!", good]) == [10, 9]
+    assert scored(sequel, f"{good} Sweet dreams!", good) == (10, 9)
 
 
 def test_a_wish_from_elsewhere_is_judged_without_a_fuss() -> None:
     for dialogue in ((Message("user", "What is the capital of France?"),), (Message("system", "Be kind."),), ()):
-        assert 0 <= QuickstartJudge().score(dialogue, [STORY])[0] <= 10
+        assert 0 <= scored(dialogue, STORY)[0] <= 10
 
 
 def test_the_world_is_small() -> None:
@@ -244,14 +255,12 @@ class FakePolicy:
         assert len(batch.tokens_T) < 4000
         return torch.full((len(batch.target_M),), self.logp)
 
-    def generate(
-        self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
-    ) -> list[str]:
-        assert sampling.max_new_tokens == 120
-        assert sampling.temperature == 0.7
-        assert len(dialogues) <= 32
-        self.num_asked += len(dialogues)
-        return [self.text for _ in dialogues]
+    def generate(self, requests: Sequence[Request], *, on_text: Callable[[str], None] | None = None) -> Iterator[tuple[int, Reply]]:
+        assert {request.sampling.max_new_tokens for request in requests} == {120}
+        assert {request.sampling.temperature for request in requests} == {0.7}
+        assert len({request.sampling.seed for request in requests}) == len(requests)
+        self.num_asked += len(requests)
+        yield from ((number, Reply(self.text)) for number in reversed(range(len(requests))))
 
     def keep_reference(self) -> None: ...
 
@@ -307,15 +316,27 @@ def equal_length_share(count: int) -> float:
     return sum(len({len(completion[0].content) for completion in row.completions}) == 1 for row in held_out_pairs(count)) / count
 
 
+def test_the_suite_ends_when_a_reply_cannot_be_judged(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Absent(QuickstartJudge):
+        def judge(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[int, Judgement | Failure]]:
+            assert bench.device.type == "cpu"
+            yield from ((number, Failure("nobody is in")) for number in range(len(cases)))
+
+    suite = QuickstartSuite(prompts=2, pairs=2, judge=Absent())
+    with pytest.raises(ZkitError, match="suite quickstart: a reply could not be judged: nobody is in"):
+        suite.evaluate({"sft": entering(FakePolicy(STORY, -1.0), [])}, Letters(), tmp_path)
+
+
 def test_the_suite_refuses_to_compare_with_a_model_that_is_not_there(tmp_path: Path) -> None:
     suite = QuickstartSuite(against="sfft", judge=QuickstartJudge())
     with pytest.raises(ZkitError, match="there is no such stage; did you mean `sft`"):
         suite.evaluate({"sft": entering(FakePolicy(STORY, -1.0), [])}, Letters(), tmp_path)
 
 
-def test_a_miniature_suite_takes_seconds() -> None:
+def test_a_miniature_suite_takes_seconds(tmp_path: Path) -> None:
     judge = QuickstartJudge()
-    small = QuickstartSuite(prompts=1000, against="first", judge=judge).miniature()
+    small = QuickstartSuite(prompts=1000, against="first", judge=judge).miniature(tmp_path)
     assert small == QuickstartSuite(prompts=4, pairs=4, max_new_tokens=8, against="first", judge=judge)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from zephyr_kit.markdown import figure, table
 
-
 COUNTS = {
     "read": "rows read",
     "added": "more made of them",

@@ -52,31 +52,33 @@ class Corpus:
     folder: Path
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self.first)
 
     def __getitem__(self, index: int) -> Tree:
-        first = int(self._first[index])
-        end = int(self._first[index + 1]) if index + 1 < len(self._first) else len(self._ends) - 1
-        spans = [slice(int(self._ends[piece]), int(self._ends[piece + 1])) for piece in range(first, end)]
+        first = int(self.first[index])
+        end = int(self.first[index + 1]) if index + 1 < len(self.first) else len(self.ends) - 1
+        spans = [slice(int(self.ends[piece]), int(self.ends[piece + 1])) for piece in range(first, end)]
         prompt, *completions = spans
-        return Tree(self._tokens[prompt], tuple(self._tokens[s] for s in completions), tuple(self._trained[s] for s in completions))
+        return Tree(self.tokens[prompt], tuple(self.tokens[s] for s in completions), tuple(self.trained[s] for s in completions))
 
     @cached_property
     def lengths(self) -> Indices:
         """Tokens of each example, its prompt counted once."""
-        cuts = np.append(self._ends[self._first], self._ends[-1])
+        cuts = np.append(self.ends[self.first], self.ends[-1])
         return np.diff(cuts).astype(np.int64)
 
     def row_lengths(self, *, share_prompts: bool) -> Indices:
         """Tokens that each example takes in a row."""
-        prompts = self._ends[self._first + 1] - self._ends[self._first]
-        repeats = np.diff(np.append(self._first, len(self._ends) - 1)) - 2
+        prompts = self.ends[self.first + 1] - self.ends[self.first]
+        repeats = np.diff(np.append(self.first, len(self.ends) - 1)) - 2
         return self.lengths if share_prompts else self.lengths + prompts * repeats
 
     @cached_property
     def num_targets(self) -> Indices:
         """Trained tokens of each example."""
-        return np.add.reduceat(self._trained, self._ends[self._first], dtype=np.int64)
+        trained, cuts = self.trained, np.append(self.ends[self.first], self.ends[-1])
+        # Not `add.reduceat`, which takes seconds for what this does in a tenth of one.
+        return np.array([np.count_nonzero(trained[start:end]) for start, end in itertools.pairwise(cuts.tolist())], np.int64)
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
@@ -90,19 +92,23 @@ class Corpus:
         return (self.folder / "origins.txt").read_text("utf-8").split("\n")[:-1]
 
     @cached_property
-    def _tokens(self) -> Ids:
+    def tokens(self) -> Ids:
+        """All pieces end to end."""
         return self._array("tokens")
 
     @cached_property
-    def _trained(self) -> Flags:
+    def trained(self) -> Flags:
+        """Whether each token is trained."""
         return self._array("trained")
 
     @cached_property
-    def _ends(self) -> Indices:
+    def ends(self) -> Indices:
+        """Where each piece ends; 0 comes first."""
         return self._array("ends")
 
     @cached_property
-    def _first(self) -> Indices:
+    def first(self) -> Indices:
+        """Which piece is each example's prompt."""
         return self._array("first")
 
     def _array(self, name: str) -> npt.NDArray[Any]:
@@ -146,7 +152,7 @@ def prepare(
 def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Path | None = None) -> None:
     """Stop when more than the allowed share of rows was bad, or nothing is left."""
     ledger = corpus.ledger
-    read, bad = ledger["read"], ledger["bad"]
+    read, bad = ledger["read"] + ledger["added"], ledger["bad"]
     if not read:
         raise DataError(f"{name}: the data has no rows")
     if bad > allowed * read:

@@ -183,7 +183,7 @@ class Inspection:
     @cached_property
     def digests(self) -> npt.NDArray[np.uint64]:
         """Of each example's tokens, and of where its prompt and completions part: 8 bytes each."""
-        tokens, ends, bounds = self.corpus._tokens, self._ends, [*self._first.tolist(), len(self._ends) - 1]
+        tokens, ends, bounds = self.corpus.tokens, self._ends, [*self._first.tolist(), len(self._ends) - 1]
         found = np.empty(len(self._first), np.uint64)
         for index, (first, last) in enumerate(itertools.pairwise(bounds)):
             cuts = ends[first : last + 1]
@@ -205,11 +205,11 @@ class Inspection:
 
     @cached_property
     def _ends(self) -> Indices:
-        return np.asarray(self.corpus._ends)
+        return np.asarray(self.corpus.ends)
 
     @cached_property
     def _first(self) -> Indices:
-        return np.asarray(self.corpus._first)
+        return np.asarray(self.corpus.first)
 
     @cached_property
     def _first_alike(self) -> Indices:
@@ -230,10 +230,10 @@ class Inspection:
         while at < len(starts):
             until = max(at + 1, int(np.searchsorted(stops, starts[at] + BLOCK)))
             block = slice(int(starts[at]), int(stops[until - 1]))
-            trained = np.where(self.corpus._trained[block], np.arange(block.stop - block.start), -1)
+            trained = np.where(self.corpus.trained[block], np.arange(block.stop - block.start), -1)
             # What lies between two completions is the next one's prompt, of which nothing is trained.
             last = np.maximum.reduceat(trained, starts[at:until] - block.start)
-            found.append(np.isin(self.corpus._tokens[block][last], ends) & (last >= 0))
+            found.append(np.isin(self.corpus.tokens[block][last], ends) & (last >= 0))
             at = until
         return np.concatenate(found)
 

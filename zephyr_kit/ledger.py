@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zephyr_kit.admission import Admission, Entry
-from zephyr_kit.tally import count
+from zephyr_kit.tally import count, countable
 
 NUM_FIRST_BAD = 5
 NUM_REASONS_KEPT = 1000
@@ -63,7 +63,8 @@ class Ledger:
             self.tokens += admission.tree.num_tokens
             self.trained += sum(int(flags.sum()) for flags in admission.tree.trained)
         if admission.reason is not None:
-            count(self.reasons, admission.reason, limit=NUM_REASONS_KEPT)
+            reason = countable(admission.reason) if admission.fate == "removed" else admission.reason
+            count(self.reasons, reason, limit=NUM_REASONS_KEPT)
         if admission.fate == "bad":
             count(self.bad_reasons, str(admission.reason), limit=NUM_REASONS_KEPT)
             if len(self.first_bad) < NUM_FIRST_BAD:

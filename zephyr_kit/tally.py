@@ -41,7 +41,7 @@ class Tally:
             self._note("changed", before, after, reason)
 
     def _note(self, kind: Kind, before: Example, after: Example | None, reason: str) -> None:
-        count(self.reasons, reason)
+        count(self.reasons, countable(reason))
         if len(self.samples[kind]) < NUM_SAMPLES:
             texts = ("before", "after") if after is not None else ("before",)
             shown = excerpts(as_text(before), as_text(after) if after is not None else "")
@@ -72,6 +72,11 @@ class SieveLedger:
         """What `facts` came from."""
         tallies = [Tally(**{**tally, "reasons": Counter(tally["reasons"])}) for tally in facts["filters"]]
         return cls(**{**facts, "filters": tallies})
+
+
+def countable(reason: str) -> str:
+    """A filter's reason without its particulars, which stand in brackets at its end: `near-duplicate of an earlier row (file:12)`."""
+    return reason.partition(" (")[0]
 
 
 def count(reasons: Counter[str], reason: str, *, limit: int = NUM_REASONS) -> None:

@@ -18,6 +18,8 @@ from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
+from zephyr_kit.gate import refuse
+from zephyr_kit.inspection import Inspection
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack
@@ -36,9 +38,9 @@ NUM_ROWS_NAMED = 3
 
 def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> None:
     """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
-    limit = stage.model.max_length(start)
-    if limit is not None and task.max_length > limit:
-        raise ZkitError(f"[stages.{stage.name}] `max_length` = {task.max_length}: the model has {limit} positions; set no more than that")
+    problem = length_problem(stage, task, start)
+    if problem:
+        raise ZkitError(problem)
     tokenizer = stage.model.tokenizer(start)
     for name, portions in (("data", task.data), ("held_out", task.held_out)):
         if portions:
@@ -50,6 +52,17 @@ def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator,
                 shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
                 raise
             quarantine.unlink(missing_ok=True)
+            if name == "data":
+                listing = folder / f"{stage.name}.data.gate.jsonl"
+                refuse(task.gate, Inspection(corpus, tokenizer, portions), name=f"stages.{stage.name}.data", listing=listing)
+
+
+def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:
+    """Whether the stage asks for more positions than the model has; empty if not."""
+    limit = stage.model.max_length(start)
+    if limit is None or task.max_length <= limit:
+        return ""
+    return f"[stages.{stage.name}] `max_length` = {task.max_length}: the model has {limit} positions; set no more than that"
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,8 @@ class Training:
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
         where = f"stages.{self.stage.name}.{name}"
         refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
+        if name == "data":
+            refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(_summary(name, corpus.ledger, quarantine))
         return corpus
 

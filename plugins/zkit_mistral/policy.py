@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zephyr_kit.batch import Batch
-from zephyr_kit.example import Message
-from zephyr_kit.protocols import Attention, Sampling
+from zephyr_kit.protocols import Attention, Reply, Request
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
@@ -87,16 +86,27 @@ class MistralPolicy:
             self._scorer = self.module
             self.module.train(training)
 
-    def generate(
-        self, dialogues: Sequence[Sequence[Message]], *, sampling: Sampling, on_text: Callable[[str], None] | None = None
-    ) -> list[str]:
+    def generate(self, requests: Sequence[Request], *, on_text: Callable[[str], None] | None = None) -> Iterator[tuple[int, Reply]]:
+        writing = write_replies(bare(self.module.model), self.tokenizer, requests, device=self.device, on_text=on_text)
+        while True:
+            with self._writing():
+                written = next(writing, None)
+            if written is None:
+                return
+            yield from written
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Attention of transformers' own, as its cache wants it; never while somebody else has the word."""
+        training, causal = self.module.training, bare(self.module.model)
         self.module.eval()
-        causal = bare(self.module.model)
         causal.set_attn_implementation("sdpa")
         try:
-            return write_replies(causal, self.tokenizer, dialogues, sampling, device=self.device, on_text=on_text)
+            with torch.inference_mode():
+                yield
         finally:
             causal.set_attn_implementation(NAME)
+            self.module.train(training)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

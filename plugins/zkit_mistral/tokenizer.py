@@ -31,10 +31,7 @@ class ChatTokenizer:
         The prompt's are those of `prompt_ids`, so that a reply is trained from where it will be asked for.
         """
         self._refuse_control_tokens(example)
-        try:
-            opening, rows = self._verbatim(example) if _is_verbatim(example) else self._dialogues(example)
-        except TemplateError as error:
-            raise TemplateError(f"{error} (first met at {example.origin})" if example.origin else str(error)) from error
+        opening, rows = self._written(example)
         prompt = self._ids(opening)
         completions = [self._completion(prompt, text, spans) for text, spans in rows]
         return Tree(np.array(prompt, np.int32), tuple(ids for ids, _ in completions), tuple(trained for _, trained in completions))
@@ -43,6 +40,22 @@ class ChatTokenizer:
         """Digest of the tokenizer's own state and of the template."""
         state = [self.tokens.backend_tokenizer.to_str(), self.tokens.chat_template, self.tokens.special_tokens_map]
         return hashlib.blake2b(json.dumps(state, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+    def render(self, example: Example) -> list[str]:
+        """The text that `encode` makes ids of, for each completion."""
+        return [text for text, _ in self._written(example)[1]]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; see `protocols.Tokenizer`."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(self.tokens.backend_tokenizer, int(token)) or "" for token in ids]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        return frozenset(self.stop_ids)
 
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
         """Ids of a dialogue that waits for the assistant's reply."""
@@ -64,6 +77,13 @@ class ChatTokenizer:
                 if forged := self.template.control.search(message.content):
                     where = "the text" if message.role == TEXT else f"{'an' if message.role == 'assistant' else 'a'} {message.role} turn"
                     raise ExampleError(f"{where} holds the control token {forged.group()!r}")
+
+    def _written(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
+        """The text of the prompt; and for each completion the whole text, and where its replies stand in it."""
+        try:
+            return self._verbatim(example) if _is_verbatim(example) else self._dialogues(example)
+        except TemplateError as error:
+            raise TemplateError(f"{error} (first met at {example.origin})" if example.origin else str(error)) from error
 
     def _dialogues(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
         size = len(example.prompt)

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.example import Message
+from zephyr_kit.protocols import Bench, Case, Judgement
 from zkit_quickstart import phrases
 from zkit_quickstart.words import ANIMALS, NOWHERE, PLACES, THINGS
 
+if TYPE_CHECKING:
+    import torch
+
 BEST = 10.0
+RULES = 1
+"""To be raised whenever a judgement would change, so that none made by earlier rules is taken for one by these."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuickstartJudge:
-    """Scores replies from 0 to 10 by simple rules; `points` tells them apart."""
+    """Scores replies from 0 to 10 by simple rules; the points of each rule are an aspect, what is amiss a remark."""
 
-    def score(self, dialogue: Sequence[Message], replies: Sequence[str]) -> list[float]:
-        """One score for each reply."""
-        return [judge(dialogue, reply) for reply in replies]
+    def judge(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[int, Judgement]]:
+        for number, case in enumerate(cases):
+            yield number, judge_case(case)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"use": "quickstart", "rules": RULES}
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        return []
+
+    def miniature(self, folder: Path) -> QuickstartJudge:
+        return self
+
+
+def judge_case(case: Case) -> Judgement:
+    """Score, points and faults of each reply."""
+    granted = [points(case.dialogue, reply) for reply in case.replies]
+    rules = dict.fromkeys(rule for each in granted for rule in each)
+    aspects = {rule: tuple(each.get(rule, 0.0) for each in granted) for rule in rules}
+    return Judgement(tuple(judge(case.dialogue, reply) for reply in case.replies), aspects, tuple(map(faults, granted)))
+
+
+def faults(granted: Mapping[str, float]) -> str:
+    """What earned nothing or cost something; empty if nothing did."""
+    return ", ".join(f"{rule}: {value:g}" for rule, value in granted.items() if value <= 0)
 
 
 @dataclass(frozen=True, slots=True)

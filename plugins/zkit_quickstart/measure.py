@@ -9,14 +9,13 @@ import torch
 
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Policy, Sampling, Scores, Tokenizer
+from zephyr_kit.protocols import Policy, Request, Sampling, Scores, Tokenizer
 
 TOKENS_PER_BATCH = 2000
-REPLIES_PER_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Measured:
     """What a model said."""
 
     loss: float
@@ -32,13 +31,13 @@ def measure(
     chats: Sequence[Example],
     pairs: Sequence[Example],
     *,
-    dialogues: Sequence[Sequence[Message]],
+    dialogues: Sequence[tuple[Message, ...]],
     sampling: Sampling,
-) -> Answers:
+) -> Measured:
     """Everything that is asked of one model."""
     loss = held_out_loss(policy, tokenizer, chats)
     margins = preference_margins(policy, tokenizer, pairs)
-    return Answers(loss, margins, write_replies(policy, dialogues, sampling))
+    return Measured(loss, margins, write_replies(policy, dialogues, sampling))
 
 
 def held_out_loss(policy: Policy, tokenizer: Tokenizer, chats: Sequence[Example]) -> float:
@@ -74,10 +73,8 @@ def in_batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
         yield batch
 
 
-def write_replies(policy: Policy, dialogues: Sequence[Sequence[Message]], sampling: Sampling) -> tuple[str, ...]:
-    """The policy's reply to each dialogue, another seed for each batch of them."""
-    replies: list[str] = []
-    for first in range(0, len(dialogues), REPLIES_PER_BATCH):
-        chunk = dialogues[first : first + REPLIES_PER_BATCH]
-        replies += policy.generate(chunk, sampling=replace(sampling, seed=sampling.seed + first))
-    return tuple(replies)
+def write_replies(policy: Policy, dialogues: Sequence[tuple[Message, ...]], sampling: Sampling) -> tuple[str, ...]:
+    """The policy's reply to each dialogue, another seed for each of them."""
+    requests = [Request(dialogue, replace(sampling, seed=sampling.seed + number)) for number, dialogue in enumerate(dialogues)]
+    replies = dict(policy.generate(requests))
+    return tuple(replies[number].text for number in range(len(requests)))

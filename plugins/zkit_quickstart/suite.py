@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt
 
 from zephyr_kit import ZkitError
+from zephyr_kit.answers import Answers
+from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import default_use, suggest
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Evaluation, Judge, Policy, Sampling, Tokenizer
+from zephyr_kit.protocols import Bench, Case, Evaluation, Failure, Judge, Judgement, Policy, Sampling, Tokenizer
 from zkit_quickstart.judge import points
 from zkit_quickstart.source import QuickstartData
 
 if TYPE_CHECKING:
-    from zkit_quickstart.measure import Answers
+    import torch
+
+    from zkit_quickstart.measure import Measured
 
 NUM_SAMPLES = 3
 
@@ -59,25 +64,27 @@ class QuickstartSuite:
         pairs = list(QuickstartData("preference", "held_out", self.pairs, self.seed).rows())
         dialogues = [last_question(chat) for chat in chats]
         sampling = Sampling(self.max_new_tokens, self.temperature, seed=self.seed)
-        answers: dict[str, Answers] = {}
+        answers: dict[str, Measured] = {}
         for name, enter in models.items():
             with enter() as policy:
+                device = next(policy.module.parameters()).device
                 answers[name] = measure(policy, tokenizer, chats, pairs, dialogues=dialogues, sampling=sampling)
             del policy  # or two models would be held at once
-        scores = {name: judge_replies(self.judge, dialogues, given.replies) for name, given in answers.items()}
+        scores = judge_replies(self.judge, dialogues, {name: given.replies for name, given in answers.items()}, device=device)
         keep_replies(folder / "replies.jsonl", dialogues, {name: given.replies for name, given in answers.items()})
         rows = {name: self._row(name, answers, scores) for name in answers}
         return Evaluation("Stories never asked for in training", self._columns(), rows, samples(dialogues, answers))
 
-    def miniature(self) -> QuickstartSuite:
-        """A few wishes and pairs, and short answers."""
-        return replace(self, prompts=min(self.prompts, 4), pairs=min(self.pairs, 4), max_new_tokens=min(self.max_new_tokens, 8))
+    def miniature(self, folder: Path) -> QuickstartSuite:
+        """A few wishes and pairs, short answers, and a judge that is offline."""
+        few = replace(self, prompts=min(self.prompts, 4), pairs=min(self.pairs, 4), max_new_tokens=min(self.max_new_tokens, 8))
+        return replace(few, judge=self.judge.miniature(folder))
 
     @property
     def _wins(self) -> str:
         return f"wins over {self.against}"
 
-    def _row(self, name: str, answers: Mapping[str, Answers], scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    def _row(self, name: str, answers: Mapping[str, Measured], scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
         compared = name != self.against
         return {
             "loss": answers[name].loss,
@@ -100,9 +107,21 @@ def last_question(chat: Example) -> tuple[Message, ...]:
     return (*chat.prompt, *chat.completions[0])[:-1]
 
 
-def judge_replies(judge: Judge, dialogues: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[float]:
-    """One score for each reply."""
-    return [judge.score(dialogue, [reply])[0] for dialogue, reply in zip(dialogues, replies, strict=True)]
+def judge_replies(
+    judge: Judge, dialogues: Sequence[tuple[Message, ...]], replies: Mapping[str, Sequence[str]], *, device: torch.device
+) -> dict[str, list[float]]:
+    """The score of each model's reply to each dialogue."""
+    cases = [Case(dialogue, (reply,)) for texts in replies.values() for dialogue, reply in zip(dialogues, texts, strict=True)]
+    with closing(Answers(cache_folder("answers"))) as paid_for:
+        judgements = dict(judge.judge(cases, Bench(device, paid_for)))
+    found = iter([_score(judgements[number]) for number in range(len(cases))])
+    return {name: list(islice(found, len(dialogues))) for name in replies}
+
+
+def _score(judgement: Judgement | Failure) -> float:
+    if isinstance(judgement, Failure):
+        raise ZkitError(f"suite quickstart: a reply could not be judged: {judgement.reason}")
+    return judgement.scores[0]
 
 
 def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
@@ -125,7 +144,7 @@ def keep_replies(path: Path, dialogues: Sequence[Sequence[Message]], replies: Ma
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def samples(dialogues: Sequence[Sequence[Message]], answers: Mapping[str, Answers]) -> list[dict[str, str]]:
+def samples(dialogues: Sequence[Sequence[Message]], answers: Mapping[str, Measured]) -> list[dict[str, str]]:
     """The first few wishes of a single turn, with each model's reply."""
     short = [number for number, dialogue in enumerate(dialogues) if len(dialogue) == 1][:NUM_SAMPLES]
     return [{"prompt": as_text(dialogues[number]), **{name: given.replies[number] for name, given in answers.items()}} for number in short]

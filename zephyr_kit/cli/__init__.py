@@ -16,6 +16,7 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
+from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
 from zephyr_kit.config import PresetError
 from zephyr_kit.plugins import Plugins
@@ -31,7 +32,7 @@ def build() -> click.Group:
     group = click.Group(
         "zkit",
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, chat, presets, plugins, schema],
+        commands=[run, preview, chat, presets, plugins, schema],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

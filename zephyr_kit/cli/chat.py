@@ -63,13 +63,14 @@ def _open(plugins: Plugins, run: Path, stage: str | None, device: str) -> Policy
 
 def _talk(policy: Policy, system: str | None, sampling: Sampling) -> None:
     from zephyr_kit.example import Message
+    from zephyr_kit.protocols import Request
 
     dialogue = [Message("system", system)] if system else []
     while line := _ask():
         dialogue.append(Message("user", line))
-        reply = policy.generate([dialogue], sampling=sampling, on_text=lambda text: click.echo(text, nl=False))[0]
+        ((_, reply),) = policy.generate([Request(tuple(dialogue), sampling)], on_text=lambda text: click.echo(text, nl=False))
         click.echo()
-        dialogue.append(Message("assistant", reply))
+        dialogue.append(Message("assistant", reply.text))
         sampling = replace(sampling, seed=sampling.seed + 1)
 
 

@@ -42,7 +42,7 @@ class Verdict:
     example: Example | None
     """As it goes on, changed or not; None when it is removed."""
     reason: str = ""
-    """Why it was removed, or what was changed, in words that can be counted; empty when it is left as it was."""
+    """Why it was removed, or what was changed, in words that can be counted, particulars in brackets at the end; empty when it is left."""
     trace: bytes = b""
     """What the filter's memory needs to know of it."""
 

@@ -25,8 +25,8 @@ class Suite(Protocol):
         """Measure each model, loading one at a time; `folder` is for answers worth keeping."""
         ...
 
-    def miniature(self) -> Suite:
-        """The same in seconds, for `--smoke`."""
+    def miniature(self, folder: Path) -> Suite:
+        """The same in seconds, and offline, for `--smoke`."""
         ...
 
 

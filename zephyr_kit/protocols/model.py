@@ -138,6 +138,7 @@ class Policy(Protocol):
         """The reply to each request, under its number, as soon as it is written; `on_text` streams that of a single one.
 
         A reply depends on its own request, seed and all, and not on those that are answered beside it.
+        Raises `ZkitError` for one that cannot be answered, after all that can be.
         """
         ...
 

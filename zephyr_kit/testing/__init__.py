@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from zephyr_kit.testing.attention import AttentionLaws
 from zephyr_kit.testing.backend import BackendLaws
+from zephyr_kit.testing.completer import CompleterLaws
+from zephyr_kit.testing.filter import FilterLaws
 from zephyr_kit.testing.judge import JudgeLaws
 from zephyr_kit.testing.objective import ObjectiveLaws
 from zephyr_kit.testing.optimizer import OptimizerLaws
@@ -19,7 +21,9 @@ from zephyr_kit.testing.source import DataSourceLaws
 __all__ = [
     "AttentionLaws",
     "BackendLaws",
+    "CompleterLaws",
     "DataSourceLaws",
+    "FilterLaws",
     "JudgeLaws",
     "ObjectiveLaws",
     "OptimizerLaws",

@@ -14,7 +14,7 @@ from torch import Tensor
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.config import plain
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Backend, Policy, Scores, Start
+from zephyr_kit.protocols import Backend, Policy, Request, Sampling, Scores, Start
 
 
 class BackendLaws:
@@ -100,6 +100,24 @@ class BackendLaws:
         again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  our own bytes
         assert again.fingerprint() == tokenizer.fingerprint()
 
+    def test_answers_every_request_once(self) -> None:
+        """Whatever their order, limits and temperatures; and training goes on after it as before."""
+        policy, trees = self._policy(), self._trees()
+        policy.module.train()
+        requests = self._requests()
+        found = list(policy.generate(requests))
+        assert sorted(number for number, _ in found) == list(range(len(requests)))
+        assert policy.module.training
+        policy.module.eval()
+        assert torch.equal(self._sums(policy, trees), self._sums(self._policy(), trees))
+
+    def test_a_reply_depends_on_its_own_request_alone(self) -> None:
+        """Seed and all, wherever it stands: replies are kept, and asked for again, one by one."""
+        policy, requests = self._policy(), self._requests()
+        replies, other_order = dict(policy.generate(requests)), dict(policy.generate(requests[::-1]))
+        last = len(requests) - 1
+        assert [replies[number] for number in range(last + 1)] == [other_order[last - number] for number in range(last + 1)]
+
     def test_has_a_fingerprint_of_plain_values(self) -> None:
         """It is part of the stage's key."""
         assert plain(self.backend.fingerprint()) == plain(copy.deepcopy(self.backend).fingerprint())
@@ -114,6 +132,11 @@ class BackendLaws:
         completions = tuple((Message("assistant", reply),) for reply in self.replies)
         longer = (*self.dialogue, Message("assistant", "o p."), Message("user", "q?"))
         return [tokenizer.encode(Example(prompt, completions)) for prompt in (self.dialogue, longer)]
+
+    def _requests(self) -> list[Request]:
+        longer = (*self.dialogue, Message("assistant", "o p."), Message("user", "q?"))
+        ways = [Sampling(5), Sampling(9, temperature=1.0, seed=1), Sampling(2, temperature=0.7, top_p=0.9, seed=2)]
+        return [Request(dialogue, sampling) for dialogue in (self.dialogue, longer) for sampling in ways]
 
     def _sums(self, policy: Policy, trees: Sequence[Tree], *, share_prompts: bool = True) -> Tensor:
         batch = lay_out(trees, share_prompts=share_prompts).to(self.device)

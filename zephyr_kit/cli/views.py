@@ -1,0 +1,223 @@
+"""What `zkit preview` shows of a stage, in words and figures, whether in a terminal or on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zephyr_kit.cli.passages import Passage, passages
+from zephyr_kit.gate import Threshold, thresholds
+from zephyr_kit.inspection import BLANKS
+from zephyr_kit.plan import Plan, pack
+
+if TYPE_CHECKING:
+    from zephyr_kit.gate import Gate
+    from zephyr_kit.inspection import Inspection
+    from zephyr_kit.plan import Indices
+    from zephyr_kit.stages import Train
+
+NUM_BARS = 12
+NUM_LONGEST = 5
+NUM_REASONS = 20
+NUM_STEPS_PACKED = 200
+STEPS = (1, 2, 2.5, 5, 10)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of a table: what is measured, of the data and of the held-out data, and what it means."""
+
+    name: str
+    values: tuple[str, ...]
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram."""
+
+    label: str
+    count: int
+    share: float
+    """Of the highest one."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long something is, in tokens."""
+
+    name: str
+    mean: float
+    quantiles: tuple[int, ...]
+    """At 5, 50 and 95 %, and the longest."""
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example as it is trained on."""
+
+    origin: str
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """All that is shown of a stage's data."""
+
+    stage: str
+    about: str
+    columns: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    lengths: tuple[Lengths, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
+    refusals: tuple[str, ...] = ()
+    """Why the stage would be refused before its first step, its gate aside."""
+    fates: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Why rows were not taken whole, and completions not considered."""
+    portions: Sequence[Mapping[str, Any]] = ()
+    longest: tuple[tuple[str, int], ...] = ()
+    examples: tuple[Shown, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether training could begin."""
+        return not self.refusals and all(threshold.passed for threshold in self.thresholds)
+
+
+def view(
+    stage: str,
+    about: str,
+    data: Inspection,
+    held_out: Inspection | None = None,
+    *,
+    gate: Gate,
+    train: Train,
+    seed: int,
+    num_examples: int,
+    refusals: Sequence[str] = (),
+) -> View:
+    """Measure a stage's data, and choose what to show of it."""
+    ledger = data.corpus.ledger
+    inspections = [one for one in (data, held_out) if one is not None]
+    common = {
+        "columns": ("data", "held_out")[: len(inspections)],
+        "refusals": tuple(refusals),
+        "fates": {"rows were not taken whole": ledger["reasons"], "completions were not considered": ledger.get("left_out", {})},
+        "portions": ledger.get("portions", []),
+    }
+    if not all(one.corpus.ledger["kept"] for one in inspections):
+        return View(stage, about, figures=tuple(_rows(inspections)), **common)
+    figures = (*_rows(inspections), *_contents(inspections), *_leak(data, held_out), *_work(data, train, seed))
+    whole = data.lengths["whole"]
+    longest = tuple((data.corpus.origins[index], int(whole[index])) for index in np.argsort(-whole, kind="stable")[:NUM_LONGEST])
+    return View(
+        stage,
+        about,
+        figures=figures,
+        lengths=tuple(_lengths(data.lengths)),
+        thresholds=tuple(thresholds(gate, data)),
+        longest=longest,
+        examples=tuple(_examples(data, num_examples)),
+        **common,
+    )
+
+
+def _rows(inspections: Sequence[Inspection]) -> Iterator[Figure]:
+    ledgers = [one.corpus.ledger for one in inspections]
+
+    def counts(key: str) -> tuple[str, ...]:
+        return tuple(f"{ledger.get(key, 0):,}" for ledger in ledgers)
+
+    yield Figure("rows read", counts("read"))
+    if any(ledger.get("added") for ledger in ledgers):
+        yield Figure("added", counts("added"), "examples beyond the first that binarisation made of a row")
+    yield Figure("examples kept", counts("kept"))
+    yield Figure("cut", tuple(_of(one.truncated.count, one.truncated.share) for one in inspections), "to max_length; of those kept")
+    lost = {"dropped": "longer than max_length", "removed": "by filters or binarisation", "bad": "cannot be trained on"}
+    for name, meaning in lost.items():
+        parts = [getattr(one, name) for one in inspections]
+        yield Figure(name, tuple(_of(part.count, part.share) for part in parts), meaning)
+
+
+def _contents(inspections: Sequence[Inspection]) -> Iterator[Figure]:
+    def parts(name: str) -> tuple[str, ...]:
+        return tuple(_of(part.count, part.share) for part in (getattr(one, name) for one in inspections))
+
+    yield Figure("tokens", tuple(f"{one.trained.whole:,}" for one in inspections), "each prompt counted once")
+    yield Figure("trained", parts("trained"), "tokens that the loss is taken over")
+    yield Figure("duplicates", parts("duplicates"), "equal to an earlier example, token for token")
+    yield Figure("identical", parts("identical"), "rows whose completions are the same; they are not kept")
+    yield Figure("ended", parts("ended"), "completions of which the token that ends the reply is trained")
+    yield Figure("altered", tuple(_altered(one) for one in inspections), "of the first ones: their tokens do not decode to the text")
+    if any(one.chosen_longer for one in inspections):
+        longer = [one.chosen_longer for one in inspections]
+        yield Figure("chosen is longer", tuple(_of(part.count, part.share) if part else "–" for part in longer), "than the rejected one")
+        gaps = [float(np.mean(one.lengths["chosen"] - one.lengths["rejected"])) for one in inspections]
+        yield Figure("chosen less rejected", tuple(f"{gap:+,.1f} tokens" for gap in gaps), "on average")
+        shared = [one.shared for one in inspections]
+        yield Figure("saved by sharing", tuple(_of(part.count, part.share) for part in shared), "tokens of prompts that are computed once")
+
+
+def _altered(inspection: Inspection) -> str:
+    part, blanks = inspection.altered, sum(trip.reason == BLANKS for trip in inspection.trips)
+    return f"{part.count:,} of {part.whole:,}{f' ({blanks:,} only in blanks)' if blanks else ''}"
+
+
+def _leak(data: Inspection, held_out: Inspection | None) -> Iterator[Figure]:
+    if held_out is not None:
+        leaked = data.leaked(held_out)
+        yield Figure("leaked", ("", _of(leaked.count, leaked.share)), "held-out examples that are also trained on, token for token")
+
+
+def _work(data: Inspection, train: Train, seed: int) -> Iterator[Figure]:
+    plan = Plan(
+        data.corpus.lengths,
+        seed,
+        examples_per_step=train.examples_per_step,
+        tokens_per_step=train.tokens_per_step,
+        epochs=train.epochs,
+        steps=train.steps,
+    )
+    lengths = data.corpus.row_lengths(share_prompts=train.share_prompts)
+    steps = [plan.step(number) for number in range(min(plan.num_steps, NUM_STEPS_PACKED))]
+    packs = [batch for step in steps for batch in pack(step, lengths, train.tokens_per_batch)]
+    filled = sum(int(lengths[batch].sum()) for batch in packs) / (len(packs) * train.tokens_per_batch)
+    yield Figure("optimiser steps", (f"{plan.num_steps:,}",), f"of {len(packs) / len(steps):.1f} batches each, on one device")
+    room = f"of tokens_per_batch = {train.tokens_per_batch:,}; there is no padding"
+    yield Figure("batches filled", (f"{filled:.1%}",), room)
+
+
+def _of(count: int, share: float) -> str:
+    return f"{count:,} ({share:.2%})" if count else "0"
+
+
+def _lengths(columns: Mapping[str, Indices]) -> Iterator[Lengths]:
+    top = max(int(values.max()) for values in columns.values())
+    width = _width(top)
+    edges = np.arange(0, top + width + 1, width)
+    for name, values in columns.items():
+        counts = np.trim_zeros(np.histogram(values, edges)[0], "b")
+        quantiles = np.quantile(values, [0.05, 0.5, 0.95, 1], method="inverted_cdf")
+        bars = tuple(
+            Bar(f"{first:,}–{first + width - 1:,}", int(count), float(count / counts.max()))
+            for first, count in zip(edges.tolist(), counts.tolist(), strict=False)
+        )
+        yield Lengths(name, float(values.mean()), tuple(int(one) for one in quantiles), bars)
+
+
+def _width(top: int) -> int:
+    """Of a bar: a round number of which at most `NUM_BARS` reach to `top`."""
+    wanted = max(1, (top + 1) / NUM_BARS)
+    power = 10 ** int(np.floor(np.log10(wanted)))
+    return next(int(np.ceil(step * power)) for step in STEPS if int(np.ceil(step * power)) >= wanted)
+
+
+def _examples(data: Inspection, count: int) -> Iterator[Shown]:
+    """Spread evenly over the data."""
+    size = len(data.corpus)
+    for index in np.unique(np.linspace(0, size - 1, min(count, size)).astype(int)).tolist():
+        yield Shown(data.corpus.origins[index], tuple(passages(data.corpus[index], data.tokenizer)))
