@@ -57,7 +57,7 @@ def test_dialogues_have_the_shape_of_ultrachat(tmp_path):
         assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 3
         replies = ["reply 1", "and after reply 1?", "reply 2", "and after reply 2?", "reply 3"]
         assert [turn["content"] for turn in row["messages"]] == [row["prompt"], *replies]
-    for example in GatheredRows(path / "data" / "train.jsonl").rows():
+    for example in GatheredRows("distill", path / "data" / "train.jsonl").rows():
         check(example)
     assert told[0] == "6 dialogues of 6 seeds, 18 exchanges"
 

@@ -13,8 +13,9 @@ from toys import Listener, Prompts, Referee, Scribe, bench
 
 from zephyr_kit import ZkitError
 from zephyr_kit.binarise import Binarise
+from zephyr_kit.example import Example, Message
 from zephyr_kit.feedback import Feedback
-from zephyr_kit.gathered import GatheredRows
+from zephyr_kit.gathered import GatheredRows, read_row, write_row
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Failure, Reply
 from zephyr_kit.runs import StageFolder
@@ -81,7 +82,8 @@ def test_the_best_is_chosen_and_each_pair_leads_back_to_who_wrote_and_judged_it(
             assert (written["completer"], written["seed"], written["by"]) == (who["completer"], who["seed"], who["by"])
             expected = [("scribe", 1.0, None), ("other", 0.3, "Be brief.")][who["completer"]]
             assert (who["by"]["use"], who["temperature"], who["system"]) == expected
-        assert source["judgement"]["judge"] == {"use": "referee"}
+        assert source["judgement"]["judge"] == "judges.json: judge"
+        assert json.loads((path / "judges.json").read_text())["judge"] == {"use": "referee"}
         assert source["judgement"]["scores"] == [scores[text] for text in scores]
         assert source["judgement"]["remarks"] == [f"said {text}" for text in scores]
     check_sums(facts(path))
@@ -89,7 +91,7 @@ def test_the_best_is_chosen_and_each_pair_leads_back_to_who_wrote_and_judged_it(
 
 def test_its_rows_are_examples_for_a_later_stage(tmp_path):
     path, _ = run(stage(held_out=3), tmp_path)
-    train, held_out = (list(GatheredRows(path / "data" / f"{name}.jsonl").rows()) for name in ("train", "held_out"))
+    train, held_out = (list(GatheredRows("feedback", path / "data" / f"{name}.jsonl").rows()) for name in ("train", "held_out"))
     assert (len(train), len(held_out)) == (9, 3)
     assert not {one.prompt for one in train} & {one.prompt for one in held_out}
     assert all(one.scores[0] > one.scores[1] and len(one.completions) == 2 for one in (*train, *held_out))
@@ -98,7 +100,7 @@ def test_its_rows_are_examples_for_a_later_stage(tmp_path):
 
 def test_ranked_replies_are_kept_whole(tmp_path):
     path, _ = run(stage(binarise=Binarise(rule="ranked")), tmp_path)
-    for example in GatheredRows(path / "data" / "train.jsonl").rows():
+    for example in GatheredRows("feedback", path / "data" / "train.jsonl").rows():
         assert len(example.completions) == 4
         assert list(example.scores) == sorted(example.scores, reverse=True)
 
@@ -257,3 +259,75 @@ def test_bad_prompts_are_counted_and_too_many_refused(tmp_path):
 def test_no_pair_at_all_is_an_error(tmp_path):
     with pytest.raises(ZkitError, match="none of 12 prompts gave a pair: 12 fewer than two different replies"):
         run(stage(Writer(Scribe(lambda _: Reply("the same")), samples=4)), tmp_path)
+
+
+def test_a_completer_in_front_changes_nothing_for_those_known(tmp_path):
+    known, new = Scribe(by_seed, name="known"), Scribe(by_seed, name="new")
+    run(stage(Writer(known, samples=2), Writer(known, samples=2)), tmp_path)
+    assert len(known.asked) == 48
+    run(stage(Writer(new, samples=1), Writer(known, samples=2), Writer(known, samples=3)), tmp_path)
+    assert (len(known.asked), len(new.asked)) == (48 + 12, 12)
+
+
+def test_more_prompts_are_checked_beside_those_that_were(tmp_path):
+    referee = Referee(by_length)
+    run(stage(judge=referee, check=0.5, prompts=(Portion(Prompts(40)),)), tmp_path)
+    before = len(referee.asked)
+    assert 45 < before < 75
+    run(stage(judge=referee, check=0.5, prompts=(Portion(Prompts(10)), Portion(Prompts(40)))), tmp_path)
+    assert len(referee.asked) == before
+
+
+def test_checks_that_fail_never_end_the_stage(tmp_path):
+    seen = set()
+
+    def second_time(case: Any) -> str:
+        again = case.dialogue in seen
+        seen.add(case.dialogue)
+        return "gone home" if again else ""
+
+    path, _ = run(stage(judge=Referee(by_length, fails=second_time), check=1.0, max_failed=0.0), tmp_path)
+    (itself,) = json.loads((path / "agreement.json").read_text())
+    assert itself["cases"] == 0
+    with pytest.raises(ValueError, match="they would be shown nothing"):
+        stage(check=0.0, second_judges=(Referee(by_length),))
+
+
+def test_rows_that_are_all_kept_apart_are_refused(tmp_path):
+    with pytest.raises(ZkitError, match=r"\[stages.feedback\] `held_out` takes all 12 rows"):
+        run(stage(held_out=12), tmp_path)
+    assert not (tmp_path / "feedback" / "data").exists()
+
+
+def test_a_cost_that_nobody_knows_cannot_be_limited(tmp_path):
+    prices = [None]
+    scribe = Scribe(lambda request: Reply(by_seed(request).text, cost=prices[0]))
+    run(stage(Writer(scribe, samples=4)), tmp_path)
+    with pytest.raises(ZkitError, match="max_cost = 100 cannot be held: a completer or judge has no `price`"):
+        run(stage(Writer(scribe, samples=4), max_cost=100.0), tmp_path)
+    prices[0] = 0.5  # those known without a cost are asked of the completer, which knows it
+    path, _ = run(stage(Writer(scribe, samples=4), max_cost=100.0), tmp_path)
+    assert facts(path)["cost"] == pytest.approx(24 + 6)
+
+
+def test_failures_are_paid_for(tmp_path):
+    with pytest.raises(ZkitError, match="max_cost = 1"):
+        run(stage(Writer(Scribe(lambda _: Failure("nonsense", cost=0.3)), samples=4), max_cost=1.0, max_failed=1.0), tmp_path)
+
+
+def test_reasons_are_counted_without_their_particulars(tmp_path):
+    def write(request: Any) -> Reply | Failure:
+        seed = request.sampling.seed
+        return by_seed(request) if seed % 3 else Failure(f"too long ({seed} tokens)")
+
+    scribe = Scribe(write)
+    path, _ = run(stage(Writer(scribe, samples=4)), tmp_path)
+    assert set(facts(path)["failures"]) == {"too long"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_row_is_read_as_it_was_written(count):
+    prompt = (Message("system", "Be kind."), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    completions = tuple((Message("assistant", f"reply {number}"),) for number in range(count))
+    example = Example(prompt, completions, tuple(float(number) for number in range(count)))
+    assert read_row(json.loads(json.dumps(write_row(example)))) == example

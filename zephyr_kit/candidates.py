@@ -13,6 +13,7 @@ from zephyr_kit.binarise import Binarise, Paired
 from zephyr_kit.example import Example, Message
 from zephyr_kit.prompts import Prompt
 from zephyr_kit.protocols import Case, Failure, Judgement, Reply
+from zephyr_kit.tally import countable
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,10 @@ class FeedbackLedger:
         self.pairs += len(paired.examples)
         self.replies += len(candidates.replies)
         self.fates.update(candidates.fates)
-        self.failures.update(reply.reason for reply in candidates.replies if isinstance(reply, Failure))
+        self.failures.update(countable(reply.reason) for reply in candidates.replies if isinstance(reply, Failure))
         self.left_out.update(paired.left_out)
         if not paired.examples:
-            self.unpaired_reasons[paired.reason] += 1
+            self.unpaired_reasons[countable(paired.reason)] += 1
 
     def facts(self) -> dict[str, Any]:
         """JSON values."""

@@ -13,6 +13,7 @@ from zephyr_kit.answers import Answers
 from zephyr_kit.config import plain
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request
+from zephyr_kit.tally import countable
 
 NUM_REASONS_TOLD = 5
 
@@ -59,13 +60,22 @@ class Desk:
         """The reply to each request."""
         who = dict(completer.fingerprint(self.bench))
         questions = [{"completer": who, "request": plain(request)} for request in requests]
-        return self._ask(questions, lambda numbers: completer.complete([requests[n] for n in numbers], self.bench), _reply, label)
+        return self._ask(
+            questions,
+            lambda numbers: completer.complete([requests[n] for n in numbers], self.bench),
+            _reply,
+            label,
+            max_failed=self.max_failed,
+        )
 
-    def judge(self, judge: Judge, cases: Sequence[Case], label: str) -> Answered[Judgement]:
-        """The judgement of each case."""
+    def judge(self, judge: Judge, cases: Sequence[Case], label: str, *, max_failed: float | None = None) -> Answered[Judgement]:
+        """The judgement of each case; `max_failed` in place of the stage's."""
         who = dict(judge.fingerprint())
         questions = [{"judge": who, "case": plain(case)} for case in cases]
-        return self._ask(questions, lambda numbers: judge.judge([cases[n] for n in numbers], self.bench), _judgement, label)
+        allowed = self.max_failed if max_failed is None else max_failed
+        return self._ask(
+            questions, lambda numbers: judge.judge([cases[n] for n in numbers], self.bench), _judgement, label, max_failed=allowed
+        )
 
     def facts(self) -> dict[str, Any]:
         """JSON values."""
@@ -78,7 +88,13 @@ class Desk:
         return f"{asked:,} requests, {known:,} of them known from before, {failed:,} failed{cost}"
 
     def _ask(
-        self, questions: Sequence[Any], work: Work[Answer], read: Callable[[Mapping[str, Any]], Answer], label: str
+        self,
+        questions: Sequence[Any],
+        work: Work[Answer],
+        read: Callable[[Mapping[str, Any]], Answer],
+        label: str,
+        *,
+        max_failed: float,
     ) -> Answered[Answer]:
         failures: dict[int, Failure] = {}
         unknown = self._unknown(questions, read)
@@ -90,10 +106,10 @@ class Desk:
                 for number, answer in answers:
                     if isinstance(answer, Failure):
                         failures[number] = answer
-                        self._check_failures(failures, len(questions), label)
+                        self._check_failures(failures, max_failed * len(questions), len(questions), label)
                     else:
                         self.bench.answers.put(questions[number], plain(answer))
-                        self._spend(answer.cost)
+                    self._spend(answer.cost)
                     done += 1
                     advance(done)
         self.asked.update(failed=len(failures))
@@ -103,24 +119,27 @@ class Desk:
         unknown = []
         for number, question in enumerate(questions):
             answer = self.bench.answers.get(question)
-            if answer is None:
+            # Known, but not for how much: who gave it knows, and asks nobody for that.
+            if answer is None or (self.max_cost is not None and read(answer).cost is None):
                 unknown.append(number)
             else:
                 self._spend(read(answer).cost)
         return unknown
 
-    def _spend(self, cost: float) -> None:
-        self.cost += cost
+    def _spend(self, cost: float | None) -> None:
+        if cost is None and self.max_cost is not None:
+            raise ZkitError(f"[{self.where}] max_cost = {self.max_cost:g} cannot be held: a completer or judge has no `price`; set it")
+        self.cost += cost or 0.0
         if self.max_cost is not None and self.cost > self.max_cost:
             raise ZkitError(
                 f"[{self.where}] max_cost = {self.max_cost:g}: the answers so far have cost {self.cost:.2f} dollars. "
                 "They are kept: the same command goes on when more is allowed"
             )
 
-    def _check_failures(self, failures: Mapping[int, Failure], total: int, label: str) -> None:
-        if len(failures) <= self.max_failed * total:
+    def _check_failures(self, failures: Mapping[int, Failure], allowed: float, total: int, label: str) -> None:
+        if len(failures) <= allowed:
             return
-        reasons = Counter(failure.reason for failure in failures.values()).most_common(NUM_REASONS_TOLD)
+        reasons = Counter(countable(failure.reason) for failure in failures.values()).most_common(NUM_REASONS_TOLD)
         told = "\n".join(f"  {count:6,d} x {reason}" for reason, count in reasons)
         raise ZkitError(
             f"[{self.where}] {label}: {len(failures):,} of {total:,} requests have failed, more than max_failed = {self.max_failed:g} "

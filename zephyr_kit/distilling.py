@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from zephyr_kit import ZkitError
@@ -22,6 +23,7 @@ from zephyr_kit.prompts import Dialogue, Prompt, read_prompts
 from zephyr_kit.protocols import Bench, Failure, Reply
 from zephyr_kit.runs import StageFolder, write_json
 from zephyr_kit.stages import DistillStage, Writer
+from zephyr_kit.tally import countable
 from zephyr_kit.writing import GatherFiles, apart, request, seed_of, who_writes
 
 ENOUGH = "NOTHING MORE"
@@ -108,17 +110,22 @@ class Distilling:
                 else:
                     self._add(talk, Message("user", text), user, seed)
 
+    @cached_property
+    def _who(self) -> dict[bool, dict[str, Any]]:
+        """The user's writer, and the teacher; asked once, for a fingerprint may look at many files."""
+        return {False: who_writes(self.task.user or self.task.teacher, self.bench), True: who_writes(self.task.teacher, self.bench)}
+
     def _fault(self, reply: Reply | Failure, what: str) -> str:
         """Why a dialogue cannot go on with this; empty if it can."""
         if isinstance(reply, Failure):
-            return f"no {what}: {reply.reason}"
+            return f"no {what}: {countable(reply.reason)}"
         if not reply.text.strip():
             return f"a blank {what}"
         return f"an unfinished {what}" if not reply.finished and self.task.unfinished == "drop" else ""
 
     def _add(self, talk: Talk, message: Message, writer: Writer, seed: int) -> None:
         talk.turns.append(message)
-        talk.lineage.append({"role": message.role, **who_writes(writer, self.bench), "seed": seed})
+        talk.lineage.append({"role": message.role, **self._who[writer is self.task.teacher], "seed": seed})
 
     def _write(self, talks: Sequence[Talk]) -> dict[str, Any]:
         held_out = apart([talk.prompt for talk in talks], self.task.held_out, self.seed)
@@ -129,8 +136,10 @@ class Distilling:
                 known = {"prompt_id": talk.prompt.id, "origin": talk.prompt.origin}
                 files.write("dialogues", {**known, "end": talk.end, "turns": write_turns(talk.turns), "written_by": talk.lineage})
                 if talk.whole:
-                    row = {"prompt": talk.prompt.dialogue[-1].content, "prompt_id": talk.prompt.id, "messages": write_turns(talk.whole)}
-                    files.write("held_out" if talk.prompt.id in held_out else "train", {**row, "dialogue": f"dialogues.jsonl:{number}"})
+                    given = talk.prompt.dialogue
+                    row = {"prompt": given[-1].content, "prompt_id": talk.prompt.id, "messages": write_turns(talk.whole)}
+                    row |= {"num_given": len(given), "dialogue": f"dialogues.jsonl:{number}"}
+                    files.write("held_out" if talk.prompt.id in held_out else "train", row)
         exchanges = sum(turn.role == "assistant" for talk in whole for turn in talk.whole[len(talk.prompt.dialogue) :])
         counts = {"seeds": len(talks), "dialogues": len(whole), "lost": len(talks) - len(whole), "exchanges": exchanges}
         return {**counts, "ends": dict(ends.most_common())}

@@ -3,30 +3,36 @@
     STAGE/data/feedback.jsonl   a line for each prompt: every reply, who wrote it and how, and its judgement
     STAGE/data/train.jsonl      the pairs; each names its line in feedback.jsonl
     STAGE/data/held_out.jsonl   those of the prompts that are kept apart
+    STAGE/judges.json           who judged, by which rubric
     STAGE/agreement.json        how far the judge agrees with others, and with itself when the order is reversed
     STAGE/data.json             what became of every row, prompt and reply
 """
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.agreement import Agreement, compare
 from zephyr_kit.candidates import Candidates, FeedbackLedger, Slot, reordered
 from zephyr_kit.config import plain
-from zephyr_kit.desk import Answered, Desk
+from zephyr_kit.desk import Desk
 from zephyr_kit.example import Example
 from zephyr_kit.gathered import write_row, write_turns
 from zephyr_kit.observe import Narrator
 from zephyr_kit.prompts import Prompt, read_prompts
-from zephyr_kit.protocols import Bench, Case, Failure, Judgement, Reply
+from zephyr_kit.protocols import Bench, Case, Failure, Judge, Judgement, Reply
 from zephyr_kit.runs import StageFolder, write_json
 from zephyr_kit.stages import FeedbackStage
-from zephyr_kit.writing import GatherFiles, apart, request, seed_of, who_writes
+from zephyr_kit.writing import SEEDS, GatherFiles, apart, request, seed_of, who_writes
+
+NUM_REASONS_TOLD = 6
 
 Judged = Mapping[int, Judgement | Failure]
 """By the number of the prompt; those without a case have none."""
@@ -49,12 +55,14 @@ class Feedback:
         prompts, read = read_prompts(self.task.prompts, allowed=self.task.bad_rows, where=f"{where}.prompts")
         desk = Desk(where, self.bench, self.narrator, self.task.max_failed, self.task.max_cost)
         candidates = self._candidates(prompts, desk)
+        write_json(self.folder.path / "judges.json", {name: dict(judge.fingerprint()) for name, judge in self._judges.items()})
         cases = {number: case for number, one in enumerate(candidates) if (case := one.case) is not None}
-        judgements = desk.judge(self.task.judge, list(cases.values()), "judging")
-        agreements = self._agreements(list(cases.values()), judgements, desk)
-        ledger = self._write(candidates, dict(zip(cases, judgements, strict=True)))
+        judged: Judged = dict(zip(cases, desk.judge(self.task.judge, list(cases.values()), "judging"), strict=True))
+        checked = [number for number in cases if seed_of("check", self.seed, candidates[number].prompt.id) < self.task.check * SEEDS]
+        agreements = self._agreements([cases[number] for number in checked], [judged[number] for number in checked], desk)
+        ledger = self._write(candidates, judged)
         if not ledger.pairs:
-            raise ZkitError(f"[{where}] none of {ledger.prompts:,} prompts gave a pair: {_counted(ledger.facts()['unpaired_reasons'])}")
+            raise ZkitError(f"[{where}] none of {ledger.prompts:,} prompts gave a pair: {_counted(ledger.unpaired_reasons)}")
         write_json(self.folder.path / "agreement.json", [plain(agreement) for agreement in agreements])
         write_json(self.folder.path / "data.json", {"rows": read.facts(), **ledger.facts(), **desk.facts()})
         self._tell(ledger, agreements, desk)
@@ -74,9 +82,10 @@ class Feedback:
         return [Candidates(prompt, own, [replies[number, slot] for slot in own], keep) for number, (prompt, own) in pairs]
 
     def _slots(self, prompt: Prompt) -> list[Slot]:
+        """Each sample's seed is of its writer, not of the writer's place: another one in front changes nothing for those known."""
         slots = [
-            Slot(number, sample, seed_of(self.seed, prompt.id, number, sample))
-            for number, writer in enumerate(self.task.completers)
+            Slot(number, sample, seed_of(self.seed, prompt.id, who, self._who[:number].count(who), sample))
+            for number, (writer, who) in enumerate(zip(self.task.completers, self._who, strict=True))
             for sample in range(writer.samples)
         ]
         if self.task.draw is None:
@@ -84,19 +93,26 @@ class Feedback:
         drawn = random.Random(f"draw {self.seed} {prompt.id}").sample(range(len(slots)), self.task.draw)  # noqa: S311  no secret
         return [slots[number] for number in sorted(drawn)]
 
-    def _agreements(self, cases: Sequence[Case], judgements: Answered[Judgement], desk: Desk) -> list[Agreement]:
-        """A share of the cases, judged in reverse order and by others."""
-        chance = random.Random(f"check {self.seed}")  # noqa: S311  no secret
-        checked = [number for number in range(len(cases)) if chance.random() < self.task.check]
-        if not checked:
+    @cached_property
+    def _who(self) -> list[dict[str, Any]]:
+        """Each completer and its sampling; asked once, for a fingerprint may look at many files."""
+        return [who_writes(writer, self.bench) for writer in self.task.completers]
+
+    @property
+    def _judges(self) -> dict[str, Judge]:
+        seconds = {f"second_judges[{number}]": judge for number, judge in enumerate(self.task.second_judges)}
+        return {"judge": self.task.judge, **seconds}
+
+    def _agreements(self, cases: Sequence[Case], firsts: Sequence[Judgement | Failure], desk: Desk) -> list[Agreement]:
+        """Some cases judged in reverse order, and by others; a failure costs a case of the comparison, never the stage."""
+        if not cases:
             return []
-        firsts = [judgements[number] for number in checked]
-        backwards = [Case(cases[number].dialogue, cases[number].replies[::-1]) for number in checked]
-        again = [_reversed(one) for one in desk.judge(self.task.judge, backwards, "judging in reverse order")]
-        agreements = [compare("the judge, and itself with the order reversed", firsts, again)]
-        for number, judge in enumerate(self.task.second_judges):
-            others = list(desk.judge(judge, [cases[n] for n in checked], f"judging by second_judges[{number}]"))
-            agreements.append(compare(f"the judge, and second_judges[{number}]", firsts, others))
+        backwards = [Case(case.dialogue, case.replies[::-1]) for case in cases]
+        again = desk.judge(self.task.judge, backwards, "judging in reverse order", max_failed=1.0)
+        agreements = [compare("the judge, and itself with the order reversed", firsts, [_reversed(one) for one in again])]
+        for name, judge in itertools.islice(self._judges.items(), 1, None):
+            others = desk.judge(judge, cases, f"judging by {name}", max_failed=1.0)
+            agreements.append(compare(f"the judge, and {name}", firsts, list(others)))
         return agreements
 
     def _write(self, candidates: Sequence[Candidates], judged: Judged) -> FeedbackLedger:
@@ -118,7 +134,7 @@ class Feedback:
             {**self._writer(slot), **plain(reply), "fate": fate}
             for slot, reply, fate in zip(candidates.slots, candidates.replies, candidates.fates, strict=True)
         ]
-        opinion: dict[str, Any] = {"judge": dict(self.task.judge.fingerprint())}
+        opinion: dict[str, Any] = {"judge": "judges.json: judge"}
         if isinstance(judgement, Judgement):
             opinion |= {"shown_in_order": candidates.order, **plain(candidates.in_order_of_slots(judgement))}
         elif judgement is not None:
@@ -133,7 +149,7 @@ class Feedback:
         return {"prompt_id": candidates.prompt.id, **write_row(example), **lineage}
 
     def _writer(self, slot: Slot) -> dict[str, Any]:
-        return {"completer": slot.completer, **who_writes(self.task.completers[slot.completer], self.bench), "seed": slot.seed}
+        return {"completer": slot.completer, **self._who[slot.completer], "seed": slot.seed}
 
     def _tell(self, ledger: FeedbackLedger, agreements: Sequence[Agreement], desk: Desk) -> None:
         lost = {fate: count for fate, count in ledger.fates.items() if fate != "judged"}
@@ -154,4 +170,6 @@ def _reversed(judgement: Judgement | Failure) -> Judgement | Failure:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    """The most common ones."""
+    told = [f"{count:,} {reason}" for reason, count in Counter(counts).most_common(NUM_REASONS_TOLD)]
+    return ", ".join(told) + (" …" if len(counts) > len(told) else "")

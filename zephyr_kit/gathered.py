@@ -1,8 +1,9 @@
 """Rows that a stage has gathered, as the data of a later one.
 
 A line of JSON for each row: `{prompt, chosen, rejected, score_chosen, score_rejected}` for a pair,
-`{prompt, completions, scores}` for ranked completions, `{messages}` for a dialogue; prompts and
-completions are lists of `{role, content}`. What else a line holds tells where it came from.
+`{prompt, completions, scores}` for one completion or a ranking, `{messages}` for a dialogue whose first
+`num_given` messages were given; prompts and completions are lists of `{role, content}`. What else a line
+holds tells where it came from.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class StageRows:
 
     def within(self, run: Path) -> GatheredRows:
         """The rows in the folder of a run."""
-        return GatheredRows(run / self.name / "data" / f"{self.part}.jsonl")
+        return GatheredRows(self.name, run / self.name / "data" / f"{self.part}.jsonl")
 
     def rows(self) -> Iterator[Example]:
         raise ZkitError(f"the rows of stage {self.name} are there only within a run")
@@ -50,6 +51,7 @@ class StageRows:
 class GatheredRows:
     """A file that a stage has written, or is yet to write."""
 
+    stage: str
     path: Path
 
     @property
@@ -83,12 +85,16 @@ def are_there(portions: Sequence[Portion]) -> bool:
     return all(portion.source.is_there for portion in portions if isinstance(portion.source, GatheredRows))
 
 
+def gathered_by(portions: Sequence[Portion]) -> set[str]:
+    """The stages whose rows are among them."""
+    return {portion.source.stage for portion in portions if isinstance(portion.source, GatheredRows)}
+
+
 def read_row(row: Mapping[str, Any]) -> Example:
     """A line as an example."""
     if "messages" in row:
-        turns = read_turns(row["messages"])
-        first = next(number for number, turn in enumerate(turns) if turn.role == "assistant")
-        return Example(turns[:first], (turns[first:],))
+        turns, given = read_turns(row["messages"]), row["num_given"]
+        return Example(turns[:given], (turns[given:],))
     if "chosen" in row:
         pair = (read_turns(row["chosen"]), read_turns(row["rejected"]))
         return Example(read_turns(row["prompt"]), pair, (row["score_chosen"], row["score_rejected"]))
@@ -98,8 +104,6 @@ def read_row(row: Mapping[str, Any]) -> Example:
 def write_row(example: Example) -> dict[str, Any]:
     """An example as a line, in the shape of the public data sets of its kind."""
     completions = [write_turns(completion) for completion in example.completions]
-    if len(completions) == 1:
-        return {"messages": [*write_turns(example.prompt), *completions[0]]}
     scores = list(example.scores or ())
     if len(completions) == 2:
         named = {"chosen": completions[0], "rejected": completions[1]}

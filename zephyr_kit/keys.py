@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from zephyr_kit.config import plain
@@ -85,9 +87,19 @@ def _parts(portions: Iterable[Portion]) -> list[object]:
     return [part for portion in portions for part in (portion.source, *portion.filters)]
 
 
+def _nested(part: object) -> Iterator[object]:
+    """An offer, and those that stand in its table."""
+    if is_dataclass(part) and not isinstance(part, type):
+        yield part
+        for f in fields(part):
+            yield from _nested(getattr(part, f.name))
+    elif isinstance(part, (tuple, list)):
+        yield from itertools.chain.from_iterable(map(_nested, part))
+
+
 def _third_parties(used: Iterable[object], plugins: Plugins) -> dict[str, str]:
     """Other distributions whose offers the stage uses, with their versions: their code is part of the result."""
-    kinds = {type(part) for part in used}
+    kinds = {type(part) for part in itertools.chain.from_iterable(map(_nested, used))}
     makers = {plugin for kind in OFFERS for cls, plugin in plugins.offered_by(kind).values() if cls in kinds}
     origins = [plugins.origins[maker] for maker in makers if maker in plugins.origins]
     return {origin.distribution: origin.version for origin in origins if origin.distribution != DISTRIBUTION}

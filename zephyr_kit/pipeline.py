@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import plain
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
-from zephyr_kit.gathered import are_there
+from zephyr_kit.gathered import are_there, gathered_by
 from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
@@ -26,8 +27,13 @@ from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
-from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, GatherStage, TrainStage
+from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.training import Training, check_data
+from zephyr_kit.world import give_back_memory
+
+
+CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
+"""Why a stage runs again, where the keys themselves would say little."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,11 @@ class Pipeline:
         """
         before: Trained | None = None
         latest: Path | None = None
+        to_come: set[str] = set()
         for stage in self._stages:
             folder, task = self.folder.stage(stage.name), stage.task
-            there = all(are_there(portions) for portions in portions_of(task).values())
+            portions = [portion for each in portions_of(task).values() for portion in each]
+            there = are_there(portions) and not gathered_by(portions) & to_come
             if isinstance(task, TrainStage):
                 start = Start(before.folder if before else None, stage.changed, self.preset.seed)
                 key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
@@ -92,10 +100,12 @@ class Pipeline:
                 elif there:
                     check_data(stage, task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
                 before = Trained(stage, folder.model, digest(key))
-            elif isinstance(task, GatherStage) and there:
+            elif isinstance(task, (FeedbackStage, DistillStage)):
                 key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
                 if not folder.is_done(key):
-                    for name, portions in portions_of(task).items():
+                    to_come.add(stage.name)  # what stands there will not stay
+                    if there:
+                        (name,) = portions_of(task)
                         read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
 
     def _note_preset(self) -> None:
@@ -143,7 +153,9 @@ class Pipeline:
 
     def _bench(self, stage: Stage, answers: Answers, before: Trained | None) -> Bench:
         """With the model of the stage before; where none trains before, with that of [model] itself."""
-        own_key = before.key if before else digest(stage.model.fingerprint())
+        # Two trainings by one key may end in different bits: on a GPU, in other batches, under another torch.
+        made = self.folder.stage(before.stage.name).done() if before else None
+        own_key = digest({"key": before.key, "files": (made or {}).get("files")} if before else stage.model.fingerprint())
         start = Start(before.folder if before else None, seed=self.preset.seed)
         return Bench(self.device, answers, self._opener(before.stage if before else stage, start), own_key)
 
@@ -163,6 +175,7 @@ class Pipeline:
     def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
         @contextmanager
         def opened() -> Iterator[Policy]:
+            give_back_memory()
             yield stage.model.load(self.device, start=start, train=False)
 
         return opened
@@ -177,7 +190,7 @@ class Pipeline:
             told = " is taken back from superseded/, where the same one was" if differing else ": done before, nothing changed"
             self.narrator.say(f"stage {stage.name}{told}")
         elif differing:
-            reasons = ["the stage before it changed" if line.startswith("before: ") else line for line in differing]
+            reasons = list(dict.fromkeys(CHANGES.get(re.split(r"[:[]", line)[0], line) for line in differing))
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
         return folder

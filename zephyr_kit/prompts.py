@@ -13,6 +13,7 @@ from zephyr_kit.corpus import DataError
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
 from zephyr_kit.gathered import write_turns
 from zephyr_kit.portion import Portion
+from zephyr_kit.tally import count, countable
 
 Dialogue = tuple[Message, ...]
 NUM_FIRST_BAD = 5
@@ -46,7 +47,7 @@ class PromptLedger:
     def refuse(self, row: BadRow) -> None:
         """Count a row that gives no prompt."""
         self.bad += 1
-        self.reasons[row.reason] += 1
+        count(self.reasons, row.reason)
         if len(self.first_bad) < NUM_FIRST_BAD:
             self.first_bad.append(f"{row.origin}: {row.reason}")
 
@@ -67,7 +68,7 @@ def read_prompts(portions: Sequence[Portion], *, allowed: float, where: str) -> 
                 ledger.refuse(found)
             elif isinstance(found, Removed):
                 ledger.removed += 1
-                ledger.reasons[f"{found.by}: {found.reason}"] += 1
+                ledger.reasons[countable(f"{found.by}: {found.reason}")] += 1
             else:
                 ledger.repeated += found.id in prompts
                 prompts.setdefault(found.id, found)

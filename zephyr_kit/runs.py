@@ -208,6 +208,9 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
             else:
                 lines += differences(before[key], after[key], inside)
         return lines
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [line for number, (old, new) in pairs for line in differences(old, new, f"{path}[{number}]")]
     return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
 
 

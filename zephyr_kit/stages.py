@@ -136,6 +136,8 @@ class FeedbackStage(GatherStage):
     def __post_init__(self) -> None:
         _needs_one(self, "prompts", "completers")
         _refuse_pairs(self.prompts, "prompts")
+        if self.second_judges and not self.check:
+            raise ValueError("`second_judges` with `check` = 0: they would be shown nothing")
         samples = sum(writer.samples for writer in self.completers)
         if self.draw is not None and self.draw > samples:
             raise ValueError(f"`draw` = {self.draw}: the completers write only {samples} samples for each prompt")

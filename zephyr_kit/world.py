@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -44,3 +45,10 @@ def find_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
     return device
+
+
+def give_back_memory() -> None:
+    """Return what models that are no longer there have held; torch keeps it, and another library could not have it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
+from zephyr_kit import ZkitError
 from zephyr_kit.config import plain
 from zephyr_kit.example import Message
 from zephyr_kit.prompts import Dialogue, Prompt
@@ -52,14 +53,24 @@ class GatherFiles(AbstractContextManager["GatherFiles"]):
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir()
         self._stack = ExitStack()
+        self.counts = dict.fromkeys(names, 0)
         self._files = {name: self._stack.enter_context((self._staging / f"{name}.jsonl").open("w", encoding="utf-8")) for name in names}
 
     def write(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line."""
         self._files[name].write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+        self.counts[name] += 1
+
+    def _refuse_empty(self) -> None:
+        """A later stage would find nothing to train on, or to look at."""
+        train, held_out = self.counts["train"], self.counts["held_out"]
+        if held_out and not train:
+            where = f"stages.{self._folder.path.name}"
+            raise ZkitError(f"[{where}] `held_out` takes all {held_out:,} rows that were gathered; keep fewer apart, or give more prompts")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
         if error is None:
+            self._refuse_empty()
             shutil.rmtree(self._folder.data, ignore_errors=True)
             self._staging.rename(self._folder.data)

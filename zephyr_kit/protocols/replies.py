@@ -41,8 +41,8 @@ class Reply:
     text: str
     finished: bool = True
     """Whether it came to its own end, and not to the limit of tokens."""
-    cost: float = 0.0
-    """US dollars."""
+    cost: float | None = 0.0
+    """US dollars; None where no price is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ class Failure:
     """Why there is no reply, or no judgement, after all that could be tried."""
 
     reason: str
+    """In words that can be counted, particulars in brackets at the end."""
+    cost: float | None = 0.0
+    """US dollars, for what was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Judgement:
     """More of them, by what they are about; None where an aspect does not apply."""
     remarks: tuple[str, ...] = ()
     """What it said of each reply."""
-    cost: float = 0.0
-    """US dollars."""
+    cost: float | None = 0.0
+    """US dollars; None where no price is known."""
 
 
 @dataclass(frozen=True)
