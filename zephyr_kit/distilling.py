@@ -138,8 +138,8 @@ class Distilling:
                 if talk.whole:
                     given = talk.prompt.dialogue
                     row = {"prompt": given[-1].content, "prompt_id": talk.prompt.id, "messages": write_turns(talk.whole)}
-                    row |= {"num_given": len(given), "dialogue": f"dialogues.jsonl:{number}"}
-                    files.write("held_out" if talk.prompt.id in held_out else "train", row)
+                    whence = {"num_given": len(given), "dialogue": f"dialogues.jsonl:{number}"}
+                    files.write("held_out" if talk.prompt.id in held_out else "train", {**row, **whence})
         exchanges = sum(turn.role == "assistant" for talk in whole for turn in talk.whole[len(talk.prompt.dialogue) :])
         counts = {"seeds": len(talks), "dialogues": len(whole), "lost": len(talks) - len(whole), "exchanges": exchanges}
         return {**counts, "ends": dict(ends.most_common())}
