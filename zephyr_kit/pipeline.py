@@ -27,10 +27,10 @@ from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
+from zephyr_kit.stage_data import check_data
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
-from zephyr_kit.training import Training, check_data
+from zephyr_kit.training import Training
 from zephyr_kit.world import give_back_memory
-
 
 CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
 """Why a stage runs again, where the keys themselves would say little."""

@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
-from zephyr_kit import ZkitError
-from zephyr_kit.admission import Door
-from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, refuse_bad_rows
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
@@ -30,39 +27,11 @@ from zephyr_kit.protocols import Policy, Start, Tokenizer
 from zephyr_kit.reference import ReferenceScores, score_corpus
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
+from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.world import World
 
 NUM_ROWS_NAMED = 3
-
-
-def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> None:
-    """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
-    problem = length_problem(stage, task, start)
-    if problem:
-        raise ZkitError(problem)
-    tokenizer = stage.model.tokenizer(start)
-    for name, portions in (("data", task.data), ("held_out", task.held_out)):
-        if portions:
-            corpus = _prepare(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
-            quarantine = folder / f"{stage.name}.{name}.quarantine.jsonl"
-            try:
-                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage.name}.{name}", quarantine=quarantine)
-            except DataError:
-                shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
-                raise
-            quarantine.unlink(missing_ok=True)
-            if name == "data":
-                listing = folder / f"{stage.name}.data.gate.jsonl"
-                refuse(task.gate, Inspection(corpus, tokenizer, portions), name=f"stages.{stage.name}.data", listing=listing)
-
-
-def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:
-    """Whether the stage asks for more positions than the model has; empty if not."""
-    limit = stage.model.max_length(start)
-    if limit is None or task.max_length <= limit:
-        return ""
-    return f"[stages.{stage.name}] `max_length` = {task.max_length}: the model has {limit} positions; set no more than that"
 
 
 @dataclass(frozen=True)
@@ -99,7 +68,7 @@ class Training:
         self._finish(policy, corpus, plan)
 
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
-        corpus = _prepare(self.task, portions, tokenizer, self.narrator, name)
+        corpus = prepare_part(self.task, portions, tokenizer, self.narrator, name)
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
         shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
@@ -107,7 +76,7 @@ class Training:
         refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
         if name == "data":
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
-        self.narrator.say(_summary(name, corpus.ledger, quarantine))
+        self.narrator.say(summary(name, corpus.ledger, quarantine))
         return corpus
 
     def _plan(self, corpus: Corpus) -> Plan:
@@ -267,11 +236,6 @@ class _Loop:
             self.training.narrator.say(complaint)
 
 
-def _prepare(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
-    door = Door(task.objective.completions, task.max_length, task.too_long)
-    return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), track=lambda part: narrator.track(f"{part} {label}"))
-
-
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     """The newest value of every metric."""
     newest: dict[str, Any] = {}
@@ -285,15 +249,3 @@ def _let_others_read(folder: Path) -> None:
     mode = (folder / "README.md").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
-
-
-def _summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:
-    more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
-    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more}"
-    text = f"{name}: {rows}, {ledger['tokens']:,} tokens, {ledger['trained']:,} of them trained"
-    odd = [f"{count:,} {reason}" for reason, count in ledger["reasons"].items()]
-    odd += [f"{count:,} completions left out: {reason}" for reason, count in ledger["left_out"].items()]
-    odd += [f"{count:,} x {note}" for note, count in ledger["notes"].items()]
-    return text if not odd else f"{text}; {'; '.join(odd[:4])}{' …' if len(odd) > 4 else ''} (all in {quarantine})"
-
-

@@ -1,0 +1,66 @@
+"""The data of a stage that trains: tokenised, and refused if it is not what it must be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit import ZkitError
+from zephyr_kit.admission import Door
+from zephyr_kit.cache import cache_folder
+from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
+from zephyr_kit.gate import refuse
+from zephyr_kit.inspection import Inspection
+from zephyr_kit.observe import Narrator
+from zephyr_kit.portion import Portion
+from zephyr_kit.preset import Stage
+from zephyr_kit.protocols import Start, Tokenizer
+from zephyr_kit.stages import TrainStage
+
+
+def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> None:
+    """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
+    problem = length_problem(stage, task, start)
+    if problem:
+        raise ZkitError(problem)
+    tokenizer = stage.model.tokenizer(start)
+    for name, portions in (("data", task.data), ("held_out", task.held_out)):
+        if portions:
+            corpus = prepare_part(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
+            quarantine = folder / f"{stage.name}.{name}.quarantine.jsonl"
+            try:
+                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage.name}.{name}", quarantine=quarantine)
+            except DataError:
+                shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
+                raise
+            quarantine.unlink(missing_ok=True)
+            if name == "data":
+                listing = folder / f"{stage.name}.data.gate.jsonl"
+                refuse(task.gate, Inspection(corpus, tokenizer, portions), name=f"stages.{stage.name}.data", listing=listing)
+
+
+def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:
+    """Whether the stage asks for more positions than the model has; empty if not."""
+    limit = stage.model.max_length(start)
+    if limit is None or task.max_length <= limit:
+        return ""
+    return f"[stages.{stage.name}] `max_length` = {task.max_length}: the model has {limit} positions; set no more than that"
+
+
+def prepare_part(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
+    """One of the stage's parts, `data` or `held_out`, as a corpus."""
+    door = Door(task.objective.completions, task.max_length, task.too_long)
+    return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), track=lambda part: narrator.track(f"{part} {label}"))
+
+
+def summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:
+    """What became of the rows, in a line."""
+    more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
+    rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more}"
+    text = f"{name}: {rows}, {ledger['tokens']:,} tokens, {ledger['trained']:,} of them trained"
+    odd = [f"{count:,} {reason}" for reason, count in ledger["reasons"].items()]
+    odd += [f"{count:,} completions left out: {reason}" for reason, count in ledger["left_out"].items()]
+    odd += [f"{count:,} x {note}" for note, count in ledger["notes"].items()]
+    return text if not odd else f"{text}; {'; '.join(odd[:4])}{' …' if len(odd) > 4 else ''} (all in {quarantine})"
