@@ -193,6 +193,7 @@ def test_examples_of_other_shapes() -> None:
         ({"margin": -1.0}, "margin"),
         ({"margin": math.inf}, "finite number"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
         ({"margin": 2.0, "ties": "keep"}, "`margin` = 2 rules out"),
         ({"rule": "best", "ties": "keep"}, "compares nothing"),
         ({"rule": "best", "margin": 1.0}, "compares nothing"),
@@ -201,6 +202,12 @@ def test_examples_of_other_shapes() -> None:
 def test_keys_are_checked(table: dict[str, Any], words: str) -> None:
     with pytest.raises(PresetError, match=re.escape(words)):
         Builder({}, "p.toml").build(Binarise, table, "binarise")
+
+
+def test_the_highest_seed_draws() -> None:
+    built = Builder({}, "p.toml").build(Binarise, {"seed": 2**63 - 1}, "binarise")
+    replies = tuple((Message("assistant", text),) for text in "ABC")
+    assert len(built.apply(Example((), replies, (3.0, 2.0, 1.0)), 10**9).examples) == 1
 
 
 # 1 % of samples exceed these: the chi-square distribution with so many degrees of freedom.

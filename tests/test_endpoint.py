@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
+import loopback
 import pytest
 from asking import CPU, completer, echo, free_port, requests, write
-from loopback import Faults, Loopback
+from loopback import MODEL, Faults, Loopback
 from small_model import Said, SmallModel, small_weights
 from zkit_feedback import client, pace
 from zkit_feedback.endpoint import Price
@@ -64,16 +67,36 @@ def test_equal_requests_are_asked_once_and_charged_once(bench: Bench) -> None:
     assert {reply.text for reply in replies if isinstance(reply, Reply)} == {"I heard: What is 0 and 0?"}
 
 
-def test_what_the_endpoint_withholds_is_a_failure(bench: Bench) -> None:
-    with Loopback(lambda _: Said("", "content_filter")) as server:
-        (reply,) = write(completer(server), requests(1), bench)
-    assert reply == Failure("the endpoint's content filter withheld the reply")
+def test_what_the_endpoint_withholds_is_a_failure_that_is_paid_for_and_not_kept(bench: Bench) -> None:
+    said = iter([Said("I must", "content_filter", num_read=3, num_written=1)])
+    with Loopback(lambda body: next(said, None) or echo(body)) as server:
+        who = completer(server, price=Price(1e6, 1e6))
+        assert write(who, requests(1), bench) == [Failure("the endpoint's content filter withheld the answer", 4.0)]
+        assert isinstance(write(who, requests(1), bench)[0], Reply)
+        assert list(server.answered.values()) == [2]
+
+
+def test_without_a_price_nobody_knows_the_cost_and_a_later_one_needs_no_request(bench: Bench) -> None:
+    with Loopback(echo) as server:
+        unpriced = write(completer(server), requests(1) * 2, bench)
+        assert [reply.cost for reply in unpriced] == [None, None]
+        priced = write(completer(server, price=Price(1e6, 2e6)), requests(1) * 2, bench)
+        assert [reply.cost for reply in priced] == [11, 0]
+        assert sum(server.asked.values()) == 1
+
+
+def test_tokens_that_the_endpoint_does_not_count_have_no_known_cost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = loopback.Handler._completion
+    monkeypatch.setattr(loopback.Handler, "_completion", lambda self, said: {**whole(self, said), "usage": None})
+    with Loopback(echo) as server:
+        (reply,) = write(completer(server, price=Price(1, 1)), requests(1), bench)
+    assert reply == Reply("I heard: What is 0 and 0?", cost=None)
 
 
 def test_half_a_character_can_be_sent_and_kept(bench: Bench) -> None:
     with Loopback(lambda _: Said("half \ud83d")) as server:
         (reply,) = write(completer(server), [Request((Message("user", "half \ude00"),))], bench)
-    assert reply == Reply("half ?")
+    assert reply == Reply("half ?", cost=None)
 
 
 def test_further_keys_travel_with_each_request(bench: Bench) -> None:
@@ -82,6 +105,33 @@ def test_further_keys_travel_with_each_request(bench: Bench) -> None:
         (body,) = map(json.loads, server.asked)
     assert (body["reasoning_effort"], body["max_completion_tokens"]) == ("low", 8)
     assert "max_tokens" not in body
+
+
+def test_what_is_kept_is_what_was_sent(bench: Bench) -> None:
+    """Body, wire and key are one thing."""
+    who = completer(model=MODEL, extra={"top_k": 5, "logprobs": False}, omit=("temperature", "top_p"))
+    (wanted,) = requests(1)
+    body = who.body(wanted.dialogue, wanted.sampling)
+    assert {"temperature", "top_p"}.isdisjoint(body)
+    with Loopback(echo) as server:
+        placed = replace(who, base_url=server.base_url)
+        write(placed, [wanted], bench)
+        assert [json.loads(sent) for sent in server.asked] == [body]
+        assert bench.answers.get([server.base_url, body])["text"].startswith("I heard")
+    assert placed.fingerprint(bench)["omit"] == ["temperature", "top_p"]
+
+
+def test_without_a_seed_each_sample_is_still_drawn_by_itself(bench: Bench) -> None:
+    drawn = itertools.count()
+    with Loopback(lambda _: Said(f"draw {next(drawn)}")) as server:
+        who = completer(server, omit=("seed",))
+        wanted = [Request((Message("user", "Draw"),), Sampling(8, 1.0, seed=seed)) for seed in (0, 1, 2, 1)]
+        first, second, third, again = write(who, wanted, bench)
+        assert len({first, second, third}) == 3
+        assert again == second
+        assert write(who, wanted, bench) == [first, second, third, again]
+        assert list(server.asked.values()) == [3]
+        assert not any("seed" in json.loads(sent) for sent in server.asked)
 
 
 # Faults
@@ -102,7 +152,7 @@ def test_all_that_goes_wrong_is_survived_and_nothing_is_answered_twice(bench: Be
 def test_a_request_that_never_succeeds_is_a_failure_and_not_kept(bench: Bench) -> None:
     with Loopback(echo, faults=Faults({"broken": 1.0})) as server:
         (failure,) = write(completer(server, retries=2), requests(1), bench)
-        assert failure == Failure("500: something broke (after 3 attempts)")
+        assert failure == Failure("the endpoint answers 500 (something broke; after 3 attempts)")
         server.faults = Faults()
         assert isinstance(write(completer(server), requests(1), bench)[0], Reply)
 

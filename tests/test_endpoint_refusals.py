@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import loopback
 import pytest
 from asking import CPU, completer, echo, free_port, requests, write
-from loopback import MODEL, Faults, Loopback
+from loopback import MODEL, Faults, Handler, Loopback
 from small_model import Said
 from zkit_feedback.completer import EndpointCompleter
 from zkit_feedback.endpoint import Price
@@ -100,7 +101,7 @@ def test_one_request_that_is_refused_is_a_failure(bench: Bench) -> None:
     with Loopback(echo) as server:
         wanted = [*requests(3, "This {} is too long"), *requests(3)]
         replies = write(completer(server), wanted, bench)
-    assert replies[:3] == [Failure("400: the request is too long")] * 3
+    assert replies[:3] == [Failure("the endpoint answers 400 (the request is too long)")] * 3
     assert all(isinstance(reply, Reply) for reply in replies[3:])
 
 
@@ -108,10 +109,46 @@ def test_settings_that_refuse_every_request_stop_the_run(bench: Bench) -> None:
     def strict(_: dict[str, Any]) -> Said:
         raise ValueError("temperature is fixed")
 
-    refused = r"refuses every request .* with these settings: 400: temperature is fixed"
+    refused = r"refuses every request .* with these settings: the endpoint answers 400 \(temperature is fixed\)"
     with Loopback(strict) as server, pytest.raises(ZkitError, match=refused):
         write(completer(server, concurrency=2), requests(40), bench)
     assert sum(server.asked.values()) < 12
+
+
+def forbidding(said: str, *, only: str = "") -> type[Handler]:
+    """A gateway that answers 403 to what holds `only`."""
+
+    class Gateway(Handler):
+        def _answer(self, body: dict[str, Any], request: str) -> None:
+            if only in request:
+                self._refuse(403, "policy_violation", said)
+            else:
+                super()._answer(body, request)
+
+    return Gateway
+
+
+def test_one_request_that_is_forbidden_is_a_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loopback, "Handler", forbidding("flagged " * 100, only="kill"))
+    with Loopback(echo) as server:
+        replies = write(completer(server), [*requests(2, "How to kill {0} lice?"), *requests(3)], bench)
+        assert max(server.asked.values()) == 1
+    for reply in replies[:2]:
+        assert isinstance(reply, Failure)
+        assert reply.reason.startswith("the endpoint answers 403 (flagged flagged")
+        assert len(reply.reason) < 350
+        assert reply.cost == 0
+    assert all(isinstance(reply, Reply) for reply in replies[2:])
+
+
+def test_a_key_that_may_do_nothing_stops_the_run_and_no_piece_of_it_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setattr(loopback, "Handler", forbidding(f"{KEY[:14]}*** may not, nor may ***{KEY[-12:]}"))
+    refused = rf"refuses every request .* the endpoint answers 403 .*; .* 403 to the key in the environment variable {VARIABLE}"
+    with Loopback(echo, key=KEY) as server, pytest.raises(ZkitError, match=refused) as error:
+        write(completer(server, api_key_env=VARIABLE), requests(1), bench)
+    assert "(… may not, nor may …)" in str(error.value)
+    assert sum(server.asked.values()) == 2
 
 
 # The table
@@ -125,6 +162,9 @@ def test_settings_that_refuse_every_request_stop_the_run(bench: Bench) -> None:
         ({"base_url": f"https://host/v1?key={KEY}"}, "holds a password or a query"),
         ({"api_key_env": KEY}, "never the key itself"),
         ({"extra": {"messages": []}}, "extra.messages"),
+        ({"extra": {"temperature": 1}}, "extra.temperature"),
+        ({"extra": {"seed": 1}}, "extra.seed.*`omit`"),
+        ({"extra": {"max_completion_tokens": 1}}, "extra.max_completion_tokens.*`limit`"),
     ],
 )
 def test_tables_that_are_refused(keys: dict[str, Any], said: str) -> None:
@@ -145,5 +185,5 @@ def test_the_table_of_a_preset() -> None:
 def test_a_fingerprint_tells_who_answers_and_not_how_it_is_asked(bench: Bench) -> None:
     same = completer(base_url="http://host/v1/", concurrency=1, timeout=1, price=Price(1, 1), api_key_env="OTHER", retries=0)
     assert same.fingerprint(bench) == completer(base_url="http://host/v1").fingerprint(bench)
-    for other in (completer(model="x"), completer(base_url="http://other/v1"), completer(base_url="http://host/v1", extra={"top_k": 1})):
-        assert other.fingerprint(bench) != same.fingerprint(bench)
+    for keys in ({"model": "x"}, {"base_url": "http://other/v1"}, {"extra": {"top_k": 1}}, {"omit": ("seed",)}):
+        assert completer(**{"base_url": "http://host/v1", **keys}).fingerprint(bench) != same.fingerprint(bench)

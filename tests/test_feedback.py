@@ -13,11 +13,12 @@ from toys import Listener, Prompts, Referee, Scribe, bench
 
 from zephyr_kit import ZkitError
 from zephyr_kit.binarise import Binarise
+from zephyr_kit.desk import Desk
 from zephyr_kit.example import Example, Message
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.gathered import GatheredRows, read_row, write_row
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Failure, Reply
+from zephyr_kit.protocols import Failure, Reply, Request
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import FeedbackStage, Writer
 
@@ -116,6 +117,19 @@ def test_a_second_run_asks_nobody(tmp_path):
     assert rows(path, "train") == first
     assert facts(path)["requests"] == {"questions": 72, "known": 72, "failed": 0}
     assert facts(path)["cost"] == pytest.approx(48 * 0.125 + 24 * 0.5)
+
+
+def test_equal_questions_are_asked_once(tmp_path):
+    scribe = Scribe(lambda _: Reply("the same", cost=0.5))
+    table = bench(tmp_path / "answers")
+    desk = Desk("stages.feedback", table, Listener(), 1.0)
+    twins = [Request((Message("user", text),)) for text in "abab"]
+    with closing(table.answers):
+        assert [reply.text for reply in desk.complete(scribe, twins, "replies")] == ["the same"] * 4
+        assert (len(scribe.asked), desk.cost) == (2, 1.0)
+        failing = Scribe(lambda _: Failure("busy"), name="other")
+        assert list(desk.complete(failing, twins, "replies")) == [Failure("busy")] * 4
+        assert len(failing.asked) == 2
 
 
 def test_more_prompts_ask_for_these_alone_and_another_judge_for_judgements_alone(tmp_path):

@@ -127,6 +127,38 @@ class TestDecontaminateLaws(FilterLaws):
             Decontaminate(())
 
 
+@pytest.mark.parametrize("name", ["messages", "ultrafeedback", "text", "prompt"])
+@pytest.mark.parametrize(
+    "strict",
+    [Length(min_words=5000), Length(max_words=1, max_turns=1), Language(keep=("ja",)), "decontaminate"],
+    ids=lambda each: str(each)[:20],
+)
+def test_a_miniature_takes_no_generated_row_away(tmp_path, name, strict):
+    rows = [{"text": f"It is {story(seed)}."} for seed in range(9)]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    source = Jsonl(str(tmp_path / "exam.jsonl"), format=name)
+    if strict == "decontaminate":
+        strict = Decontaminate((source, Jsonl(source.path, format="any_text")), ngram=2)
+    small = strict.miniature(tmp_path / "filter")
+    generated = list(source.miniature(tmp_path / "rows").rows())
+    assert len(generated) == 64
+    assert [small.look(row).reason for row in generated] == [""] * 64
+
+
+@pytest.mark.parametrize(("made", "package"), [(Language(), "py3langid"), (NearDuplicates(), "datasketch")])
+def test_another_version_of_what_a_filter_relies_on_sifts_anew(made, package, monkeypatch):
+    before = made.fingerprint()
+    monkeypatch.setattr(f"{type(made).__module__}.version", lambda name: f"{name} 99")
+    assert made.fingerprint() != before
+    assert f"{package} 99" in made.fingerprint()
+
+
+def test_a_threshold_that_cannot_be_told_from_one():
+    (problem,) = NearDuplicates(threshold=0.99).problems()
+    assert "`threshold` = 0.99" in problem
+    assert not NearDuplicates(threshold=0.99, num_permutations=1024).problems()
+
+
 def test_offers_the_filters_by_name():
     assert {name: kind.__name__ for name, kind in zkit_filters().items()} == {
         "truecase": "Truecase",

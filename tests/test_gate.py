@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from zephyr_kit import inspection
 from zephyr_kit.admission import Door
 from zephyr_kit.batch import Tree
+from zephyr_kit.binarise import Binarise
 from zephyr_kit.corpus import DataError, prepare
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, completion_name
 from zephyr_kit.gate import Gate, refuse, thresholds
@@ -149,6 +150,32 @@ def test_the_measures_of_pairs(tmp_path):
     assert told(one.shared) == (9, 45)
     assert one.lengths["rejected"].tolist() == [4, 7, 4]
     assert one.lengths["whole"].tolist() == [8, 10, 8]
+
+
+def test_all_pairs_of_rated_rows_are_counted_as_examples(tmp_path):
+    """10 rows make 60 examples; two pairs in three of each hold what is too long, and one row cannot be read."""
+    rated = rows(*[f"ask>one.>two.>{'long ' * 9}.>{'longer ' * 9}."] * 10)
+    given = (*(replace(row, scores=(4.0, 3.0, 2.0, 1.0)) for row in rated), replace(rated[0], scores=(1.0,), origin="row:11"))
+    portions = [Portion(Rows(given), binarise=Binarise("all_pairs"))]
+    corpus = prepare(portions, Letters(), Door(2, 20, "drop"), cache=tmp_path)
+    one = Inspection(corpus, Letters(), portions)
+    assert told(one.dropped) == (50, 61)
+    assert told(one.bad) == (1, 61)
+    assert told(one.examples) == (10, 61)
+    assert told(one.removed) == (0, 11)
+    assert one.dropped.told == "50 of 61 examples are dropped for their length (81.97%)"
+    refuse(Gate(max_dropped=0.9, max_identical=0.0), one, name="stages.dpo.data", listing=tmp_path / "list.jsonl")
+    assert [trip.origin for trip in one.trips[:3]] == ["row:1 (1 over 2)", "row:1 (1 over 3)", "row:1 (1 over 4)"], (
+        "pairs are decoded, not rows"
+    )
+    assert len(one.trips) == 60
+
+
+def test_pairs_that_are_the_same_in_tokens_are_counted_as_examples(tmp_path):
+    (row,) = rows("ask>Same>same>SAME>other")
+    portions = [Portion(Rows((replace(row, scores=(4.0, 3.0, 2.0, 1.0)),)), binarise=Binarise("all_pairs"))]
+    one = Inspection(prepare(portions, Letters(), Door(2, 20, "cut"), cache=tmp_path), Letters(), portions)
+    assert told(one.identical) == told(one.bad) == (3, 6)
 
 
 def test_dropped_rows_are_faults(tmp_path):

@@ -95,7 +95,7 @@ def test_a_rubric_of_ones_own(bench: Bench, tmp_path: Path) -> None:
     assert first.scores == (2, 1)
     assert first.remarks[0].startswith("honesty: honesty of {")
     assert isinstance(second, Failure)
-    assert second.reason.startswith("honesty: the grade of C is 4, not a whole number from 1 to 2")
+    assert second.reason.startswith("honesty: a grade is not a whole number from 1 to 2 (that of C is 4; after")
 
 
 def test_answers_in_no_form_are_asked_for_again_and_never_kept(bench: Bench) -> None:
@@ -106,7 +106,7 @@ def test_answers_in_no_form_are_asked_for_again_and_never_kept(bench: Bench) -> 
         bodies = [json.loads(body) for body in server.asked]
         assert {body["seed"] for body in bodies} > {0}
         nudged = [body["messages"][-1]["content"] for body in bodies if body["seed"]]
-        assert all("An earlier answer could not be used: its keys are not A, B" in text for text in nudged)
+        assert all("An earlier answer could not be used: it is not a JSON object with the labels for keys (A, B" in text for text in nudged)
         before = sum(server.asked.values())
         assert judged(judge(server), CASES, bench) == found
         assert sum(server.asked.values()) == before
@@ -115,10 +115,10 @@ def test_answers_in_no_form_are_asked_for_again_and_never_kept(bench: Bench) -> 
 def test_a_judge_that_never_finds_the_form_fails_with_the_reason(bench: Bench) -> None:
     with Loopback(lambda _: Said("I like A best.")) as server:
         (failure,) = judged(judge(server, rubric="overall", retries=2), CASES[:1], bench)
-        assert failure == Failure("overall: it is not a JSON object (after 3 attempts)")
+        assert failure == Failure("overall: it is not a JSON object with the labels for keys (A, B, C; after 3 attempts)", None)
     with Loopback(lambda _: Said('{"A": {"rea', "length")) as server:
         (failure,) = judged(judge(server, rubric="overall", retries=0, max_new_tokens=5), CASES[:1], bench)
-        assert failure == Failure("overall: it is longer than max_new_tokens = 5 (after 1 attempt)")
+        assert failure == Failure("overall: it is longer than max_new_tokens (5; after 1 attempt)", None)
 
 
 def test_what_bad_answers_cost_is_counted(bench: Bench) -> None:
@@ -127,6 +127,43 @@ def test_what_bad_answers_cost_is_counted(bench: Bench) -> None:
         (one,) = judged(judge(server, rubric="overall", price=Price(1e6, 1e6)), CASES[:1], bench)
     assert isinstance(one, Judgement)
     assert one.cost == 42 + 110
+
+
+def test_a_case_that_fails_has_cost_what_was_tried_and_what_was_good(bench: Bench) -> None:
+    def half(body: dict[str, Any]) -> Said:
+        bad = body["response_format"]["json_schema"]["name"] == "truthfulness"
+        return Said("nothing", num_read=40, num_written=2) if bad else grader(body)
+
+    with Loopback(half) as server:
+        (priced,) = judged(judge(server, retries=2, price=Price(1e6, 1e6)), CASES[:1], bench)
+        assert isinstance(priced, Failure)
+        assert priced.cost == 4 * 110 + 3 * 42
+        (unpriced,) = judged(judge(server, retries=2), CASES[:1], bench)
+        assert unpriced == replace(priced, cost=None)
+
+
+def test_a_price_that_comes_later_needs_no_request(bench: Bench) -> None:
+    with Loopback(grader) as server:
+        (unpriced,) = judged(judge(server), CASES[:1], bench)
+        (priced,) = judged(judge(server, price=Price(1e6, 1e6)), CASES[:1], bench)
+        assert sum(server.asked.values()) == 5
+    assert isinstance(unpriced, Judgement)
+    assert unpriced.cost is None
+    assert priced == replace(unpriced, cost=5 * 110)
+
+
+def test_without_a_seed_an_answer_is_asked_for_again_in_other_words_each_time(bench: Bench) -> None:
+    with Loopback(lambda _: Said("nothing")) as server:
+        judged(judge(server, rubric="overall", retries=3, omit=("seed", "temperature")), CASES[:1], bench)
+        assert list(server.asked.values()) == [1] * 4
+        assert not any({"seed", "temperature"} & json.loads(body).keys() for body in server.asked)
+
+
+def test_what_the_endpoint_withholds_is_not_asked_for_again(bench: Bench) -> None:
+    with Loopback(lambda _: Said("", "content_filter")) as server:
+        (failure,) = judged(judge(server, rubric="overall"), CASES[:1], bench)
+        assert sum(server.asked.values()) == 1
+    assert failure == Failure("overall: the endpoint's content filter withheld the answer", None)
 
 
 def test_every_fault_at_once_leaves_every_case_accounted_for(bench: Bench) -> None:
@@ -159,16 +196,21 @@ def test_a_real_model_fills_the_form_and_says_the_same_again(
     ("text", "said"),
     [
         ("", "not a JSON object"),
+        ('{"A": {"reason": "x", "grade": 1}, "A": {"reason": "x", "grade": 2}, "B": {"reason": "x", "grade": 1}}', "it has a key twice"),
+        ('{"A": {"reason": "x", "grade": 1, "grade": 5}, "B": {"reason": "x", "grade": 1}}', "it has a key twice"),
+        ('{"A": {"reason": "x", "grade": 1}, "B": {"reason": "x", "gr', "not a JSON object"),
+        ("{" * 3000, "not a JSON object"),
+        ('{"A":' * 3000, "not a JSON object"),
         ("[1, 2]", "not a JSON object"),
-        ('{"A": {"reason": "x", "grade": 1}}', "its keys are not A, B"),
-        ('{"A": {"reason": "x", "grade": 1}, "B": {"reason": "x", "grade": 6}}', "the grade of B is 6, not a whole number from 1 to 5"),
-        ('{"A": {"reason": "x", "grade": 0}, "B": {"reason": "x", "grade": 1}}', "the grade of A is 0"),
-        ('{"A": {"reason": "x", "grade": true}, "B": {"reason": "x", "grade": 1}}', "the grade of A is true"),
-        ('{"A": {"reason": "x", "grade": 1.5}, "B": {"reason": "x", "grade": 1}}', "the grade of A is 1.5"),
-        ('{"A": {"reason": "x", "grade": NaN}, "B": {"reason": "x", "grade": 1}}', "the grade of A is NaN"),
-        ('{"A": {"reason": "x", "grade": null}, "B": {"reason": "x", "grade": 1}}', "the grade of A is null"),
-        ('{"A": {"reason": 3, "grade": 1}, "B": {"reason": "x", "grade": 1}}', "the reason of A is no text"),
-        ('{"A": 4, "B": 5}', "A has no grade"),
+        ('{"A": {"reason": "x", "grade": 1}}', "the labels for keys .A, B"),
+        ('{"A": {"reason": "x", "grade": 1}, "B": {"reason": "x", "grade": 6}}', "not a whole number from 1 to 5 .that of B is 6"),
+        ('{"A": {"reason": "x", "grade": 0}, "B": {"reason": "x", "grade": 1}}', "that of A is 0"),
+        ('{"A": {"reason": "x", "grade": true}, "B": {"reason": "x", "grade": 1}}', "that of A is true"),
+        ('{"A": {"reason": "x", "grade": 1.5}, "B": {"reason": "x", "grade": 1}}', "that of A is 1.5"),
+        ('{"A": {"reason": "x", "grade": NaN}, "B": {"reason": "x", "grade": 1}}', "that of A is NaN"),
+        ('{"A": {"reason": "x", "grade": null}, "B": {"reason": "x", "grade": 1}}', "that of A is null"),
+        ('{"A": {"reason": 3, "grade": 1}, "B": {"reason": "x", "grade": 1}}', "a reason is no text .that of A"),
+        ('{"A": 4, "B": 5}', "a reply has no grade .A"),
     ],
 )
 def test_grades_that_cannot_be_used(text: str, said: str) -> None:
@@ -188,7 +230,15 @@ def test_a_reply_cannot_end_its_own_tag() -> None:
 
 def test_json_may_stand_among_other_words() -> None:
     aspect = read_rubric("ultrafeedback").aspects[0]
-    assert read_grades('```json\n{"A": {"grade": 4.0}}\n```', aspect, 1, reasons=False).grades == (4.0,)
+    for text in (
+        '```json\n{"A": {"grade": 4.0}}\n```',
+        '<think>set {A,B}</think>{"A":{"grade":4}}',
+        '<think>I could say {"A": {"grade": 1}}, or {"A": {"grade": 2}, "A": 3}.</think>\n{"A": {"grade": 4}} {that is all}',
+        '{"answer": {"A": {"grade": 4}}}',
+    ):
+        assert read_grades(text, aspect, 1, reasons=False).grades == (4.0,)
+    reason = 'Use {} and {\\"A\\": {\\"grade\\": 1}}.'
+    assert read_grades(f'{{"A": {{"reason": "{reason}", "grade": 4}}}}', aspect, 1, reasons=True).grades == (4.0,)
 
 
 def test_the_form_is_as_strict_as_strict_output_wants_it() -> None:
@@ -224,6 +274,17 @@ def test_a_fingerprint_tells_what_judges_and_not_how_it_is_asked(tmp_path: Path)
         assert judge(rubric=str(file), **other).fingerprint() != mine
     file.write_text('[overall]\nquestion = "?"\ngrades = ["no", "perhaps", "yes"]\n', "utf-8")
     assert judge(rubric=str(file)).fingerprint() != mine
+    assert judge(rubric=str(file), omit=("seed",), seed=1).fingerprint() != judge(rubric=str(file), omit=("seed",)).fingerprint()
+
+
+def test_a_fingerprint_keeps_the_whole_rubric(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[[aspects]]\nname = "warmth"\nquestion = "Is it warm?"\ngrades = ["icy", "balmy"]\n', "utf-8")
+    found = judge(rubric=str(file), temperature=0.5, seed=3).fingerprint()
+    assert (found["rubric"], found["temperature"], found["seed"]) == ("mine", 0.5, 3)
+    (asked,) = found["asked"]
+    assert asked["response_format"]["json_schema"]["name"] == "warmth"
+    assert all(words in asked["messages"][0]["content"] for words in ("Is it warm?", "1: icy", "2: balmy"))
 
 
 # The stand-in of a smoke run

@@ -174,7 +174,7 @@ def test_a_slow_name_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("socket.getaddrinfo", slow)
-    monkeypatch.setattr("zkit_mistral.reach.SECONDS", 0.3)
+    monkeypatch.setattr("zephyr_kit.weights.SECONDS", 0.3)
     found = problems(Mistral(weights="some-owner/some-model", attention=Segments()))
     assert not gone.is_set()
     assert "the hub does not answer" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -93,7 +94,7 @@ def test_what_cannot_be_answered_fails_by_itself(weights: Path, tmp_path: Path) 
     requests = [Request(dialogue, Sampling(4, 1.0, seed=n)) for n, dialogue in enumerate((ASK, ENDLESS, ASK, ENDLESS, ASK))]
     found = dict(ModelCompleter(model=backend(weights)).complete(requests, plain_bench(tmp_path)))
     assert [type(found[number]) for number in range(5)] == [Reply, Failure, Reply, Failure, Reply]
-    assert "and the model has 512 positions" in found[1].reason
+    assert "positions" in found[1].reason
 
 
 def test_a_policy_that_refuses_all_for_one_is_asked_again_for_each() -> None:
@@ -204,9 +205,23 @@ def test_vllm_is_asked_in_slices_and_told_what_to_load(chatty: Path, tmp_path: P
     rest = dict(replies)
     assert vllm.made == [{"model": str(chatty), "dtype": "bfloat16", "gpus": 2, "share": 0.5, "max_model_len": 300}]
     assert vllm.slices == [3, 2, 2]
-    assert "positions" in rest[4].reason
+    assert re.fullmatch(r"the dialogue is longer than the model's positions \([\d,]+ tokens of 300\)", rest[4].reason)
     assert {reply.finished for reply in rest.values() if isinstance(reply, Reply)} == {True, False}
     assert not any(reply.text.startswith(" ") for reply in rest.values() if isinstance(reply, Reply))
+
+
+def test_memory_is_given_back_before_a_model_is_loaded(
+    weights: Path, chatty: Path, vllm: type[LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    init, load = LLM.__init__, Mistral.load
+    monkeypatch.setattr("zephyr_kit.world.give_back_memory", lambda: seen.append("given back"))
+    monkeypatch.setattr("zkit_feedback.vllm_engine.give_back_memory", lambda: seen.append("given back"))
+    monkeypatch.setattr(LLM, "__init__", lambda self, *args, **keys: seen.append("vllm") or init(self, *args, **keys))
+    monkeypatch.setattr(Mistral, "load", lambda self, *args, **keys: seen.append("model") or load(self, *args, **keys))
+    for completer in (ModelCompleter(model=backend(weights)), VllmCompleter(weights=str(chatty))):
+        list(completer.complete([Request(ASK, Sampling(2))], plain_bench(tmp_path)))
+    assert seen == ["given back", "model", "given back", "vllm", "given back"]
 
 
 def test_vllm_reads_what_the_chat_template_writes(chatty: Path, vllm: type[LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +234,7 @@ def test_vllm_reads_what_the_chat_template_writes(chatty: Path, vllm: type[LLM],
     template.write_text(f"{{%- for m in messages -%}}{refusing}{{{{ m.content }}}}{{%- endfor -%}}")
     asked = [Request((Message("system", "Be brief."), *ASK)), Request(ASK)]
     found = dict(VllmCompleter(weights=str(chatty), template=str(template)).complete(asked, plain_bench(tmp_path)))
-    assert found == {0: Failure("the chat template cannot write the dialogue: none"), 1: Reply("Hm.")}
+    assert found == {0: Failure("the chat template cannot write the dialogue (none)"), 1: Reply("Hm.")}
     assert backend(chatty).tokenizer(Start()).tokens.decode(seen[1]) == ASK[0].content
 
 

@@ -91,7 +91,7 @@ def test_a_row_becomes_several_pairs(tmp_path: Path) -> None:
     ]
     assert ledger["left_out"] == {"blank": 1}
     (portion,) = ledger["portions"]
-    assert portion["source"].startswith("Rows(given=")
+    assert portion["source"].startswith("rows: given = ")
     assert portion["read"] == 5
     assert [(tally["name"], tally["seen"], tally["removed"]) for tally in portion["sieve"]["filters"]] == [("no_letter", 5, 1)]
 

@@ -19,7 +19,7 @@ from zephyr_kit import cli
 from zephyr_kit.cli.passages import SHOWN, passages, runs, visible
 from zephyr_kit.cli.preview_page import page
 from zephyr_kit.cli.preview_terminal import show
-from zephyr_kit.cli.views import Shown, View, _lengths
+from zephyr_kit.cli.views import Shown, View, _batches, _lengths
 from zephyr_kit.example import TEXT, Example, Message
 from zephyr_kit.inspection import BLANKS, Inspection
 from zephyr_kit.portion import Portion
@@ -211,6 +211,40 @@ def test_one_stage_fewer_rows_fewer_examples(preset, capsys):
     assert line(out, "rows read")[:2] == ["3", "1"]
     assert "chosen" not in out
     assert "trained tokens are" not in out
+
+
+def test_counts_are_not_judged_when_not_all_is_read(preset, capsys):
+    gate = ("--set", "stages.sft.gate.min_examples=4", "--set", "stages.sft.gate.max_truncated=0.5", "--stage", "sft")
+    code, out, _ = call(capsys, "preview", preset, *gate, "--limit", 3, "--html", "page.html")
+    assert code == 0
+    assert re.search(r"min_examples = 4 +– not judged +not all rows are read; 3 of 3 examples are kept", out)
+    assert re.search(r"max_truncated = 0.5 +✓ passes", out)
+    assert "at most 3 rows of each table are read" in out
+    text = Path("page.html").read_text("utf-8")
+    assert re.search(r"min_examples = 4</code></th><td class=\"soft\">– not judged", text)
+    assert "at most 3 rows of each table are read" in text
+    assert call(capsys, "preview", preset, *gate)[0] == 0
+    code, out, _ = call(capsys, "preview", preset, "--set", "stages.sft.gate.min_examples=5")
+    assert code == 1
+    assert re.search(r"min_examples = 5 +✗ fails", out)
+
+
+def test_shares_are_judged_by_the_rows_that_are_read(preset, capsys):
+    code, out, _ = call(capsys, "preview", preset, "--set", "stages.sft.gate.max_truncated=0.1", "--limit", 3)
+    assert code == 1
+    assert re.search(r"max_truncated = 0.1 +✗ fails", out)
+
+
+def test_one_batch_is_one(preset, capsys):
+    assert "of 1 batch each, on one device" in call(capsys, "preview", preset, "--stage", "dpo")[1]
+    assert [_batches(mean) for mean in (1.0, 2.0, 2.5)] == ["1 batch", "2 batches", "2.5 batches"]
+
+
+def test_the_page_names_the_data_as_its_table_does(preset, capsys):
+    assert call(capsys, "preview", preset, "--set", 'stages.sft.data[0].filters=["truecase"]', "--html", "page.html")[0] == 0
+    text = Path("page.html").read_text("utf-8")
+    assert f"of jsonl: path = &#34;{preset.parent / 'chat.jsonl'}&#34;<" in text
+    assert "Jsonl(" not in text
 
 
 def test_a_stage_that_is_not_there(preset, capsys):

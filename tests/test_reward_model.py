@@ -82,7 +82,8 @@ def test_a_dialogue_beyond_its_positions_is_a_failure_and_not_cut(tmp_path: Path
     who = reward_model(tmp_path)
     first, second = judged(who, [Case(QUESTION, ("word " * 200,)), Case(QUESTION, ("word",))], bench)
     assert isinstance(first, Failure)
-    assert first.reason.endswith("tokens long, and the reward model has 512 positions")
+    assert first.reason.startswith("the dialogue with its reply is longer than the reward model's positions (")
+    assert first.reason.endswith(" tokens of 512)")
     assert isinstance(second, Judgement)
 
 

@@ -378,6 +378,32 @@ def test_a_shard_holds_rows_as_they_go_on(tmp_path: Path) -> None:
     assert lines[3]["ledger"]["read"] == 3
 
 
+def test_a_memory_that_is_gone_is_told(tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        if done == 40:
+            raise Stop
+
+    rows = [row(f"number {line} of them", line) for line in range(50)]
+    with pytest.raises(Stop):
+        made(rows, tmp_path, [NoLetter(), NearDuplicates()], on_rows=stop)
+    (folder,) = tmp_path.iterdir()
+    (folder / "memory" / "1" / "signatures.sqlite").unlink()
+    with pytest.raises(ZkitError, match="what it knew of the 32 rows that were sifted before is gone; remove ") as caught:
+        made(rows, tmp_path, [NoLetter(), NearDuplicates()])
+    assert str(caught.value).endswith(f"remove {folder}, and they are sifted again")
+
+
+def test_a_memory_that_met_none_of_the_last_rows_goes_on(tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        if done == 40:
+            raise Stop
+
+    rows = [row("x" if line > 5 else f"number {line}", line) for line in range(50)]
+    with pytest.raises(Stop):
+        made(rows, tmp_path, [NoLetter(), NearDuplicates()], on_rows=stop)
+    assert made(rows, tmp_path, [NoLetter(), NearDuplicates()]).ledger["kept"] == 6
+
+
 def test_real_dialogues_pass_the_filters_that_are_built_in(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(done: int) -> None:
         if done == 500:

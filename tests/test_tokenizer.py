@@ -256,8 +256,11 @@ def test_control_tokens_cannot_be_forged(forged: str, role: str) -> None:
         texts = {"system": "s", "user": "u", "assistant": "a"} | {role: content}
         example = demonstration(texts["user"], texts["assistant"], system=texts["system"])
     where = {TEXT: "the text", "assistant": "an assistant turn"}.get(role, f"a {role} turn")
-    with pytest.raises(ExampleError, match=f"{where} holds the control token '{forged}'".replace("|", r"\|")):
+    told = f"{where} holds the control token '{forged}'".replace("|", r"\|")
+    with pytest.raises(ExampleError, match=told):
         it.encode(example)
+    with pytest.raises(ExampleError, match=told):
+        it.prompt_ids([*example.prompt, *example.completions[0]])
 
 
 def test_characters_that_the_tokenizer_does_not_know() -> None:

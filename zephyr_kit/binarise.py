@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
 from zephyr_kit.example import TEXT, Example, ExampleError, Message, check_message
 
@@ -44,7 +44,7 @@ class Binarise:
     """The least difference of scores within a pair, or between neighbours of a ranking."""
     ties: Literal["drop", "keep"] = "drop"
     """Whether a completion may be set against another of equal score; a ranking with ties is dropped or kept whole."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Of what is drawn: which lower one, and which of several that share the best (or worst) score."""
 
     def __post_init__(self) -> None:

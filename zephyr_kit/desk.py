@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from zephyr_kit import ZkitError
-from zephyr_kit.answers import Answers
+from zephyr_kit.answers import Answers, digest
 from zephyr_kit.config import plain
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request
@@ -97,7 +97,8 @@ class Desk:
         max_failed: float,
     ) -> Answered[Answer]:
         failures: dict[int, Failure] = {}
-        unknown = self._unknown(questions, read)
+        firsts = _firsts(questions)
+        unknown = self._unknown(questions, sorted(set(firsts)), read)
         done = len(questions) - len(unknown)
         self.asked.update(questions=len(questions), known=done)
         with self.narrator.track(label, len(questions)) as advance:
@@ -112,13 +113,14 @@ class Desk:
                     self._spend(answer.cost)
                     done += 1
                     advance(done)
+        failures |= {number: failures[first] for number, first in enumerate(firsts) if first in failures}
         self.asked.update(failed=len(failures))
         return Answered(self.bench.answers, questions, read, failures)
 
-    def _unknown(self, questions: Sequence[Any], read: Callable[[Mapping[str, Any]], Answer]) -> list[int]:
+    def _unknown(self, questions: Sequence[Any], numbers: Sequence[int], read: Callable[[Mapping[str, Any]], Answer]) -> list[int]:
         unknown = []
-        for number, question in enumerate(questions):
-            answer = self.bench.answers.get(question)
+        for number in numbers:
+            answer = self.bench.answers.get(questions[number])
             # Known, but not for how much: who gave it knows, and asks nobody for that.
             if answer is None or (self.max_cost is not None and read(answer).cost is None):
                 unknown.append(number)
@@ -128,7 +130,8 @@ class Desk:
 
     def _spend(self, cost: float | None) -> None:
         if cost is None and self.max_cost is not None:
-            raise ZkitError(f"[{self.where}] max_cost = {self.max_cost:g} cannot be held: a completer or judge has no `price`; set it")
+            missing = "a completer or judge has no `price`, or does not say what it used"
+            raise ZkitError(f"[{self.where}] max_cost = {self.max_cost:g} cannot be held: {missing}")
         self.cost += cost or 0.0
         if self.max_cost is not None and self.cost > self.max_cost:
             raise ZkitError(
@@ -145,6 +148,12 @@ class Desk:
             f"[{self.where}] {label}: {len(failures):,} of {total:,} requests have failed, more than max_failed = {self.max_failed:g} "
             f"allows:\n{told}\nthe answers so far are kept: the same command goes on when that is mended"
         )
+
+
+def _firsts(questions: Sequence[Any]) -> list[int]:
+    """For each question, the first that equals it: that one is asked, and paid for, alone."""
+    seen: dict[bytes, int] = {}
+    return [seen.setdefault(digest(question), number) for number, question in enumerate(questions)]
 
 
 def _numbered(work: Work[Answer], numbers: Sequence[int]) -> Generator[tuple[int, Answer | Failure]]:

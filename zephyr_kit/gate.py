@@ -27,13 +27,13 @@ class Gate:
     max_truncated: Share | None = None
     """The share of kept examples that may be cut to `max_length`."""
     max_dropped: Share | None = None
-    """The share of rows that may be dropped for their length."""
+    """The share of examples that may be dropped for their length."""
     max_removed: Share | None = None
     """The share of rows that filters and binarisation may remove."""
     max_duplicates: Share | None = None
     """The share of kept examples that may equal an earlier one, token for token."""
     max_identical: Share | None = None
-    """The share of rows whose chosen and rejected completion may be the same."""
+    """The share of examples whose chosen and rejected completion may be the same."""
     max_altered: Share | None = None
     """The share of examples, of the first ones, that decoding may not give back as the template wrote them."""
     min_trained: Share | None = None
@@ -60,7 +60,12 @@ class Threshold:
     @property
     def figure(self) -> float:
         """What is compared with the limit."""
-        return self.part.count if self.key == "min_examples" else self.part.share
+        return self.part.count if self.counts else self.part.share
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a number of examples, which tells nothing of data that is only looked at in part."""
+        return self.key == "min_examples"
 
     @property
     def rule(self) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zephyr_kit.plan import Indices
     from zephyr_kit.portion import Portion
     from zephyr_kit.protocols import Tokenizer
+    from zephyr_kit.sieve import Row
 
 BLOCK = 1 << 22
 """Tokens looked at at once."""
@@ -79,30 +80,35 @@ class Inspection:
         return Part(self._ledger["cut"], self._ledger["kept"], "kept examples are cut to max_length")
 
     @property
+    def num_examples(self) -> int:
+        """What there was to keep: the rows read, and the examples beyond the first that binarisation made of some."""
+        return int(self._ledger["read"] + self._ledger.get("added", 0))
+
+    @property
     def dropped(self) -> Part:
-        """Rows dropped for their length."""
-        return Part(self._ledger["dropped"], self._ledger["read"], "rows are dropped for their length")
+        """Examples dropped for their length."""
+        return Part(self._ledger["dropped"], self.num_examples, "examples are dropped for their length")
 
     @property
     def removed(self) -> Part:
-        """Rows that filters or binarisation took out."""
+        """Rows that filters or binarisation took out, each before an example was made of it."""
         return Part(self._ledger.get("removed", 0), self._ledger["read"], "rows are removed by filters or binarisation")
 
     @property
     def bad(self) -> Part:
-        """Rows that cannot be trained on."""
-        return Part(self._ledger["bad"], self._ledger["read"], "rows are bad")
+        """Examples that cannot be trained on, and rows from which none can be made."""
+        return Part(self._ledger["bad"], self.num_examples, "examples are bad")
 
     @property
     def identical(self) -> Part:
-        """Rows whose completions are the same, whatever became of them."""
+        """Examples whose completions are the same, whatever became of them."""
         count = sum(count for reason, count in self._ledger["reasons"].items() if IDENTICAL.search(reason))
-        return Part(count, self._ledger["read"], "rows have identical completions")
+        return Part(count, self.num_examples, "examples have identical completions")
 
     @property
     def examples(self) -> Part:
         """Examples to train on."""
-        return Part(self._ledger["kept"], self._ledger["read"] + self._ledger.get("added", 0), "examples are kept")
+        return Part(self._ledger["kept"], self.num_examples, "examples are kept")
 
     @property
     def trained(self) -> Part:
@@ -194,8 +200,9 @@ class Inspection:
     @cached_property
     def trips(self) -> list[Fault]:
         """The first examples, encoded and decoded again: where each stood, and what differs, if anything does."""
-        rows = itertools.chain.from_iterable(portion.rows() for portion in self.portions)
-        examples = (row for row in itertools.islice(rows, NUM_ROWS_LOOKED_AT) if isinstance(row, Example))
+        rows = ((portion, row, number) for portion in self.portions for number, row in enumerate(portion.rows()))
+        looked_at = itertools.islice(rows, NUM_ROWS_LOOKED_AT)
+        examples = (example for portion, row, number in looked_at for example in _examples(portion, row, number))
         trips = (_trip(self.tokenizer, example) for example in examples)
         return list(itertools.islice((trip for trip in trips if trip is not None), NUM_ROWS_DECODED))
 
@@ -256,6 +263,18 @@ class Inspection:
             for line in file:
                 row = json.loads(line)
                 yield row["fate"], Fault(row["origin"], row["reason"])
+
+
+def _examples(portion: Portion, row: Row, number: int) -> Sequence[Example]:
+    """What is made of a row, as a corpus has it; nothing of one that is no example."""
+    if not isinstance(row, Example):
+        return ()
+    if portion.binarise is None:
+        return (row,)
+    try:
+        return portion.binarise.apply(row, number).examples
+    except ExampleError:
+        return ()
 
 
 def _trip(tokenizer: Tokenizer, example: Example) -> Fault | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from annotated_types import Gt, Interval
 from zephyr_kit.binarise import Binarise
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.protocols import INLINE, DataSource, Filter
-from zephyr_kit.sieve import Row, Sieve, Sifted
+from zephyr_kit.sieve import Row, Sieve, Sifted, class_name
 
 MAX_DESCRIPTION = 300
 """Characters."""
@@ -49,8 +50,7 @@ class Portion:
 
     def facts(self) -> dict[str, Any]:
         """Where its rows come from, in JSON values."""
-        source = repr(self.source)[:MAX_DESCRIPTION]
-        return {"source": source, "fraction": self.fraction, "limit": self.limit, "draw": self.draw, "binarise": self._rule()}
+        return {"source": _told(self.source), "fraction": self.fraction, "limit": self.limit, "draw": self.draw, "binarise": self._rule()}
 
     def _key(self) -> list[Any]:
         draw = self.draw if self.fraction < 1 else None
@@ -71,3 +71,14 @@ class Portion:
 
         random = np.random.Generator(np.random.Philox(key=[self.draw, 0]))
         return (row for row in rows if random.random() < self.fraction)
+
+
+def _told(source: Any) -> str:
+    """What it is, and the keys of its table that are not as they are by default."""
+    keys: Sequence[dataclasses.Field[Any]] = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
+    values = {key.name: getattr(source, key.name) for key in keys if key.init and key.repr}
+    defaults = {key.name: key.default if key.default_factory is dataclasses.MISSING else key.default_factory() for key in keys}
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    given = (f"{name} = {json.dumps(value, ensure_ascii=False, default=str)}" for name, value in changed.items())
+    told = f"{class_name(source)}: {', '.join(given)}".removesuffix(": ")
+    return told if len(told) <= MAX_DESCRIPTION else f"{told[: MAX_DESCRIPTION - 1]}…"

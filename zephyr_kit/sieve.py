@@ -135,8 +135,13 @@ def look(filters: Sequence[Filter], names: Sequence[str], row: Row) -> Looked:
 
 def filter_names(filters: Sequence[Filter]) -> list[str]:
     """What each is called: its class in small letters, with a number where there are more of one."""
-    plain = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(each).__name__).lower() for each in filters]
+    plain = [class_name(each) for each in filters]
     return [name if plain.count(name) == 1 else f"{name} {plain[: n + 1].count(name)}" for n, name in enumerate(plain)]
+
+
+def class_name(each: object) -> str:
+    """That of its class, in small letters."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(each).__name__).lower()
 
 
 def _check_text(example: Example) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def in_workers(work: Callable[[Item], Result], items: Iterator[Item]) -> Generator[Result]:
-    """The result for each item, in order; `work`, items and results are pickled.
+    """The result for each item, in order; `work`, items, results and errors are pickled.
 
     No more than `CHUNKS_BEFORE_WORKERS` chunks are held at once, however many items there are.
     """
@@ -57,7 +58,22 @@ def num_processors() -> int:
 
 
 def _work_on(packed: bytes, items: Sequence[Any]) -> list[Any]:
-    return list(map(_unpacked(packed), items))
+    try:
+        return list(map(_unpacked(packed), items))
+    except Exception as error:
+        portable = _portable(error)
+        if portable is error:
+            raise
+        raise portable from error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it survives pickling; else a plain one that says the same, for what cannot be unpickled ends the pool."""
+    with suppress(Exception):
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes
+        if type(again) is type(error) and str(again) == str(error):
+            return error
+    return ZkitError(str(error)) if isinstance(error, ZkitError) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @lru_cache(maxsize=1)

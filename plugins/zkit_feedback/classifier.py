@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure, Judgement
+from zephyr_kit.weights import commit_of
+from zephyr_kit.world import give_back_memory
+from zkit_feedback.trouble import Unusable
 
 if TYPE_CHECKING:
     from zkit_feedback.reward import RewardModel
@@ -26,15 +28,10 @@ Ids = list[int]
 
 def score_cases(settings: RewardModel, cases: Sequence[Case], device: torch.device) -> Iterator[tuple[int, Judgement | Failure]]:
     """A judgement of each case, a window of cases after the other; the model goes when the iterator does."""
+    give_back_memory()
     classifier = load(settings, device)
-    try:
-        for first in range(0, len(cases), CASES_AT_ONCE):
-            yield from enumerate(_window(classifier, cases[first : first + CASES_AT_ONCE], settings.tokens_per_batch), first)
-    finally:
-        del classifier
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    for first in range(0, len(cases), CASES_AT_ONCE):
+        yield from enumerate(_window(classifier, cases[first : first + CASES_AT_ONCE], settings.tokens_per_batch), first)
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,17 @@ class Classifier:
     """The token after which the model looks for a row's last one; None if it has none of its own."""
 
     def ids(self, dialogue: Sequence[Message], reply: str) -> Ids:
-        """A dialogue and its reply as the model reads them; raises ZkitError where it cannot."""
+        """A dialogue and its reply as the model reads them; raises `Unusable` where it cannot."""
         turns = [{"role": turn.role, "content": turn.content} for turn in (*dialogue, Message("assistant", reply))]
         try:
             text = self.tokens.apply_chat_template(turns, tokenize=False)
         except Exception as error:  # a template is somebody's program: it may raise anything
-            raise ZkitError(f"the reward model's chat template refuses the dialogue: {error}") from error
+            raise Unusable("the reward model's chat template refuses the dialogue", str(error)) from error
         ids: Ids = self.tokens(text, add_special_tokens=False)["input_ids"]
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions is not None and len(ids) > positions:
-            raise ZkitError(f"{len(ids):,} tokens long, and the reward model has {positions:,} positions")
+            told = f"{len(ids):,} tokens of {positions:,}"
+            raise Unusable("the dialogue with its reply is longer than the reward model's positions", told)
         return ids
 
     def scores(self, rows: Sequence[Ids], tokens_per_batch: int) -> list[float]:
@@ -104,7 +102,7 @@ def _window(classifier: Classifier, cases: Sequence[Case], tokens_per_batch: int
     for case in cases:
         try:
             own = [classifier.ids(case.dialogue, reply) for reply in case.replies]
-        except ZkitError as error:
+        except Unusable as error:
             places.append(Failure(str(error)))
         else:
             places.append(range(len(rows), len(rows) + len(own)))
@@ -119,7 +117,8 @@ def load(settings: RewardModel, device: torch.device) -> Classifier:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     where = f"weights = {settings.weights!r}"
-    tokens = AutoTokenizer.from_pretrained(settings.place, revision=settings.revision)
+    revision = commit_of(settings.weights, settings.revision)
+    tokens = AutoTokenizer.from_pretrained(settings.place, revision=revision)
     if settings.template is not None:
         tokens.chat_template = Path(settings.template).read_text("utf-8")
     if not tokens.chat_template:
@@ -127,7 +126,7 @@ def load(settings: RewardModel, device: torch.device) -> Classifier:
     with _without_bars():
         model, found = AutoModelForSequenceClassification.from_pretrained(
             settings.place,
-            revision=settings.revision,
+            revision=revision,
             dtype=getattr(torch, settings.dtype),
             device_map={"": device},
             output_loading_info=True,

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.answers import digest
 from zephyr_kit.protocols import Failure
-from zkit_feedback.endpoint import sendable
+from zkit_feedback.endpoint import sendable, total
 from zkit_feedback.pace import Pace
-from zkit_feedback.trouble import Trouble, Unreadable, Unusable, read_trouble
+from zkit_feedback.trouble import Trouble, Unreadable, Unusable, Withheld, bracketed, read_trouble
 
 if TYPE_CHECKING:
     from zephyr_kit.answers import Answers
     from zkit_feedback.endpoint import Endpoint
 
+WITHHELD = "content_filter"
 PROBE = "Say yes."
 """Who refuses even this refuses the settings, not the request."""
 LONGEST_BACKOFF = 30.0
@@ -38,9 +39,9 @@ class Answer:
     text: str
     ending: str
     """`stop`, `length` or another word of the endpoint's."""
-    num_read: int = 0
-    """Tokens of the request, over all attempts that were answered."""
-    num_written: int = 0
+    num_read: int | None = 0
+    """Tokens of the request, over all attempts that were answered; None where the endpoint does not say."""
+    num_written: int | None = 0
 
 
 def accept(answer: Answer) -> None:
@@ -54,14 +55,27 @@ class Question:
     body: Mapping[str, Any]
     check: Callable[[Answer], object] = accept
     """Raises `Unusable` for an answer that will not do."""
+    draw: int = 0
+    """Tells apart equal requests that are to be answered each by itself."""
+
+    def identity(self, place: str) -> list[Any]:
+        """What the answer is kept under: where it is asked, and all that is sent."""
+        return [place, self.body, self.draw] if self.draw else [place, self.body]
+
+    def verify(self, answer: Answer) -> None:
+        """Raise `Withheld` or `Unusable` for an answer that is not to be kept."""
+        if answer.ending == WITHHELD:
+            raise Withheld
+        self.check(answer)
 
     def again(self, reason: str, attempt: int) -> Mapping[str, Any]:
         """The request in other words: who answers the same to the same would never do better."""
         if not reason:
             return self.body
         *before, last = self.body["messages"]
-        nudge = f"{last['content']}\n\n(An earlier answer could not be used: {reason}. Keep to the form that is asked for.)"
-        return {**self.body, "seed": self.body["seed"] + attempt, "messages": [*before, {**last, "content": nudge}]}
+        nudge = f"Attempt {attempt + 1}. An earlier answer could not be used: {reason}. Keep to the form that is asked for."
+        seed = {"seed": self.body["seed"] + attempt} if "seed" in self.body else {}
+        return {**self.body, **seed, "messages": [*before, {**last, "content": f"{last['content']}\n\n({nudge})"}]}
 
 
 def ask_all(
@@ -69,14 +83,14 @@ def ask_all(
 ) -> Iterator[tuple[int, Answer | Failure]]:
     """The answer to each of `count` questions, under its number, as soon as it is there.
 
-    A question is made when it is asked, for all of them may not fit into memory. Equal ones are
-    asked once, and charged once. Closing the iterator lets requests that are under way end, so
+    A question is made anew each time that it is looked at, and not kept, for all of them may not fit
+    into memory. Equal ones are asked once, and charged once. Closing the iterator lets requests that are under way end, so
     that their answers are kept, and starts no more. Raises ZkitError for what would go wrong with
     every one of them.
     """
     asked: dict[bytes, list[int]] = {}
     for number in range(count):
-        asked.setdefault(digest(question(number).body), []).append(number)
+        asked.setdefault(digest(question(number).identity(endpoint.place)), []).append(number)
     unknown = []
     for numbers in asked.values():
         known = look_up(endpoint, question(numbers[0]), answers)
@@ -90,13 +104,13 @@ def ask_all(
 
 def look_up(endpoint: Endpoint, question: Question, answers: Answers) -> Answer | None:
     """The answer that was kept, if there is one and it will do."""
-    kept = answers.get([endpoint.place, question.body])
+    kept = answers.get(question.identity(endpoint.place))
     if kept is None:
         return None
     answer = Answer(**kept)
     try:
-        question.check(answer)
-    except Unusable:
+        question.verify(answer)
+    except (Unusable, Withheld):
         return None
     return answer
 
@@ -156,38 +170,43 @@ class Client:
 
     def ask(self, question: Question) -> Answer | Failure:
         """The answer, kept as soon as it is there; or why there is none, after all attempts."""
-        begun, unusable, num_read, num_written = monotonic(), "", 0, 0
+        begun, unusable, heard = monotonic(), "", list[Answer]()
         trouble = Trouble("was not sent", again=False)
         for attempt in range(self.endpoint.retries + 1):
             self.pace.wait(self.stop)
             if self.stop.is_set():
-                return Failure("stopped before it was answered")
+                return Failure("stopped before it was answered", self._cost(heard))
             try:
-                answer = self._send(question.again(unusable, attempt))
-                num_read, num_written = num_read + answer.num_read, num_written + answer.num_written
-                question.check(answer)
+                heard.append(self._send(question.again(unusable, attempt)))
+                self._has_answered = True
+                question.verify(heard[-1])
             except Exception as error:
                 trouble = read_trouble(error, self.endpoint, key=self.key)
-                unusable = trouble.reason if isinstance(error, Unusable) else unusable
+                unusable = str(error) if isinstance(error, Unusable) else unusable
                 self._last_heard = self._last_heard if trouble.absent else monotonic()
             else:
-                return self._keep(question, replace(answer, num_read=num_read, num_written=num_written))
+                return self._keep(question, heard)
             if not trouble.again:
                 self._probe(question)
-                return Failure(trouble.reason)
+                return Failure(bracketed(trouble.reason, trouble.particulars), self._cost(heard))
             self._rest(trouble, attempt)
-        return self._given_up(trouble, begun)
+        return self._given_up(trouble, begun, heard)
 
     def _send(self, body: Mapping[str, Any]) -> Answer:
-        own = {key: value for key, value in body.items() if key not in self.endpoint.extra}
-        raw = self.connection.chat.completions.with_raw_response.create(**own, extra_body=self.endpoint.extra)
-        return read_answer(raw.text)
+        # All of it as it is: what the client knows as arguments, and what it does not.
+        create = self.connection.chat.completions.with_raw_response.create
+        return read_answer(create(model=body["model"], messages=body["messages"], extra_body=body).text)
 
-    def _keep(self, question: Question, answer: Answer) -> Answer:
-        kept = {name: getattr(answer, name) for name in Answer.__slots__}
-        self.answers.put([self.endpoint.place, question.body], kept)
-        self._has_answered, self._last_heard = True, monotonic()
+    def _keep(self, question: Question, heard: Sequence[Answer]) -> Answer:
+        """The last answer, which stands for all that were paid for."""
+        num_read, num_written = total(one.num_read for one in heard), total(one.num_written for one in heard)
+        answer = replace(heard[-1], num_read=num_read, num_written=num_written)
+        self.answers.put(question.identity(self.endpoint.place), {name: getattr(answer, name) for name in Answer.__slots__})
+        self._last_heard = monotonic()
         return answer
+
+    def _cost(self, heard: Sequence[Answer]) -> float | None:
+        return total(self.endpoint.cost(answer.num_read, answer.num_written) for answer in heard)
 
     def _probe(self, question: Question) -> None:
         """See, once, that it is the request that is refused; raises ZkitError where the same settings never get an answer."""
@@ -201,7 +220,8 @@ class Client:
                 trouble = read_trouble(error, self.endpoint, key=self.key)
                 if not trouble.again:
                     what = f"{self.endpoint.place} refuses every request to model = {self.endpoint.model!r}"
-                    raise ZkitError(f"{what} with these settings: {trouble.reason}") from error
+                    refused = bracketed(trouble.reason, trouble.particulars)
+                    raise ZkitError(f"{what} with these settings: {refused}{trouble.advice and '; '}{trouble.advice}") from error
 
     def _rest(self, trouble: Trouble, attempt: int) -> None:
         """Wait as long as the endpoint asks, or twice as long each time; never all threads alike."""
@@ -211,14 +231,15 @@ class Client:
         if attempt < self.endpoint.retries:
             self.stop.wait((doubled if trouble.wait is None else trouble.wait) * random.uniform(1, 1.5))  # noqa: S311 - not for secrets
 
-    def _given_up(self, trouble: Trouble, begun: float) -> Failure:
+    def _given_up(self, trouble: Trouble, begun: float, heard: Sequence[Answer]) -> Failure:
         if trouble.absent and self._last_heard < begun:
             raise ZkitError(
                 f"{self.endpoint.place} has not been there for {monotonic() - begun:.0f} s; "
                 "see that it runs and that base_url is its address, and run again: what was answered is kept"
             )
         attempts = self.endpoint.retries + 1
-        return Failure(f"{trouble.reason} (after {attempts} attempt{'s' if attempts > 1 else ''})")
+        tried = f"after {attempts} attempt{'s' if attempts > 1 else ''}"
+        return Failure(bracketed(trouble.reason, trouble.particulars, tried), self._cost(heard))
 
 
 def read_answer(text: str) -> Answer:
@@ -227,9 +248,9 @@ def read_answer(text: str) -> Answer:
         sent = json.loads(text)
         choice, usage = sent["choices"][0], sent.get("usage") or {}
         written = choice["message"].get("content") or choice["message"].get("refusal") or ""
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [None if (count := usage.get(name)) is None else int(count) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Unreadable(f"the endpoint's answer cannot be read ({type(error).__name__})") from error
+        raise Unreadable(type(error).__name__) from error
     if not isinstance(written, str):
-        raise Unreadable("the endpoint's answer is no text")
+        raise Unreadable("it is no text")
     return Answer(sendable(written), str(choice.get("finish_reason") or "stop"), *tokens)

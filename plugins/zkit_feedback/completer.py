@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from zkit_feedback.client import Answer
     from zkit_feedback.scripted import ScriptedCompleter
 
-WITHHELD = "content_filter"
-
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointCompleter(Endpoint):
@@ -28,7 +26,8 @@ class EndpointCompleter(Endpoint):
         from zkit_feedback.client import Question, ask_all
 
         def question(number: int) -> Question:
-            return Question(self.body(requests[number].dialogue, requests[number].sampling))
+            request = requests[number]
+            return Question(self.body(request.dialogue, request.sampling), draw=self.draw(request.sampling))
 
         for number, answer in ask_all(self, len(requests), question, bench.answers):
             yield number, answer if isinstance(answer, Failure) else self._reply(answer)
@@ -44,8 +43,6 @@ class EndpointCompleter(Endpoint):
 
         return ScriptedCompleter(instead_of=self.model)
 
-    def _reply(self, answer: Answer) -> Reply | Failure:
-        if answer.ending == WITHHELD:
-            return Failure("the endpoint's content filter withheld the reply")
-        cost = self.price.of(answer.num_read, answer.num_written) if self.price else 0.0
+    def _reply(self, answer: Answer) -> Reply:
+        cost = self.cost(answer.num_read, answer.num_written)
         return Reply(answer.text.strip(), finished=answer.ending != "length", cost=cost)

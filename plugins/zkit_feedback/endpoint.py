@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt
@@ -16,8 +16,11 @@ from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Sampling
 
-OWN_KEYS = ("messages", "model", "n", "stream")
+LIMITS = ("max_tokens", "max_completion_tokens")
+OWN_KEYS = ("messages", "model", "n", "stream", "temperature", "top_p", "seed", *LIMITS)
 """Keys of a request that are the plugin's affair."""
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ class Endpoint:
     backoff: Annotated[float, Gt(0)] = 1.0
     """Seconds before the first retry; each further one waits twice as long, unless the endpoint says how long."""
     price: Price | None = None
-    """Without it, answers are counted as free."""
+    """Without it, nobody knows what answers cost."""
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the limit of new tokens."""
+    omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
+    """What the model refuses to be told, and decides by itself."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More keys for each request, as the endpoint's manual has them: { reasoning_effort = "low" }."""
 
@@ -68,8 +73,8 @@ class Endpoint:
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise ValueError("`api_key_env` should be the name of an environment variable, never the key itself")
         for key in self.extra:
-            if key in (*OWN_KEYS, self.limit):
-                raise ValueError(f"`extra.{key}`: is set by the other keys of the table")
+            if key in OWN_KEYS:
+                raise ValueError(f"`extra.{key}`: is said by other keys of the table and its stage (see also `limit` and `omit`)")
 
     @property
     def place(self) -> str:
@@ -98,8 +103,8 @@ class Endpoint:
         return found
 
     def body(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        """The request, without what only says how it is sent."""
-        return {
+        """The request as it is sent."""
+        body = {
             **self.extra,
             "model": self.model,
             "messages": [{"role": message.role, "content": sendable(message.content)} for message in messages],
@@ -108,10 +113,22 @@ class Endpoint:
             "top_p": sampling.top_p,
             "seed": sampling.seed,
         }
+        return {key: value for key, value in body.items() if key not in self.omit}
+
+    def draw(self, sampling: Sampling) -> int:
+        """What tells apart equal requests that are to be drawn anew: the seed, where the request does not hold it."""
+        return sampling.seed if "seed" in self.omit else 0
+
+    def cost(self, num_read: int | None, num_written: int | None) -> float | None:
+        """US dollars; None without a price, and where the endpoint does not say how many tokens there were."""
+        if self.price is None or num_read is None or num_written is None:
+            return None
+        return self.price.of(num_read, num_written)
 
     def named(self) -> Mapping[str, Any]:
         """Who answers: the part of a fingerprint that completers and judges share."""
-        return {"use": "openai", "model": self.model, "base_url": self.place, "limit": self.limit, "extra": self.extra}
+        shape = {"limit": self.limit, "omit": sorted(set(self.omit)), "extra": self.extra}
+        return {"use": "openai", "model": self.model, "base_url": self.place, **shape}
 
     def reach_problems(self) -> list[str]:
         """No key, a wrong one, an address that does not answer, a model that it does not have; within three seconds."""
@@ -122,6 +139,13 @@ class Endpoint:
         except ZkitError as error:
             return [str(error)]
         return endpoint_problems(self, key=key)
+
+
+def total(amounts: Iterable[Number | None]) -> Number | None:
+    """The sum, if all are known; 0 of none."""
+    found = list(amounts)
+    known = [amount for amount in found if amount is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def sendable(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ SCALE = "Grades go from 1 to {best}, in whole numbers:"
 FORM = """\
 Answer with one JSON object and nothing else. Its keys are the labels; {value}, as in
 {example}"""
+
+
+LONGEST_GRADE = 40
+
+
+class Ambiguous(dict[str, Any]):
+    """A JSON object that has a key twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,17 @@ def schema(aspect: Aspect, count: int, *, reasons: bool) -> dict[str, Any]:
 
 
 def read_grades(text: str, aspect: Aspect, count: int, *, reasons: bool) -> Grades:
-    """The grades of `count` replies; raises `Unusable` with the reason when there is not exactly one for each."""
-    try:
-        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
-    except (ValueError, RecursionError) as error:
-        raise Unusable("it is not a JSON object") from error
+    """The grades of `count` replies; raises `Unusable` with the reason when there is not exactly one for each.
+
+    They stand in the last object whose keys are the labels: a model may think aloud before it.
+    """
     labels = label(count)
-    if not isinstance(found, dict) or set(found) != set(labels):
-        raise Unusable(f"its keys are not {', '.join(labels)}")
+    fitting = [found for found in _objects(text) if set(found) == set(labels)]
+    if not fitting:
+        raise Unusable("it is not a JSON object with the labels for keys", ", ".join(labels))
+    found = fitting[-1]
+    if isinstance(found, Ambiguous) or any(isinstance(entry, Ambiguous) for entry in found.values()):
+        raise Unusable("it has a key twice")
     entries = [_entry(name, found[name], aspect, reasons=reasons) for name in labels]
     return Grades(tuple(grade for grade, _ in entries), tuple(reason for _, reason in entries))
 
@@ -76,16 +87,30 @@ def label(count: int) -> list[str]:
     return [letters[number % len(letters)] * (number // len(letters) + 1) for number in range(count)]
 
 
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every JSON object, wherever it begins, those within others too."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    for start, sign in enumerate(text):
+        if sign == "{":
+            with suppress(ValueError, RecursionError):
+                yield decoder.raw_decode(text, start)[0]
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Ambiguous(found)
+
+
 def _entry(name: str, entry: Any, aspect: Aspect, *, reasons: bool) -> tuple[float | None, str]:
     if not isinstance(entry, dict) or "grade" not in entry:
-        raise Unusable(f"{name} has no grade")
+        raise Unusable("a reply has no grade", name)
     grade, reason = entry["grade"], entry.get("reason", "") if reasons else ""
     if reasons and not isinstance(reason, str):
-        raise Unusable(f"the reason of {name} is no text")
+        raise Unusable("a reason is no text", f"that of {name}")
     if grade is None and aspect.not_applicable is not None:
         return None, reason
     if type(grade) not in (int, float) or grade not in range(1, aspect.best + 1):
-        raise Unusable(f"the grade of {name} is {json.dumps(grade)}, not a whole number from 1 to {aspect.best}")
+        raise Unusable(f"a grade is not a whole number from 1 to {aspect.best}", f"that of {name} is {json.dumps(grade)[:LONGEST_GRADE]}")
     return float(grade), reason
 
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from zephyr_kit import ZkitError
-from zephyr_kit.answers import digest
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Bench, Case, Failure, Judgement, Sampling
-from zkit_feedback.endpoint import Endpoint
+from zkit_feedback.endpoint import Endpoint, total
 from zkit_feedback.grading import Grades, messages, read_grades, schema
 from zkit_feedback.rubric import OVERALL, Aspect, Rubric, check_name, read_rubric
 from zkit_feedback.trouble import Unusable
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from zkit_feedback.scripted import ScriptedJudge
 
 SAMPLE = Case((Message("user", "A question?"),), ("One reply.", "Another."))
-"""What it would be asked about this stands for all that shapes its judgements."""
+"""What it is asked about this shows the rubric, and all else that shapes its judgements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,8 @@ class EndpointJudge(Endpoint):
 
         def question(number: int) -> Question:
             case, aspect = cases[number // len(asked)], asked[number % len(asked)]
-            return Question(self.grading_body(aspect, case), partial(self._read, aspect, len(case.replies)))
+            check = partial(self._read, aspect, len(case.replies))
+            return Question(self.grading_body(aspect, case), check, self.draw(self._sampling))
 
         for number, answer in ask_all(self, len(cases) * len(asked), question, bench.answers):
             place, part = divmod(number, len(asked))
@@ -71,8 +71,9 @@ class EndpointJudge(Endpoint):
 
     def fingerprint(self) -> Mapping[str, Any]:
         rubric = self._rubric()
-        asked = digest([self.grading_body(aspect, SAMPLE) for aspect in rubric.asked]).hex()
-        return {**self.named(), "rubric": Path(self.rubric).stem, "asked": asked, "score": self._score(rubric)}
+        asked = [self.grading_body(aspect, SAMPLE) for aspect in rubric.asked]
+        drawn = {"temperature": self.temperature, "seed": self.seed}
+        return {**self.named(), **drawn, "rubric": Path(self.rubric).stem, "score": self._score(rubric), "asked": asked}
 
     def problems(self, device: torch.device) -> Sequence[str]:
         try:
@@ -88,14 +89,17 @@ class EndpointJudge(Endpoint):
 
     def grading_body(self, aspect: Aspect, case: Case) -> dict[str, Any]:
         """The request that has the replies of a case graded for one aspect."""
-        sampling = Sampling(self.max_new_tokens, temperature=self.temperature, seed=self.seed)
-        body = self.body(messages(aspect, case, reasons=self.reasons), sampling)
+        body = self.body(messages(aspect, case, reasons=self.reasons), self._sampling)
         wanted = schema(aspect, len(case.replies), reasons=self.reasons)
         forms = {
             "json_schema": {"type": "json_schema", "json_schema": {"name": aspect.name, "strict": True, "schema": wanted}},
             "json_object": {"type": "json_object"},
         }
         return body if self.form == "text" else {**body, "response_format": forms[self.form]}
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, temperature=self.temperature, seed=self.seed)
 
     def _rubric(self) -> Rubric:
         rubric = read_rubric(self.rubric)
@@ -112,22 +116,22 @@ class EndpointJudge(Endpoint):
             return read_grades(answer.text, aspect, count, reasons=self.reasons)
         except Unusable as error:
             if answer.ending == "length":
-                raise Unusable(f"it is longer than max_new_tokens = {self.max_new_tokens:,}") from error
+                raise Unusable("it is longer than max_new_tokens", f"{self.max_new_tokens:,}") from error
             raise
 
     def _judgement(self, rubric: Rubric, heard: Mapping[str, Answer | Failure], count: int) -> Judgement | Failure:
-        found: dict[str, Grades] = {}
-        cost = 0.0
+        answers = {name: answer for name, answer in heard.items() if not isinstance(answer, Failure)}
+        failures = {name: answer for name, answer in heard.items() if isinstance(answer, Failure)}
+        paid = [*(self.cost(one.num_read, one.num_written) for one in answers.values()), *(one.cost for one in failures.values())]
+        cost = total(paid)
         for aspect in rubric.asked:
-            answer = heard[aspect.name]
-            if isinstance(answer, Failure):
-                return Failure(f"{aspect.name}: {answer.reason}")
-            found[aspect.name] = self._read(aspect, count, answer)
-            cost += self.price.of(answer.num_read, answer.num_written) if self.price else 0.0
+            if aspect.name in failures:
+                return Failure(f"{aspect.name}: {failures[aspect.name].reason}", cost)
+        found = {aspect.name: self._read(aspect, count, answers[aspect.name]) for aspect in rubric.asked}
         aspects = {aspect.name: found[aspect.name].grades for aspect in rubric.aspects}
         scores = found[OVERALL].grades if self._score(rubric) == OVERALL else _means(list(aspects.values()))
         if None in scores:
-            return Failure("there is a reply that no aspect applies to")
+            return Failure("there is a reply that no aspect applies to", cost)
         remarks = _remarks(rubric, found, count) if self.reasons else ()
         return Judgement(tuple(score for score in scores if score is not None), aspects, remarks, cost)
 

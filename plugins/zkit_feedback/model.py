@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCompleter:
-    """Replies of a model that is loaded for them, and freed after."""
+    """Replies of a model that is loaded for them, and let go after the last."""
 
     model: Backend
     """Who writes, as a `[model]` table names it."""
 
     def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply | Failure]]:
         if requests:
+            from zephyr_kit.world import give_back_memory
+
+            give_back_memory()
             yield from replies_of(self.model.load(bench.device, start=Start(), train=False), requests)
 
     def fingerprint(self, bench: Bench) -> Mapping[str, Any]:

@@ -46,7 +46,8 @@ def _problem(endpoint: Endpoint, key: str) -> str:
     try:
         listed = connection.models.with_raw_response.list().text
     except openai.APIConnectionError as error:
-        return f"{endpoint.place}: {connection_failure(error, key)}; see that it runs and that base_url is its address"
+        failed = f"the connection failed ({connection_failure(error, key)})"
+        return f"{endpoint.place}: {failed}; see that it runs and that base_url is its address"
     except openai.APIStatusError as error:
         return _refusal(error, endpoint, key)
     finally:
@@ -55,8 +56,8 @@ def _problem(endpoint: Endpoint, key: str) -> str:
 
 
 def _refusal(error: Exception, endpoint: Endpoint, key: str) -> str:
-    """Why no request will succeed; nothing when only the list of models is not to be had."""
-    if getattr(error, "status_code", 0) not in (401, 403):
+    """Why no request will succeed; nothing when only the list of models is not to be had, as with a 403."""
+    if getattr(error, "status_code", 0) != 401:
         return ""
     try:
         read_trouble(error, endpoint, key=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from annotated_types import Gt
 
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.protocols import Bench, Case, Failure, Judgement
+from zephyr_kit.weights import CONFIG, local_file, place_of, weights_fingerprint, weights_problems
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,7 @@ class RewardModel:
     @property
     def place(self) -> str:
         """`weights` as transformers takes them."""
-        folder = Path(self.weights).expanduser()
-        return str(folder.absolute()) if folder.is_dir() else self.weights
+        return place_of(self.weights)
 
     def judge(self, cases: Sequence[Case], bench: Bench) -> Iterator[tuple[int, Judgement | Failure]]:
         """A judgement of each case; the model is in memory for as long as it lasts."""
@@ -49,20 +50,43 @@ class RewardModel:
         return score_cases(self, cases, bench.device)
 
     def fingerprint(self) -> Mapping[str, Any]:
-        from zkit_feedback.weights import weights_fingerprint
-
         template = file_fingerprint(Path(self.template)) if self.template else None
         weights = weights_fingerprint(self.weights, self.revision)
         return {"use": "reward_model", "weights": weights, "dtype": self.dtype, "template": template}
 
     def problems(self, device: torch.device) -> Sequence[str]:
-        from zkit_feedback.weights import classifier_problems, weights_problems
-
         if self.template is not None and not Path(self.template).exists():
             return [f"reward_model: template: there is no file {Path(self.template).absolute()}"]
-        return weights_problems(self.weights, self.revision) or classifier_problems(self)
+        return weights_problems(self.weights, self.revision) or self._classifier_problems()
 
     def miniature(self, folder: Path) -> ScriptedJudge:
         from zkit_feedback.scripted import ScriptedJudge
 
         return ScriptedJudge(instead_of=self.weights)
+
+    def _classifier_problems(self) -> list[str]:
+        """A model that is no reward model, and one without a chat template; nothing yet of one that is not on this machine."""
+        config = self._local(CONFIG)
+        if config is None:
+            return []
+        where = f"weights = {json.dumps(self.weights)}"
+        facts = json.loads(config.read_text("utf-8"))
+        kinds = facts.get("architectures") or ["no architecture"]
+        if not kinds[0].endswith("ForSequenceClassification"):
+            return [f"{where}: is a {kinds[0]}; a reward model is a …ForSequenceClassification with one label"]
+        num_labels = len(facts.get("id2label") or [0, 1])
+        if num_labels != 1:
+            return [f"{where}: has {num_labels} labels; a reward model has one, the score"]
+        if self.template is None and not self._has_template():
+            return [f"{where}: its tokenizer has no chat template; write template = FILE.jinja"]
+        return []
+
+    def _has_template(self) -> bool:
+        """A template stands in a file of its own, or in the tokenizer's."""
+        if any(self._local(name) for name in ("chat_template.jinja", "chat_template.json")):
+            return True
+        settings = self._local("tokenizer_config.json")
+        return settings is not None and bool(json.loads(settings.read_text("utf-8")).get("chat_template"))
+
+    def _local(self, name: str) -> Path | None:
+        return local_file(self.weights, name, revision=self.revision)

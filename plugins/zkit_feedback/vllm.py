@@ -13,7 +13,7 @@ from annotated_types import Gt, Interval
 from zephyr_kit.config import plain
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.protocols import Bench, Failure, Reply, Request
-from zkit_feedback.weights import weights_fingerprint, weights_problems
+from zephyr_kit.weights import place_of, weights_fingerprint, weights_problems
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,7 @@ class VllmCompleter:
     @property
     def place(self) -> str:
         """`weights` as vLLM takes them."""
-        folder = Path(self.weights).expanduser()
-        return str(folder.absolute()) if folder.is_dir() else self.weights
+        return place_of(self.weights)
 
     def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply | Failure]]:
         if requests:

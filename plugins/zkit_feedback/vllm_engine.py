@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.protocols import Failure, Reply, Request
+from zephyr_kit.weights import commit_of
+from zephyr_kit.world import give_back_memory
+from zkit_feedback.trouble import bracketed
 
 if TYPE_CHECKING:
     from zkit_feedback.vllm import VllmCompleter
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 def write_replies(completer: VllmCompleter, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
     """The replies of one slice of the requests after the other."""
+    give_back_memory()  # vLLM refuses to begin when its share of the GPU is not free
     llm = _load(completer)
     template = Path(completer.template).read_text("utf-8") if completer.template else None
     try:
@@ -23,7 +26,7 @@ def write_replies(completer: VllmCompleter, requests: Sequence[Request]) -> Iter
             yield from _write_slice(llm, {number: requests[number] for number in numbers}, template)
     finally:
         del llm
-        gc.collect()  # the engine ends, and gives its memory back, when nobody holds it
+        give_back_memory()  # the engine ends when nobody holds it, and what it holds is not only torch's in this process
 
 
 def _load(completer: VllmCompleter) -> Any:
@@ -32,7 +35,7 @@ def _load(completer: VllmCompleter) -> Any:
     longest = {} if completer.max_length is None else {"max_model_len": completer.max_length}
     return vllm.LLM(
         model=completer.place,
-        revision=completer.revision,
+        revision=commit_of(completer.weights, completer.revision),
         dtype=completer.dtype,
         tensor_parallel_size=completer.tensor_parallel,
         gpu_memory_utilization=completer.gpu_memory,
@@ -63,10 +66,10 @@ def _prompt(llm: Any, request: Request, template: str | None) -> list[int] | Fai
     try:
         text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError) as error:
-        return Failure(f"the chat template cannot write the dialogue: {error}")
+        return Failure(bracketed("the chat template cannot write the dialogue", str(error)))
     prompt: list[int] = tokenizer.encode(text, add_special_tokens=False)
     if len(prompt) >= longest:
-        return Failure(f"the dialogue is {len(prompt):,} tokens long, and the model has {longest:,} positions")
+        return Failure(f"the dialogue is longer than the model's positions ({len(prompt):,} tokens of {longest:,})")
     return prompt
 
 

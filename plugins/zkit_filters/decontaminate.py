@@ -19,6 +19,8 @@ from zkit_filters.passages import Passages
 from zkit_filters.shingles import word_hashes
 
 EDITION = 1
+LONGER_THAN_ALL = 100_000
+"""Words."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Decontaminate:
         return [f"`against`: {problem}" for source in self.against for problem in source.problems()]
 
     def miniature(self, folder: Path) -> Decontaminate:
-        return replace(self, against=tuple(source.miniature(folder) for source in self.against))
+        """Generated rows are all made of the same sentences, so that only runs longer than any of them are looked for."""
+        against = tuple(source.miniature(folder / f"against-{number}") for number, source in enumerate(self.against))
+        return replace(self, against=against, ngram=LONGER_THAN_ALL, shortest=LONGER_THAN_ALL)
 
     @cached_property
     def _passages(self) -> Passages:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+ROUNDING = 1e-6
+"""May take a sum of shares so far beyond what they add up to."""
+ANY_PROBABILITY = ROUNDING / 2
 ALL_BUT_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -48,12 +53,19 @@ class Language(Memoryless):
             return Verdict(example)
         ranked = _identifier().rank(text)
         probability = sum(share for language, share in ranked if language in self.keep)
-        # Rounding may take a sum of shares just beyond what they add up to.
-        return Verdict(example) if probability >= self.min_probability - 1e-6 else Verdict(None, self._reason(ranked[0][0]))
+        return Verdict(example) if probability >= self.min_probability - ROUNDING else Verdict(None, self._reason(ranked[0][0]))
 
     def problems(self) -> Sequence[str]:
         known = sorted(_identifier().labels)
         return [f"`keep`: no language is called {code!r}{_hint(code, known)}" for code in self.keep if code not in known]
+
+    def content(self) -> dict[str, Any]:
+        # Its model comes with it, and may change from one version to the next.
+        return {**super().content(), "py3langid": version("py3langid")}
+
+    def miniature(self, folder: Path) -> Language:
+        """Of whatever language generated rows are, all pass."""
+        return replace(self, min_probability=ANY_PROBABILITY)
 
     def _sample(self, text: str) -> str:
         """The first letters, a space for all between them; code is in no language."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from zkit_filters.dialogue import whole_text
 from zkit_filters.shingles import shingles, word_hashes
 
 if TYPE_CHECKING:
-    from datasketch import MinHash
+    from datasketch import MinHash, MinHashLSH
 
 SCHEME = "affine32"
 """Of datasketch's, 32 bits for each permutation."""
@@ -53,23 +54,32 @@ class NearDuplicates:
 
     @contextmanager
     def memory(self, folder: Path, *, first: int) -> Iterator[Memory]:
-        from datasketch import MinHashLSH
-
         from zkit_filters.signatures import Signatures
 
-        bands = MinHashLSH(threshold=self.threshold, num_perm=self.num_permutations)
+        bands = self._bands()
         with closing(Signatures(folder, self.threshold, num_bands=bands.b, band_size=bands.r)) as signatures:
             signatures.forget(first)
             yield signatures
 
     def fingerprint(self) -> str:
-        return json.dumps({"use": "near_duplicates", "edition": EDITION, "scheme": SCHEME, **plain(self)}, sort_keys=True)
+        made_by = {"scheme": SCHEME, "datasketch": version("datasketch")}
+        return json.dumps({"use": "near_duplicates", "edition": EDITION, **made_by, **plain(self)}, sort_keys=True)
 
     def problems(self) -> Sequence[str]:
+        try:
+            self._bands()
+        except ValueError:
+            told = f"`threshold` = {self.threshold} is told from 1 only with more than {self.num_permutations} permutations"
+            return [f"{told}: set a lower one, or more `num_permutations`"]
         return []
 
     def miniature(self, folder: Path) -> NearDuplicates:
         return self
+
+    def _bands(self) -> MinHashLSH:
+        from datasketch import MinHashLSH
+
+        return MinHashLSH(threshold=self.threshold, num_perm=self.num_permutations)
 
     @cached_property
     def _blank(self) -> MinHash:

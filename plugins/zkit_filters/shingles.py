@@ -44,7 +44,9 @@ def word_hashes(text: str) -> Hashes:
 
 def shingles(words: Hashes, size: int) -> Hashes:
     """A hash of each run of `size` words; empty when there are fewer."""
-    count = max(0, len(words) - size + 1)
+    count = len(words) - size + 1
+    if count <= 0:
+        return np.empty(0, np.uint64)
     total = np.full(count, size, np.uint64)
     for place in range(size):
         total = total * np.uint64(BASE) + words[place : place + count]

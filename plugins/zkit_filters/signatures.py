@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zephyr_kit import ZkitError
 from zkit_filters.shingles import shingles
 
 Signature = npt.NDArray[np.uint32]
 
 REASON = "near-duplicate of an earlier row"
 KIBIBYTES_OF_CACHE = 128 * 1024
+KEPT = 1
+"""SQLite's `user_version` of a file in which something was made to last."""
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
+PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS signatures (row INTEGER PRIMARY KEY, signature BLOB NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS bands (band INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (band, row)) WITHOUT ROWID;
 """
@@ -31,7 +34,8 @@ class Signatures:
         folder.mkdir(parents=True, exist_ok=True)
         self._threshold = threshold
         self._num_bands, self._band_size = num_bands, band_size
-        self._database = sqlite3.connect(folder / "signatures.sqlite", isolation_level=None)
+        self._path = folder / "signatures.sqlite"
+        self._database = sqlite3.connect(self._path, isolation_level=None)
         self._database.executescript(f"PRAGMA cache_size = -{KIBIBYTES_OF_CACHE};{SCHEMA}")
         self._database.execute("BEGIN")
 
@@ -48,14 +52,19 @@ class Signatures:
         return ""
 
     def forget(self, first: int) -> None:
-        """Leave nothing of row number `first` and later."""
+        """Leave nothing of row number `first` and later; raises ZkitError if what came before it is not there."""
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if first and version != KEPT:
+            told = f"what it knew of the {first:,} rows that were sifted before is gone"
+            raise ZkitError(f"{self._path}: {told}; remove {self._path.parents[2]}, and they are sifted again")
         later = self._database.execute("SELECT row, signature FROM signatures WHERE row >= ?", [first])
         pairs: Iterable[tuple[int, int]] = ((band, row) for row, trace in later for band in self._bands(trace))
         self._database.executemany("DELETE FROM bands WHERE band = ? AND row = ?", list(pairs))
         self._database.execute("DELETE FROM signatures WHERE row >= ?", [first])
 
     def keep(self) -> None:
-        """Commit: what was met so far lasts."""
+        """Commit: what was met so far lasts, even if the power fails."""
+        self._database.execute(f"PRAGMA user_version = {KEPT}")
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
 

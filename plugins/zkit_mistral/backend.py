@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.config import plain
 from zephyr_kit.protocols import Start
+from zephyr_kit.weights import weights_fingerprint
 from zkit_mistral.settings import Lora, Quantize, Scratch, Settings
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ class Mistral(Settings):
         return problems(self, device, start=start)
 
     def fingerprint(self) -> Mapping[str, Any]:
-        from zkit_mistral.reach import template_fingerprint, weights_fingerprint
+        from zkit_mistral.reach import template_fingerprint
 
         settings = {key: value for key, value in plain(self).items() if key not in ("weights", "attention", "activation_checkpointing")}
         if self.scratch is not None:
             settings["scratch"]["text"] = [source.fingerprint() for source in self.scratch.text]
-        return {**settings, "template": template_fingerprint(self), "weights": weights_fingerprint(self)}
+        weights = None if self.weights is None else weights_fingerprint(self.weights, self.revision)
+        return {**settings, "template": template_fingerprint(self), "weights": weights}
 
     def max_length(self, start: Start) -> int | None:
         from zkit_mistral.loading import max_length

@@ -36,7 +36,7 @@ def write_replies(
 ) -> Iterator[list[tuple[int, Reply]]]:
     """Some replies, each under the number of its request, and some more, until there are no more.
 
-    One that has no room, or whose dialogue the template cannot write, is an error when all others are written.
+    One that has no room, whose dialogue holds a control token, or that the template cannot write, is an error when all others are written.
     """
     assert on_text is None or len(requests) == 1, "one reply can be streamed"
     drafts, refusals = _drafts(model, tokenizer, requests)
@@ -73,7 +73,7 @@ def _drafts(model: Any, tokenizer: ChatTokenizer, requests: Sequence[Request]) -
         except ZkitError as error:
             refusals.append(error)
         except ExampleError as error:
-            refusals.append(ZkitError(f"no reply can be asked for: the dialogue {error}"))
+            refusals.append(ZkitError(f"no reply can be asked for: {error}"))
     return drafts, refusals
 
 
@@ -82,7 +82,7 @@ def _draft(model: Any, tokenizer: ChatTokenizer, number: int, request: Request) 
     if positions := getattr(model.config, "max_position_embeddings", None):
         limit = min(limit, positions - len(prompt))
         if limit < 1:
-            raise ZkitError(f"the dialogue is {len(prompt):,} tokens long, and the model has {positions:,} positions; begin a new one")
+            raise ZkitError(f"the dialogue is longer than the model's positions ({len(prompt):,} tokens of {positions:,})")
     return Draft(number, prompt, limit, request.sampling)
 
 

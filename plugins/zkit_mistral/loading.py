@@ -10,13 +10,14 @@ import torch
 
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
+from zephyr_kit.weights import looks_like_folder
 from zkit_mistral import attention, scratch
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
 from zkit_mistral.norms import keep_dtype
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
-from zkit_mistral.reach import looks_like_folder, refusals
+from zkit_mistral.reach import refusals
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def tokenizer(settings: Settings, start: Start) -> ChatTokenizer:
             return open_tokenizer(str(start.folder), template="auto")
         return open_tokenizer(str(start.folder), template=settings.template, system=settings.system)
     place = str(scratch.learn_tokenizer(settings.scratch)) if settings.scratch is not None else settings.place
-    return open_tokenizer(place, template=settings.template, system=settings.system, revision=settings.revision)
+    return open_tokenizer(place, template=settings.template, system=settings.system, revision=settings.commit)
 
 
 def load(settings: Settings, device: torch.device, *, start: Start, train: bool) -> MistralPolicy:
@@ -88,7 +89,7 @@ def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatT
 def _place(settings: Settings, start: Start) -> tuple[str, str | None]:
     """Where the bare weights are."""
     if start.folder is None:
-        return settings.place, settings.revision
+        return settings.place, settings.commit
     if is_adapter(start.folder):
         base = base_of(start.folder)
         if looks_like_folder(base) and not Path(base).is_dir():
@@ -96,7 +97,7 @@ def _place(settings: Settings, start: Start) -> tuple[str, str | None]:
                 f"{start.folder}: is an adapter, and the model below it is not where it was: {base} (if it was moved, "
                 "move it back, or write where it is under base_model_name_or_path in the adapter's adapter_config.json)"
             )
-        return base, settings.revision if base == settings.weights else None
+        return base, settings.commit if base == settings.weights else None
     # In full, for peft writes it into the adapters that stand on it.
     return str(start.folder.absolute()), None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Interval
 
 from zephyr_kit.config import default_use
 from zephyr_kit.protocols import Attention, DataSource
+from zephyr_kit.weights import commit_of, place_of
 from zkit_mistral.templates import NAMED
 
 Positive = Annotated[int, Gt(0)]
@@ -106,7 +106,11 @@ class Settings:
 
     @property
     def place(self) -> str:
-        """`weights` as transformers takes them: the full path of a folder, so that it is found from elsewhere too, or a repository."""
+        """`weights` as transformers takes them."""
         assert self.weights is not None, "a model from scratch has no place"
-        folder = Path(self.weights).expanduser()
-        return str(folder.absolute()) if folder.is_dir() else self.weights
+        return place_of(self.weights)
+
+    @property
+    def commit(self) -> str | None:
+        """The revision of a repository that is loaded, and that the fingerprint holds."""
+        return None if self.weights is None else commit_of(self.weights, self.revision)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ class ChatTokenizer:
 
         The prompt's are those of `prompt_ids`, so that a reply is trained from where it will be asked for.
         """
-        self._refuse_control_tokens(example)
+        self._refuse_control_tokens(itertools.chain(example.prompt, *example.completions))
         opening, rows = self._written(example)
         prompt = self._ids(opening)
         completions = [self._completion(prompt, text, spans) for text, spans in rows]
@@ -58,7 +59,8 @@ class ChatTokenizer:
         return frozenset(self.stop_ids)
 
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
-        """Ids of a dialogue that waits for the assistant's reply."""
+        """Ids of a dialogue that waits for the assistant's reply; raises `ExampleError` as `encode` does."""
+        self._refuse_control_tokens(dialogue)
         return self._ids(self.template.opening(dialogue))
 
     @cached_property
@@ -71,12 +73,11 @@ class ChatTokenizer:
         """The tokens that end a reply: the end of sequence, and what the template ends a turn with."""
         return sorted({self.tokens.eos_token_id, self._ids(self.template.frame.end)[-1]})
 
-    def _refuse_control_tokens(self, example: Example) -> None:
-        for messages in (example.prompt, *example.completions):
-            for message in messages:
-                if forged := self.template.control.search(message.content):
-                    where = "the text" if message.role == TEXT else f"{'an' if message.role == 'assistant' else 'a'} {message.role} turn"
-                    raise ExampleError(f"{where} holds the control token {forged.group()!r}")
+    def _refuse_control_tokens(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if forged := self.template.control.search(message.content):
+                where = "the text" if message.role == TEXT else f"{'an' if message.role == 'assistant' else 'a'} {message.role} turn"
+                raise ExampleError(f"{where} holds the control token {forged.group()!r}")
 
     def _written(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
         """The text of the prompt; and for each completion the whole text, and where its replies stand in it."""

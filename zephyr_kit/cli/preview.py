@@ -55,7 +55,8 @@ def preview(
 
     Figures, lengths, and examples token by token.
 
-    No model is loaded, nothing is trained. The exit code is 1 when `zkit run` would refuse the data.
+    No model is loaded, nothing is trained. The exit code is 1 when `zkit run` would refuse the data;
+    with --limit, as far as the rows that are read can tell.
     """
     from zephyr_kit.preset import load
     from zephyr_kit.smoke import miniature
@@ -140,7 +141,7 @@ class _Look:
         """Tokenise, unless that was done before, and measure."""
         from zephyr_kit.cli.views import View, view
         from zephyr_kit.gathered import are_there
-        from zephyr_kit.training import length_problem
+        from zephyr_kit.stage_data import length_problem
 
         task = self.task
         if not are_there((*task.data, *task.held_out)):
@@ -152,6 +153,8 @@ class _Look:
         if held_out is not None:
             refusals += self._refused(held_out.corpus, "held_out")
         about = f"max_length = {task.max_length:,}, too_long = {task.too_long}"
+        if self.limit is not None:
+            about += f", at most {self.limit:,} rows of each table are read"
         return view(
             self.stage.name,
             about,
@@ -161,6 +164,7 @@ class _Look:
             train=task.train,
             seed=self.preset.seed,
             num_examples=num_examples,
+            whole=self.limit is None,
             refusals=refusals,
         )
 

@@ -38,7 +38,7 @@ def show(console: Console, view: View) -> None:
 def _blocks(view: View) -> Iterator[RenderableType]:
     if view.figures:
         yield _figures(view)
-    if view.thresholds:
+    if view.thresholds or view.unjudged:
         yield _thresholds(view)
     for title, reasons in view.fates.items():
         if reasons:
@@ -70,6 +70,8 @@ def _thresholds(view: View) -> Table:
     for threshold in view.thresholds:
         verdict = Text("✓ passes", "green") if threshold.passed else Text("✗ fails", "bold red")
         table.add_row(threshold.rule, verdict, threshold.part.told)
+    for threshold in view.unjudged:
+        table.add_row(threshold.rule, Text("– not judged", CONTEXT), f"not all rows are read; {threshold.part.told}")
     return table
 
 

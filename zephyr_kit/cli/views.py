@@ -74,6 +74,8 @@ class View:
     figures: tuple[Figure, ...] = ()
     lengths: tuple[Lengths, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
+    unjudged: tuple[Threshold, ...] = ()
+    """Those that only the whole of the data can keep or fail, where it was read in part."""
     refusals: tuple[str, ...] = ()
     """Why the stage would be refused before its first step, its gate aside."""
     fates: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -98,9 +100,10 @@ def view(
     train: Train,
     seed: int,
     num_examples: int,
+    whole: bool = True,
     refusals: Sequence[str] = (),
 ) -> View:
-    """Measure a stage's data, and choose what to show of it."""
+    """Measure a stage's data, and choose what to show of it; counts are not judged unless it is the `whole` data."""
     ledger = data.corpus.ledger
     inspections = [one for one in (data, held_out) if one is not None]
     common = {
@@ -112,14 +115,15 @@ def view(
     if not all(one.corpus.ledger["kept"] for one in inspections):
         return View(stage, about, figures=tuple(_rows(inspections)), **common)
     figures = (*_rows(inspections), *_contents(inspections), *_leak(data, held_out), *_work(data, train, seed))
-    whole = data.lengths["whole"]
-    longest = tuple((data.corpus.origins[index], int(whole[index])) for index in np.argsort(-whole, kind="stable")[:NUM_LONGEST])
+    sizes, judged = data.lengths["whole"], thresholds(gate, data)
+    longest = tuple((data.corpus.origins[index], int(sizes[index])) for index in np.argsort(-sizes, kind="stable")[:NUM_LONGEST])
     return View(
         stage,
         about,
         figures=figures,
         lengths=tuple(_lengths(data.lengths)),
-        thresholds=tuple(thresholds(gate, data)),
+        thresholds=tuple(one for one in judged if whole or not one.counts),
+        unjudged=tuple(one for one in judged if one.counts and not whole),
         longest=longest,
         examples=tuple(_examples(data, num_examples)),
         **common,
@@ -150,7 +154,7 @@ def _contents(inspections: Sequence[Inspection]) -> Iterator[Figure]:
     yield Figure("tokens", tuple(f"{one.trained.whole:,}" for one in inspections), "each prompt counted once")
     yield Figure("trained", parts("trained"), "tokens that the loss is taken over")
     yield Figure("duplicates", parts("duplicates"), "equal to an earlier example, token for token")
-    yield Figure("identical", parts("identical"), "rows whose completions are the same; they are not kept")
+    yield Figure("identical", parts("identical"), "examples whose completions are the same; they are not kept")
     yield Figure("ended", parts("ended"), "completions of which the token that ends the reply is trained")
     yield Figure("altered", tuple(_altered(one) for one in inspections), "of the first ones: their tokens do not decode to the text")
     if any(one.chosen_longer for one in inspections):
@@ -186,9 +190,15 @@ def _work(data: Inspection, train: Train, seed: int) -> Iterator[Figure]:
     steps = [plan.step(number) for number in range(min(plan.num_steps, NUM_STEPS_PACKED))]
     packs = [batch for step in steps for batch in pack(step, lengths, train.tokens_per_batch)]
     filled = sum(int(lengths[batch].sum()) for batch in packs) / (len(packs) * train.tokens_per_batch)
-    yield Figure("optimiser steps", (f"{plan.num_steps:,}",), f"of {len(packs) / len(steps):.1f} batches each, on one device")
+    yield Figure("optimiser steps", (f"{plan.num_steps:,}",), f"of {_batches(len(packs) / len(steps))} each, on one device")
     room = f"of tokens_per_batch = {train.tokens_per_batch:,}; there is no padding"
     yield Figure("batches filled", (f"{filled:.1%}",), room)
+
+
+def _batches(mean: float) -> str:
+    if mean == 1:
+        return "1 batch"
+    return f"{mean:,.0f} batches" if mean.is_integer() else f"{mean:,.1f} batches"
 
 
 def _of(count: int, share: float) -> str:

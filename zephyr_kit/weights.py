@@ -1,0 +1,114 @@
+"""Models in Hugging Face format: where they are, what stands for their content, and whether they can be had."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit.fingerprint import folder_fingerprint
+from zephyr_kit.patience import within
+
+SECONDS = 2.0
+CONFIG = "config.json"
+
+
+def looks_like_folder(weights: str) -> bool:
+    """Whether this names a folder rather than a repository `owner/name`."""
+    return Path(weights).expanduser().exists() or weights.startswith(("/", ".", "~")) or weights.count("/") != 1
+
+
+def place_of(weights: str) -> str:
+    """`weights` as transformers takes them: the full path of a folder, so that it is found from elsewhere too, or a repository."""
+    folder = Path(weights).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else weights
+
+
+def local_file(weights: str, name: str, *, revision: str | None) -> Path | None:
+    """A file of a model, if it is on this machine."""
+    if looks_like_folder(weights):
+        file = Path(weights).expanduser() / name
+        return file if file.exists() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(weights, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def weights_fingerprint(weights: str, revision: str | None) -> Any:
+    """Content of a local folder; name and commit of a repository."""
+    if looks_like_folder(weights):
+        return folder_fingerprint(Path(weights).expanduser())
+    return [weights, commit_of(weights, revision)]
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a repository that is on this machine, or that would be downloaded; `revision` where neither can be known."""
+    if looks_like_folder(name):
+        return revision
+    config = local_file(name, CONFIG, revision=revision)
+    if config is not None:
+        return config.parent.name
+    if _is_offline():
+        return revision
+    found = within(SECONDS, partial(_ask_hub, name, revision))
+    return found[1] or revision if found else revision
+
+
+def weights_problems(weights: str, revision: str | None, *, table: str = "") -> list[str]:
+    """A folder without a model, a repository that is neither here nor within reach; `table` says where `weights` is written."""
+    where = f"{table}weights = {json.dumps(weights)}"
+    if not looks_like_folder(weights):
+        return _hub_problems(weights, revision, where)
+    return [*revision_problems(weights, revision, table=table), *_folder_problems(Path(weights).expanduser(), where)]
+
+
+def revision_problems(weights: str, revision: str | None, *, table: str = "") -> list[str]:
+    """A revision of what has none."""
+    if revision is None or not looks_like_folder(weights):
+        return []
+    return [f"{table}revision = {json.dumps(revision)} is one of a repository's, but weights = {json.dumps(weights)} is a folder"]
+
+
+def _folder_problems(folder: Path, where: str) -> list[str]:
+    if not folder.is_dir():
+        return [f"{where}: there is no such folder ({folder.absolute()})"]
+    if not (folder / CONFIG).exists():
+        return [f"{where}: holds no {CONFIG}, so it is no model in Hugging Face format"]
+    if not any(folder.glob("*.safetensors")):
+        pickled = [file.name for file in folder.glob("*.bin")]
+        remark = f" ({pickled[0]} is a pickle, which may run code and is not read; convert it to safetensors)" if pickled else ""
+        return [f"{where}: holds no weights (*.safetensors){remark}"]
+    return []
+
+
+def _hub_problems(name: str, revision: str | None, where: str) -> list[str]:
+    if local_file(name, CONFIG, revision=revision) is not None:
+        return []
+    if _is_offline():
+        reason = "the hub is switched off by HF_HUB_OFFLINE"
+    else:
+        reason, _ = within(SECONDS, partial(_ask_hub, name, revision)) or ("the hub does not answer", None)
+    if not reason:
+        return []
+    advice = f"Run `hf download {name}` where there is a network and set HF_HOME, or give a folder"
+    return [f"{where}: not on this machine, and {reason}. {advice}"]
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+def _ask_hub(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Why the hub does not give it, empty when it does; and the commit."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return "", get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), timeout=SECONDS).commit_hash
+    except HfHubHTTPError as error:
+        return f"the hub says: {str(error).splitlines()[0]}", None
+    except Exception as error:  # whichever HTTP client is below has errors of its own
+        return f"the hub cannot be reached ({type(error).__name__})", None
