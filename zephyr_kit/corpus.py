@@ -153,14 +153,15 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Pa
     """Stop when more than the allowed share of rows was bad, or nothing is left."""
     ledger = corpus.ledger
     read, bad = ledger["read"] + ledger["added"], ledger["bad"]
+    noun = "examples" if ledger["added"] else "rows"
     if not read:
         raise DataError(f"{name}: the data has no rows")
     if bad > allowed * read:
-        told = f"{bad:,} of {read:,} rows are bad ({bad / read:.2%}), more than bad_rows = {allowed} allows"
+        told = f"{bad:,} of {read:,} {noun} are bad ({bad / read:.2%}), more than bad_rows = {allowed} allows"
         kinds, mend = ledger["bad_reasons"], "mend them, or allow more with bad_rows"
     elif not ledger["kept"]:
         ways = "max_length, too_long, filters or binarise" if ledger["removed"] else "max_length or too_long"
-        told, mend = f"none of {read:,} rows is left to train on", f"mend them, or set another {ways}"
+        told, mend = f"none of {read:,} {noun} is left to train on", f"mend them, or set another {ways}"
         kinds = ledger["reasons"]
     else:
         return

@@ -29,7 +29,7 @@ class Portion:
     """The share of rows to take, drawn at random."""
     limit: Annotated[int, Gt(0)] | None = None
     """At most so many rows."""
-    draw: int = 0
+    draw: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Seed of the random draw."""
     filters: tuple[Filter, ...] = ()
     """What the rows taken pass, in this order."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zephyr_kit.config import Setting, plain
+from zephyr_kit.gate import Gate
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Needs, Preset, Stage
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, GatherStage, Task, Train, TrainStage, Writer
@@ -46,6 +47,7 @@ def _task(task: Task, folder: Path) -> Task:
         data=_takes(task.data, folder / "data"),
         held_out=_takes(task.held_out, folder / "held_out"),
         max_length=MAX_LENGTH,
+        gate=Gate(),
         train=_train(task.train),
     )
 

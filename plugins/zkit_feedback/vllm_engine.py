@@ -63,6 +63,9 @@ def _prompt(llm: Any, request: Request, template: str | None) -> list[int] | Fai
 
     tokenizer, longest = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
     turns = [{"role": turn.role, "content": turn.content} for turn in request.dialogue]
+    forged = [token for token in tokenizer.all_special_tokens if any(token in turn["content"] for turn in turns)]
+    if forged:
+        return Failure(f"a turn holds a control token ({forged[0]!r})")
     try:
         text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError) as error:
