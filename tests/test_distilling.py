@@ -59,7 +59,7 @@ def test_dialogues_have_the_shape_of_ultrachat(tmp_path):
         assert [turn["content"] for turn in row["messages"]] == [row["prompt"], *replies]
     for example in GatheredRows("distill", path / "data" / "train.jsonl").rows():
         check(example)
-    assert told[0] == "6 dialogues of 6 seeds, 18 exchanges"
+    assert told[1] == "6 dialogues of 6 seeds, 18 exchanges"
 
 
 def test_every_turn_leads_back_to_who_wrote_it(tmp_path):

@@ -67,6 +67,27 @@ def test_equal_requests_are_asked_once_and_charged_once(bench: Bench) -> None:
     assert {reply.text for reply in replies if isinstance(reply, Reply)} == {"I heard: What is 0 and 0?"}
 
 
+def test_what_another_run_paid_for_meanwhile_is_not_asked_again(bench: Bench, tmp_path: Path) -> None:
+    """Two runs share the cache; neither answer was there when the first run looked for it."""
+    with Loopback(echo) as server, closing(Answers(tmp_path / "answers")) as other:
+        who = completer(server, concurrency=1, price=Price(input=1e6, output=2e6))
+
+        def first_asks(body: dict[str, Any]) -> Said:
+            answer = echo(body)
+            if not others:
+                others.append(answer)
+                kept = {"text": "from the other run", "ending": "stop", "num_read": 5, "num_written": 3}
+                for wanted in requests(3):
+                    other.put([server.base_url, who.body(wanted.dialogue, wanted.sampling)], kept)
+            return answer
+
+        others: list[Said] = []
+        server.answer = first_asks
+        replies = write(who, requests(3), bench)
+        assert sum(server.asked.values()) == 1
+    assert replies[1:] == [Reply("from the other run", cost=11.0)] * 2
+
+
 def test_what_the_endpoint_withholds_is_a_failure_that_is_paid_for_and_not_kept(bench: Bench) -> None:
     said = iter([Said("I must", "content_filter", num_read=3, num_written=1)])
     with Loopback(lambda body: next(said, None) or echo(body)) as server:

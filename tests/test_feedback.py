@@ -18,7 +18,7 @@ from zephyr_kit.example import Example, Message
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.gathered import GatheredRows, read_row, write_row
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Failure, Reply, Request
+from zephyr_kit.protocols import Failure, Judgement, Reply, Request
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import FeedbackStage, Writer
 
@@ -200,7 +200,7 @@ def test_every_reply_has_a_fate(tmp_path):
     assert fates == ledger["fates"]
     failed = next(row for row in rows(path, "feedback") if row["prompt"][0]["content"] == "question 7")
     assert failed["judgement"]["failure"] == "no idea"
-    assert "8 failed" in told[0]
+    assert "8 failed" in told[1]
 
 
 def test_unfinished_replies_may_be_kept(tmp_path):
@@ -263,7 +263,12 @@ def test_a_judge_that_takes_the_first_for_the_best_is_found_out(tmp_path):
 
 
 def test_bad_prompts_are_counted_and_too_many_refused(tmp_path):
-    path, _ = run(stage(prompts=(Portion(Prompts(12, bad=1)), Portion(Prompts(5))), bad_rows=0.1), tmp_path)
+    path, told = run(stage(prompts=(Portion(Prompts(12, bad=1)), Portion(Prompts(5))), bad_rows=0.1), tmp_path)
+    odd = [json.loads(line) for line in (path / "data.quarantine.jsonl").read_text().splitlines()]
+    assert Counter(line["fate"] for line in odd) == {"repeated": 5, "bad": 1}
+    assert odd[0] == {"origin": "questions:12", "fate": "bad", "reason": "a smudge"}
+    assert odd[1]["reason"] == "the same prompt as an earlier row (questions:0)"
+    assert told[0].startswith("prompts: 12 of 18 rows; 5 the same prompt as an earlier row; 1 a smudge (all in ")
     read = facts(path)["rows"]
     assert (read["read"], read["taken"], read["repeated"], read["bad"]) == (18, 12, 5, 1)
     with pytest.raises(ZkitError, match=r"stages.feedback.prompts: 3 of 15 rows give no prompt"):
@@ -271,8 +276,60 @@ def test_bad_prompts_are_counted_and_too_many_refused(tmp_path):
 
 
 def test_no_pair_at_all_is_an_error(tmp_path):
-    with pytest.raises(ZkitError, match="none of 12 prompts gave a pair: 12 fewer than two different replies"):
+    told = "none of 12 prompts gave a pair: 12 fewer than two different replies; of 48 replies, 36 repeated, 12 judged; all that is"
+    with pytest.raises(ZkitError, match=told):
         run(stage(Writer(Scribe(lambda _: Reply("the same")), samples=4)), tmp_path)
+    with pytest.raises(ZkitError, match=r"48 unfinished \(they came to `max_new_tokens` before their end"):
+        run(stage(Writer(Scribe(lambda _: Reply("and so", finished=False), name="slow"), samples=4)), tmp_path)
+    assert facts(tmp_path / "feedback")["fates"] == {"unfinished": 48}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("a text", r"completer Scribe gave 'a text', not a Reply or a Failure"),
+        (Reply(None), "completer Scribe gave Reply"),
+    ],
+)
+def test_a_completer_that_gives_something_else_is_named_and_nothing_of_it_is_kept(tmp_path, answer, message):
+    with pytest.raises(ZkitError, match=message):
+        run(stage(Writer(Scribe(lambda _: answer), samples=4)), tmp_path)
+    run(stage(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("judgement", "message"),
+    [
+        (Judgement((1.0,)), "judge Referee gave 1 scores for 4 replies"),
+        (Judgement((1.0, 2.0, 3.0, float("inf"))), "judge Referee gave inf among its scores, not a number"),
+        (Judgement((1.0, 2.0, 3.0, "4")), "judge Referee gave '4' among its scores"),
+        (Judgement((1.0, 2.0, 3.0, 4.0), {"style": (1.0, None)}), "judge Referee gave 2 style for 4 replies"),
+        (Judgement((1.0, 2.0, 3.0, 4.0), {}, ("good",)), "judge Referee gave 1 remarks for 4 replies"),
+        ("fine", "judge Referee gave 'fine', not a Judgement or a Failure"),
+    ],
+)
+def test_a_judge_that_gives_something_else_is_named_and_nothing_of_it_is_kept(tmp_path, monkeypatch, judgement, message):
+    with monkeypatch.context() as patch:
+        patch.setattr(Referee, "judge", lambda self, cases, bench: iter([(0, judgement)]))
+        with pytest.raises(ZkitError, match=message):
+            run(stage(), tmp_path)
+    run(stage(), tmp_path)
+
+
+def test_an_answer_under_a_number_that_was_not_asked_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Referee, "judge", lambda self, cases, bench: iter([(99, Failure("busy"))]))
+    with pytest.raises(ZkitError, match="an answer came under the number 99, which was not asked for"):
+        run(stage(), tmp_path)
+
+
+def test_second_judgements_are_kept_beside_the_first(tmp_path):
+    path, _ = run(stage(check=1.0, second_judges=(Referee(lambda reply, _: -len(reply), name="contrary"),)), tmp_path)
+    first = {number: row["judgement"]["scores"] for number, row in enumerate(rows(path, "feedback"), 1)}
+    for check in rows(path, "checks"):
+        scores = first[int(check["feedback"].partition(":")[2])]
+        sign = 1 if check["judge"] == "itself with the order reversed" else -1
+        assert check["scores"] == [sign * score for score in scores]
+    assert len(rows(path, "checks")) == 24
 
 
 def test_a_completer_in_front_changes_nothing_for_those_known(tmp_path):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from zephyr_kit import hookspecs
+from zephyr_kit.example import Example, Message
+from zephyr_kit.testing import CompleterLaws, FilterLaws, JudgeLaws
 
 ROOT = Path(__file__).parents[1]
 SPECS = [node for node in ast.parse(Path(hookspecs.__file__).read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
@@ -51,3 +56,44 @@ def test_a_hook_is_exercised_by_a_test(name):
     uses = re.compile(rf"\b{name}\b")
     files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.name != Path(__file__).name]
     assert any(uses.search(file.read_text("utf-8")) for file in files)
+
+
+# The classes on the page
+
+
+def offered(name: str) -> dict[str, Any]:
+    """What the example of a hook offers, run as the plugin that it is."""
+    module = ModuleType(f"page_{name}")
+    sys.modules[module.__name__] = module  # whoever unpickles looks there
+    (text,) = (text for heading, text in sections().items() if heading.startswith(f"{name}("))
+    exec(re.search(r"```python\n(.+)```", text, flags=re.DOTALL)[1], vars(module))  # noqa: S102 - our own page
+    return vars(module)[name]()
+
+
+def said(count: int) -> Example:
+    return Example((Message("user", "Why?"),), ((Message("assistant", " ".join(["so"] * count)),),), origin=f"here:{count}")
+
+
+class TestShort(FilterLaws):
+    filter = offered("zkit_filters")["short"](words=3)
+    rows = (said(1), said(3), said(4), said(9))
+
+    def test_removes_what_is_long(self):
+        assert [self.filter.look(row).example is None for row in self.rows] == [False, False, True, True]
+        assert type(self.filter)(words=4).fingerprint() != self.filter.fingerprint()
+
+
+class TestParrot(CompleterLaws):
+    completer = offered("zkit_completers")["parrot"](times=2)
+
+    def test_its_key_is_in_its_fingerprint(self, bench):
+        assert type(self.completer)().fingerprint(bench) != self.completer.fingerprint(bench)
+
+
+class TestShortest(JudgeLaws):
+    judge = offered("zkit_judges")["shortest"]()
+    dialogue = (Message("user", "What is a lighthouse for?"),)
+    better, worse = "It warns ships.", "It is, as a matter of fact, there to warn ships."
+
+    def test_its_key_is_in_its_fingerprint(self):
+        assert type(self.judge)(enough=5).fingerprint() != self.judge.fingerprint()

@@ -152,6 +152,12 @@ def test_killed_and_faulty_it_ends_with_everything_accounted_for_and_asks_nothin
     end(start(preset, cache))
     assert sum(server.asked.values()) == asked
     assert rows(run / "distill" / "data" / "train.jsonl") == before
+    # What has asked needs no server any more.
+    server.stop()
+    try:
+        assert end(start(preset, cache)).count("done before, nothing changed") == 4
+    finally:
+        server.start()
 
 
 def check_accounts(run: Path) -> None:

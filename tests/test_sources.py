@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zkit_sources.files import Csv, Json, Jsonl, LocalFiles, Parquet
-from zkit_sources.formats import FORMATS, FormatName
+from zkit_sources.formats import BLANK_TURN, FORMATS, TURNS_LEFT_OUT, FormatName
 from zkit_sources.hub import Hub
 from zkit_sources.schema import Record, Schema
 
@@ -93,6 +93,27 @@ def test_formats(row: dict[str, Any], prompt: list[str], completions: list[list[
     assert [shown(completion) for completion in example.completions] == completions
     assert example.origin == "here:1"
     check(example)
+
+
+@pytest.mark.parametrize(
+    ("said", "notes"),
+    [
+        (["U", "A", "V", "B"], ()),
+        (["U", "A", "V"], (TURNS_LEFT_OUT,)),
+        (["U", "A", " \n", "B", "", "C"], (BLANK_TURN,)),
+        (["", "A", "V"], (TURNS_LEFT_OUT, BLANK_TURN)),
+        (["U", "A", " "], (TURNS_LEFT_OUT,)),
+    ],
+)
+def test_what_is_odd_about_a_dialogue_is_noted(said: list[str], notes: tuple[str, ...]) -> None:
+    roles = [("user", "assistant")[number % 2] for number in range(len(said))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    conversations = [{"from": turn["role"], "value": turn["content"]} for turn in messages]
+    for row in ({"messages": messages}, {"conversations": conversations}, {"data": said}):
+        example = read(row)
+        assert isinstance(example, Example)
+        check(example)  # blank turns are trained on
+        assert example.notes == notes
 
 
 def test_formats_that_are_read_only_where_they_are_named(tmp_path: Path) -> None:

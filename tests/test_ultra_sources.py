@@ -336,6 +336,20 @@ def test_a_miniature_of_what_cannot_be_told(far: None, tmp_path: Path) -> None:
         UltraFeedback("owner/name").miniature(tmp_path)
 
 
+def test_a_source_to_drop_that_is_misspelt(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [raw("flan_v2_p3"), raw("truthful_qa")])
+    rows = UltraFeedback(path, drop_sources=("truthfulqa", "sharegpt")).rows()
+    assert [next(rows).origin, next(rows).origin] == [f"{path}:1", f"{path}:2"]
+    with pytest.raises(ZkitError, match=r'a.jsonl: drop_sources = "truthfulqa" matches no row; did you mean `truthful_qa`\?'):
+        next(rows)
+    # Rows of these were taken out before; another name that looks like theirs is no reason to refuse.
+    for absent in ("sharegpt", "flan_v2_cot", "TruthfulQA 2"):
+        cleaned = UltraFeedback(write(tmp_path / "b.jsonl", [raw("flan_v2_p3")]), drop_sources=(absent,))
+        assert [type(row) for row in cleaned.rows()] == [Example]
+    both = UltraFeedback(path, drop_sources=("truthful_qa", "truthfulqa"))
+    assert [type(row) for row in both.rows()] == [Example, Removed]
+
+
 def test_tables_of_a_preset(tmp_path: Path) -> None:
     offers = {DataSource: Offered("data source", zkit_data_sources())}
     path = write(tmp_path / "a.jsonl", [raw(), raw("truthful_qa")])

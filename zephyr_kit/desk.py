@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from zephyr_kit import ZkitError
@@ -60,21 +62,28 @@ class Desk:
         """The reply to each request."""
         who = dict(completer.fingerprint(self.bench))
         questions = [{"completer": who, "request": plain(request)} for request in requests]
+        check = partial(_check_reply, f"[{self.where}] completer {type(completer).__name__}")
         return self._ask(
             questions,
             lambda numbers: completer.complete([requests[n] for n in numbers], self.bench),
             _reply,
             label,
             max_failed=self.max_failed,
+            check=lambda _, reply: check(reply),
         )
 
     def judge(self, judge: Judge, cases: Sequence[Case], label: str, *, max_failed: float | None = None) -> Answered[Judgement]:
         """The judgement of each case; `max_failed` in place of the stage's."""
         who = dict(judge.fingerprint())
         questions = [{"judge": who, "case": plain(case)} for case in cases]
-        allowed = self.max_failed if max_failed is None else max_failed
+        check = partial(_check_judgement, f"[{self.where}] judge {type(judge).__name__}")
         return self._ask(
-            questions, lambda numbers: judge.judge([cases[n] for n in numbers], self.bench), _judgement, label, max_failed=allowed
+            questions,
+            lambda numbers: judge.judge([cases[n] for n in numbers], self.bench),
+            _judgement,
+            label,
+            max_failed=self.max_failed if max_failed is None else max_failed,
+            check=lambda number, judgement: check(cases[number], judgement),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -85,7 +94,7 @@ class Desk:
         """What was asked, in a line."""
         cost = f"; {self.cost:.2f} dollars" if self.cost else ""
         asked, known, failed = (self.asked[key] for key in ("questions", "known", "failed"))
-        return f"{asked:,} requests, {known:,} of them known from before, {failed:,} failed{cost}"
+        return f"{asked:,} replies and judgements, {known:,} of them known from before, {failed:,} failed{cost}"
 
     def _ask(
         self,
@@ -95,6 +104,7 @@ class Desk:
         label: str,
         *,
         max_failed: float,
+        check: Callable[[int, Any], None],
     ) -> Answered[Answer]:
         failures: dict[int, Failure] = {}
         firsts = _firsts(questions)
@@ -105,6 +115,7 @@ class Desk:
             advance(done)
             with closing(_numbered(work, unknown)) as answers:
                 for number, answer in answers:
+                    check(number, answer)  # before it is kept: a plugin that is mended must be asked again
                     if isinstance(answer, Failure):
                         failures[number] = answer
                         self._check_failures(failures, max_failed * len(questions), len(questions), label)
@@ -162,10 +173,35 @@ def _numbered(work: Work[Answer], numbers: Sequence[int]) -> Generator[tuple[int
         return
     left = set(range(len(numbers)))
     for place, answer in work(numbers):
+        if place not in left:
+            raise ZkitError(f"an answer came under the number {place!r}, which was not asked for, or was answered before")
         left.remove(place)
         yield numbers[place], answer
     for place in sorted(left):
         yield numbers[place], Failure("no answer came")
+
+
+def _check_reply(who: str, answer: Any) -> None:
+    """Refuse what a plugin may not give."""
+    if isinstance(answer, Failure):
+        return
+    if not isinstance(answer, Reply) or not isinstance(answer.text, str):
+        raise ZkitError(f"{who} gave {answer!r:.80}, not a Reply or a Failure")
+
+
+def _check_judgement(who: str, case: Case, answer: Any) -> None:
+    if isinstance(answer, Failure):
+        return
+    if not isinstance(answer, Judgement):
+        raise ZkitError(f"{who} gave {answer!r:.80}, not a Judgement or a Failure")
+    for name, scores in {"scores": answer.scores, **answer.aspects}.items():
+        if len(scores) != len(case.replies):
+            raise ZkitError(f"{who} gave {len(scores)} {name} for {len(case.replies)} replies")
+        for score in scores:
+            if not (isinstance(score, (int, float)) and math.isfinite(score)) and not (score is None and name != "scores"):
+                raise ZkitError(f"{who} gave {score!r} among its {name}, not a number")
+    if answer.remarks and len(answer.remarks) != len(case.replies):
+        raise ZkitError(f"{who} gave {len(answer.remarks)} remarks for {len(case.replies)} replies")
 
 
 def _reply(answer: Mapping[str, Any]) -> Reply:

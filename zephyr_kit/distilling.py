@@ -70,6 +70,7 @@ class Distilling:
         """Write the dialogues, exchange by exchange, and mark the stage as done."""
         where = f"stages.{self.name}"
         seeds, read = read_prompts(self.task.seeds, allowed=self.task.bad_rows, where=f"{where}.seeds")
+        self.narrator.say(read.told(read.write(self.folder.path)))
         desk = Desk(where, self.bench, self.narrator, self.task.max_failed, self.task.max_cost)
         talks = [Talk(prompt, list(prompt.dialogue)) for prompt in seeds]
         for exchange in range(self.task.exchanges):

@@ -1,6 +1,7 @@
 """The feedback stage: replies are sampled, judged, and made into pairs.
 
     STAGE/data/feedback.jsonl   a line for each prompt: every reply, who wrote it and how, and its judgement
+    STAGE/data/checks.jsonl     those judgements that were made a second time
     STAGE/data/train.jsonl      the pairs; each names its line in feedback.jsonl
     STAGE/data/held_out.jsonl   those of the prompts that are kept apart
     STAGE/judges.json           who judged, by which rubric
@@ -34,6 +35,19 @@ from zephyr_kit.writing import SEEDS, GatherFiles, apart, request, seed_of, who_
 
 NUM_REASONS_TOLD = 6
 
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Some cases, judged a second time."""
+
+    who: str
+    numbers: Sequence[int]
+    """Of the prompts."""
+    said: Sequence[Judgement | Failure]
+    """In the order of the judge's case."""
+    agreement: Agreement
+
+
 Judged = Mapping[int, Judgement | Failure]
 """By the number of the prompt; those without a case have none."""
 
@@ -53,20 +67,28 @@ class Feedback:
         """Sample, judge, pair, and mark the stage as done."""
         where = f"stages.{self.name}"
         prompts, read = read_prompts(self.task.prompts, allowed=self.task.bad_rows, where=f"{where}.prompts")
+        self.narrator.say(read.told(read.write(self.folder.path)))
         desk = Desk(where, self.bench, self.narrator, self.task.max_failed, self.task.max_cost)
         candidates = self._candidates(prompts, desk)
         write_json(self.folder.path / "judges.json", {name: dict(judge.fingerprint()) for name, judge in self._judges.items()})
         cases = {number: case for number, one in enumerate(candidates) if (case := one.case) is not None}
         judged: Judged = dict(zip(cases, desk.judge(self.task.judge, list(cases.values()), "judging"), strict=True))
-        checked = [number for number in cases if seed_of("check", self.seed, candidates[number].prompt.id) < self.task.check * SEEDS]
-        agreements = self._agreements([cases[number] for number in checked], [judged[number] for number in checked], desk)
-        ledger = self._write(candidates, judged)
-        if not ledger.pairs:
-            raise ZkitError(f"[{where}] none of {ledger.prompts:,} prompts gave a pair: {_counted(ledger.unpaired_reasons)}")
-        write_json(self.folder.path / "agreement.json", [plain(agreement) for agreement in agreements])
+        checks = self._checks(candidates, cases, judged, desk)
+        ledger = self._write(candidates, judged, checks)
         write_json(self.folder.path / "data.json", {"rows": read.facts(), **ledger.facts(), **desk.facts()})
+        if not ledger.pairs:
+            raise ZkitError(f"[{where}] {self._no_pair(ledger)}")
+        agreements = [check.agreement for check in checks]
+        write_json(self.folder.path / "agreement.json", [plain(agreement) for agreement in agreements])
         self._tell(ledger, agreements, desk)
         self.folder.finish({"prompts": ledger.prompts, "replies": ledger.replies, "pairs": ledger.pairs, "cost": desk.cost})
+
+    def _no_pair(self, ledger: FeedbackLedger) -> str:
+        """Why there is nothing to go on with."""
+        told = f"none of {ledger.prompts:,} prompts gave a pair: {_counted(ledger.unpaired_reasons)}; of {ledger.replies:,} replies"
+        mend = ' (they came to `max_new_tokens` before their end: allow more, or unfinished = "keep")'
+        advice = mend if ledger.fates["unfinished"] else ""
+        return f"{told}, {_counted(ledger.fates)}{advice}; all that is known is in {self.folder.path / 'data.json'}"
 
     def _candidates(self, prompts: Sequence[Prompt], desk: Desk) -> list[Candidates]:
         """Every reply to every prompt, one completer after another: each may hold a model in memory."""
@@ -103,22 +125,27 @@ class Feedback:
         seconds = {f"second_judges[{number}]": judge for number, judge in enumerate(self.task.second_judges)}
         return {"judge": self.task.judge, **seconds}
 
-    def _agreements(self, cases: Sequence[Case], firsts: Sequence[Judgement | Failure], desk: Desk) -> list[Agreement]:
+    def _checks(self, candidates: Sequence[Candidates], cases: Mapping[int, Case], judged: Judged, desk: Desk) -> list[Check]:
         """Some cases judged in reverse order, and by others; a failure costs a case of the comparison, never the stage."""
-        if not cases:
+        numbers = [number for number in cases if seed_of("check", self.seed, candidates[number].prompt.id) < self.task.check * SEEDS]
+        if not numbers:
             return []
-        backwards = [Case(case.dialogue, case.replies[::-1]) for case in cases]
+        shown, firsts = [cases[number] for number in numbers], [judged[number] for number in numbers]
+        backwards = [Case(case.dialogue, case.replies[::-1]) for case in shown]
         again = desk.judge(self.task.judge, backwards, "judging in reverse order", max_failed=1.0)
-        agreements = [compare("the judge, and itself with the order reversed", firsts, [_reversed(one) for one in again])]
+        opinions = {"itself with the order reversed": [_reversed(one) for one in again]}
         for name, judge in itertools.islice(self._judges.items(), 1, None):
-            others = desk.judge(judge, cases, f"judging by {name}", max_failed=1.0)
-            agreements.append(compare(f"the judge, and {name}", firsts, list(others)))
-        return agreements
+            opinions[name] = list(desk.judge(judge, shown, f"judging by {name}", max_failed=1.0))
+        return [Check(who, numbers, said, compare(f"the judge, and {who}", firsts, said)) for who, said in opinions.items()]
 
-    def _write(self, candidates: Sequence[Candidates], judged: Judged) -> FeedbackLedger:
+    def _write(self, candidates: Sequence[Candidates], judged: Judged, checks: Sequence[Check]) -> FeedbackLedger:
         ledger = FeedbackLedger()
         held_out = apart([one.prompt for one in candidates], self.task.held_out, self.seed)
-        with GatherFiles(self.folder, ("feedback", "train", "held_out")) as files:
+        with GatherFiles(self.folder, ("feedback", "checks", "train", "held_out")) as files:
+            for check in checks:
+                for number, said in zip(check.numbers, check.said, strict=True):
+                    opinion = candidates[number].in_order_of_slots(said) if isinstance(said, Judgement) else said
+                    files.write("checks", {"feedback": f"feedback.jsonl:{number + 1}", "judge": check.who, **plain(opinion)})
             for number, one in enumerate(candidates):
                 judgement = judged.get(number)
                 files.write("feedback", self._line(one, judgement))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.config import plain
@@ -73,7 +74,23 @@ class Pipeline:
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
-        refuse_what_cannot_run(self.preset, self._stages, self.folder, self.device)
+        with closing(Answers(cache_folder("answers"))) as answers:
+            gathered = self._gathered(answers)
+        refuse_what_cannot_run(self.preset, [stage for stage in self._stages if stage.name not in gathered], self.folder, self.device)
+
+    def _gathered(self, answers: Answers) -> set[str]:
+        """Stages that have asked already, and will ask nobody again: no endpoint need be there for them."""
+        before: Trained | None = None
+        found: set[str] = set()
+        for stage in self._stages:
+            folder = self.folder.stage(stage.name)
+            if isinstance(stage.task, TrainStage):
+                before = Trained(stage, folder.model, digest(folder.key() or {}))
+            elif isinstance(stage.task, (FeedbackStage, DistillStage)) and folder.done() is not None:
+                with suppress(ZkitError):  # what is not there is told with all other problems
+                    key = gathering_key(stage.task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
+                    found |= {stage.name} if folder.is_done(key) else set()
+        return found
 
     @property
     def _stages(self) -> list[Stage]:

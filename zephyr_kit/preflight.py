@@ -55,32 +55,34 @@ def _checks(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: tor
             yield partial(stage.model.problems, device, start=start)
         if isinstance(stage.task, TrainStage):
             before = run.stage(stage.name).model
-        for portions in portions_of(stage.task).values():
-            for portion in portions:
-                yield portion.source.problems
-                yield from (each.problems for each in portion.filters)
+        for key, portions in portions_of(stage.task).items():
+            for number, portion in enumerate(portions):
+                table = f"stages.{stage.name}.{key}[{number}]"
+                yield partial(_located, table, portion.source.problems)
+                for place, each in enumerate(portion.filters):
+                    yield partial(_located, f"{table}.filters[{place}]", each.problems)
         yield from _checks_of(stage.task, f"stages.{stage.name}", device)
 
 
 def _checks_of(task: Task, where: str, device: torch.device) -> Iterator[Check]:
     """What only this kind of stage needs."""
     if isinstance(task, TrainStage):
-        yield partial(_located, f"{where}.train", task.train.optimizer.problems, device)
+        yield partial(_located, f"{where}.train", partial(task.train.optimizer.problems, device))
     elif isinstance(task, FeedbackStage):
         for number, writer in enumerate(task.completers):
-            yield partial(_located, f"{where}.completers[{number}]", writer.completer.problems, device)
+            yield partial(_located, f"{where}.completers[{number}]", partial(writer.completer.problems, device))
         for key, judge in [("judge", task.judge), *((f"second_judges[{n}]", judge) for n, judge in enumerate(task.second_judges))]:
-            yield partial(_located, f"{where}.{key}", judge.problems, device)
+            yield partial(_located, f"{where}.{key}", partial(judge.problems, device))
     elif isinstance(task, DistillStage):
         for key, one in (("teacher", task.teacher), ("user", task.user)):
             if one is not None:
-                yield partial(_located, f"{where}.{key}", one.completer.problems, device)
+                yield partial(_located, f"{where}.{key}", partial(one.completer.problems, device))
     else:
         yield from (suite.problems for suite in task.suites)
 
 
-def _located(table: str, problems: Callable[[torch.device], Sequence[str]], device: torch.device) -> list[str]:
-    return [f"[{table}] {line}" for line in problems(device)]
+def _located(table: str, problems: Check) -> list[str]:
+    return [f"[{table}] {line}" for line in problems()]
 
 
 def _memory(device: torch.device) -> float:

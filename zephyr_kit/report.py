@@ -15,6 +15,8 @@ from zephyr_kit.runs import RunError, write_text
 from zephyr_kit.stages import GatherStage, TrainStage
 
 NUM_REASONS_TOLD = 4
+LOSSES = ("fates", "failures", "unpaired_reasons", "left_out", "ends")
+"""What the ledger of a stage that gathers counts by reason."""
 
 
 def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]) -> Path:
@@ -35,21 +37,25 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
 
 
 def _gathered(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
-    """What a stage that gathers has made, and how far its judges agree."""
-    counts = [(key, figure(value)) for key, value in facts.items() if key != "files"]
-    lines = [f"## Stage {name}", "", f"Rows: `{folder / 'data'}`.", "", *table(("figure", "value"), counts), ""]
+    """What a stage that gathers has made, what was lost on the way, and how far its judges agree."""
+    ledger = _ledger(folder)
+    rows = ledger["rows"]
+    odd = ", ".join(f"{rows[fate]:,} {fate}" for fate in ("repeated", "removed", "bad"))
+    lines = [f"## Stage {name}", "", f"Prompts: {rows['taken']:,} of {rows['read']:,} rows ({odd}). Result: `{folder / 'data'}`.", ""]
+    for portion in rows["portions"]:
+        lines += _filtered(portion)
+    lines += [*table(("figure", "value"), [(key, figure(value)) for key, value in facts.items() if key != "files"]), ""]
+    lost = [(key.replace("_", " "), _first_reasons(ledger[key])) for key in LOSSES if ledger.get(key)]
+    lines += [*table(("what became of them", "count"), lost), ""] if lost else []
     agreements = folder / "agreement.json"
-    if agreements.exists():
-        rows = [tuple(map(figure, one.values())) for one in json.loads(agreements.read_text("utf-8"))]
-        lines += [*table(("judges", "cases", "pairs without a tie", "in the same order", "ties", "the same best"), rows), ""]
+    found = json.loads(agreements.read_text("utf-8")) if agreements.exists() else []
+    told = [tuple(map(figure, one.values())) for one in found]
+    lines += [*table(("judges", "cases", "pairs without a tie", "in the same order", "ties", "the same best"), told), ""] if told else []
     return lines
 
 
 def _trained(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
-    data = folder / "data.json"
-    if not data.exists():
-        raise RunError(f"{data}: is missing, so the report cannot say what became of the rows; the models are not touched by that")
-    ledger = json.loads(data.read_text("utf-8"))
+    ledger = _ledger(folder)
     odd = ", ".join(f"{ledger[fate]:,} {fate}" for fate in ("cut", "dropped", "removed", "bad"))
     more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
     rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more} ({odd})"
@@ -58,6 +64,14 @@ def _trained(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
     for portion in ledger["portions"]:
         lines += _filtered(portion)
     return [*lines, *table(("figure at the end", "value"), figures), ""]
+
+
+def _ledger(folder: Path) -> dict[str, Any]:
+    data = folder / "data.json"
+    if not data.exists():
+        raise RunError(f"{data}: is missing, so the report cannot say what became of the rows; the results are not touched by that")
+    ledger: dict[str, Any] = json.loads(data.read_text("utf-8"))
+    return ledger
 
 
 def _filtered(portion: Mapping[str, Any]) -> list[str]:

@@ -32,12 +32,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from zephyr_kit import ZkitError, __version__
+from zephyr_kit.cache import cache_folder
 from zephyr_kit.fingerprint import folder_fingerprint
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
 DISK_ERRORS = (
     "No space left on device",
     "database or disk is full",
+    "disk I/O error",
     "File too large",
     "Disk quota exceeded",
     "Read-only file system",
@@ -189,10 +191,10 @@ def disk_errors_told(folder: Path) -> Iterator[None]:
         kind = next((words for words in DISK_ERRORS if words.lower() in str(error).lower()), None)
         if kind is None:
             raise
-        free = shutil.disk_usage(folder).free / 2**20
+        # What is written goes to either, and an error of the disk seldom says which.
+        free = " and ".join(f"{place} has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free" for place in (folder, cache_folder(".")))
         raise RunError(
-            f"{folder}: {kind[0].lower()}{kind[1:]} ({free:,.0f} MiB are free there); what was saved before stands, "
-            "and the same command goes on when that is mended"
+            f"{kind[0].lower()}{kind[1:]} ({free}); what was saved before stands, and the same command goes on when that is mended"
         ) from error
 
 

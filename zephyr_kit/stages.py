@@ -72,6 +72,8 @@ class TrainStage:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
+        for portion in self.data:
+            _check_rule(portion.binarise, self.objective)
         if self.reference is not None and not self.objective.needs_reference:
             raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
 
@@ -112,7 +114,7 @@ class GatherStage:
     bad_rows: Share = 0.01
     """The share of rows that may be bad, or give no prompt, before the run stops."""
     max_failed: Share = 0.02
-    """The share of requests that may fail, after all that could be tried, before the stage stops."""
+    """The share of replies, or of judgements, that may fail after all that could be tried, before the stage stops."""
     max_cost: Annotated[float, Gt(0)] | None = None
     """US dollars that the answers may cost, those known from before included; needs the endpoint's `price`."""
 
@@ -174,6 +176,14 @@ def _just_one(table: object, first: str, second: str) -> None:
     given = [name for name in (first, second) if getattr(table, name) is not None]
     if len(given) != 1:
         raise ValueError(f"takes either `{first}` or `{second}`, {'not both' if given else 'and has neither'}")
+
+
+def _check_rule(binarise: Binarise | None, objective: Objective) -> None:
+    """A rule that gives another number of completions than the objective takes would make every row a bad one."""
+    given = None if binarise is None or binarise.rule == "ranked" else 1 if binarise.rule == "best" else 2
+    if binarise is not None and given is not None and given != objective.completions:
+        rule = f'`binarise` with rule = "{binarise.rule}"'
+        raise ValueError(f"{rule} gives {given} completion(s), but the objective takes {objective.completions}")
 
 
 def _refuse_pairs(portions: tuple[Portion, ...], name: str) -> None:

@@ -176,6 +176,10 @@ class Client:
             self.pace.wait(self.stop)
             if self.stop.is_set():
                 return Failure("stopped before it was answered", self._cost(heard))
+            # Another run that keeps its answers in the same place may have paid for it by now.
+            known = look_up(self.endpoint, question, self.answers)
+            if known is not None:
+                return charged(known, [*heard, known])
             try:
                 heard.append(self._send(question.again(unusable, attempt)))
                 self._has_answered = True
@@ -199,8 +203,7 @@ class Client:
 
     def _keep(self, question: Question, heard: Sequence[Answer]) -> Answer:
         """The last answer, which stands for all that were paid for."""
-        num_read, num_written = total(one.num_read for one in heard), total(one.num_written for one in heard)
-        answer = replace(heard[-1], num_read=num_read, num_written=num_written)
+        answer = charged(heard[-1], heard)
         self.answers.put(question.identity(self.endpoint.place), {name: getattr(answer, name) for name in Answer.__slots__})
         self._last_heard = monotonic()
         return answer
@@ -240,6 +243,11 @@ class Client:
         attempts = self.endpoint.retries + 1
         tried = f"after {attempts} attempt{'s' if attempts > 1 else ''}"
         return Failure(bracketed(trouble.reason, trouble.particulars, tried), self._cost(heard))
+
+
+def charged(answer: Answer, heard: Sequence[Answer]) -> Answer:
+    """An answer with the tokens of all that were paid for to get it."""
+    return replace(answer, num_read=total(one.num_read for one in heard), num_written=total(one.num_written for one in heard))
 
 
 def read_answer(text: str) -> Answer:

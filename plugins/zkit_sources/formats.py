@@ -130,14 +130,25 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(item)
 
 
+TURNS_LEFT_OUT = "turns after the last reply left out"
+BLANK_TURN = "a blank user turn"
+
+
 def dialogue(turns: Turns) -> Example:
-    """Everything before the first assistant turn is the prompt; what follows the last is dropped."""
+    """Everything before the first assistant turn is the prompt; what follows the last is left out, and noted."""
     spoken = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
     if not spoken:
         for turn in turns:
             check_message(turn)  # a misspelt role is the likelier reason
         raise ExampleError("no assistant turn to learn from" if turns else "the list of turns is empty")
-    return Example(turns[: spoken[0]], (turns[spoken[0] : spoken[-1] + 1],))
+    kept = turns[: spoken[-1] + 1]
+    return Example(kept[: spoken[0]], (kept[spoken[0] :],), notes=notes_on(kept, num_left_out=len(turns) - len(kept)))
+
+
+def notes_on(kept: Turns, *, num_left_out: int) -> tuple[str, ...]:
+    """What is worth counting about a dialogue, each thing once."""
+    blank = any(turn.role == "user" and not turn.content.strip() for turn in kept)
+    return tuple(note for note, holds in ((TURNS_LEFT_OUT, num_left_out > 0), (BLANK_TURN, blank)) if holds)
 
 
 def text_or_turns(value: Any, name: str, *, role: str) -> Turns:

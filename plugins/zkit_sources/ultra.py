@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from zephyr_kit import ZkitError
+from zephyr_kit.config import did_you_mean
 from zephyr_kit.example import Example, ExampleError, Removed
 from zkit_sources.files import Files
 from zkit_sources.formats import FORMATS, Format, FormatName
 from zkit_sources.hub import REPOSITORY, Hub
 from zkit_sources.miniature import write_rows
 from zkit_sources.rated import Rated, ScoreName
-from zkit_sources.schema import Answer, Schema
+from zkit_sources.schema import Answer, Record, Records, Schema
 from zkit_sources.turns import Row, known_keys
 
 SchemaName = Literal["auto", "raw", "prepared"]
+
+FEEDBACK_SOURCES = (
+    *("evol_instruct", "false_qa", "flan_v2_cot", "flan_v2_flan2021", "flan_v2_niv2", "flan_v2_p3"),
+    *("sharegpt", "truthful_qa", "ultrachat"),
+)
+"""As UltraFeedback itself spells them: near to each other, but none a misspelling of another."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Ultra:
 
     def rows(self) -> Iterator[Answer]:
         """Every row, in its order."""
-        return self._schema().examples(self._place().records(), where=self.path)
+        return self._schema().examples(self._records(), where=self.path)
 
     def fingerprint(self) -> str:
         """How rows are read, and what stands for their content."""
@@ -69,6 +76,9 @@ class Ultra:
             raise ZkitError(f'{self.path}: out of reach, so nothing tells the schema to imitate; name it: schema = "raw" or "prepared"')
         path = write_rows(folder, told, seed=f"{self.path} {self.split}")
         return replace(self, path=str(path), split=None, revision=None, schema="raw" if told == self.raw else "prepared")
+
+    def _records(self) -> Records:
+        return self._place().records()
 
     def _options(self) -> dict[str, Any]:
         """What else decides how a row is read."""
@@ -139,6 +149,22 @@ class UltraFeedback(Ultra):
     def miniature(self, folder: Path) -> Self:
         """Generated rows in the same schema, scored in the same way; they come from nowhere that could be dropped."""
         return replace(super().miniature(folder), drop_sources=())
+
+    def _records(self) -> Records:
+        """All of them; at the end, raises ZkitError for a name of `drop_sources` that is misspelt."""
+        seen: set[str] = set()
+        for record in super()._records():
+            if isinstance(record, Record) and isinstance(source := record.values.get("source"), str):
+                seen.add(source)
+            yield record
+        self._check_names(seen)
+
+    def _check_names(self, seen: set[str]) -> None:
+        # A name that is merely absent is fine: its rows may have been taken out before.
+        for name in self.drop_sources:
+            hint = "" if name in seen or name in FEEDBACK_SOURCES else did_you_mean(name, seen.difference(self.drop_sources))
+            if hint:
+                raise ZkitError(f'{self.path}: drop_sources = "{name}" matches no row{hint}')
 
     def _formats(self) -> Mapping[str, Format]:
         raw, prepared = FORMATS[self.raw], FORMATS[self.prepared]

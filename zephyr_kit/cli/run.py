@@ -53,7 +53,7 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
     try:
         evaluations = pipeline.run()
     except KeyboardInterrupt:
-        teller.say("the same command goes on from the last checkpoint")
+        teller.say("the same command goes on where it stood: after the last checkpoint, and with every answer that came")
         raise
     _conclude(teller, preset, folder, evaluations)
 
