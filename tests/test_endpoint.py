@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import loopback
 import pytest
@@ -68,21 +70,17 @@ def test_equal_requests_are_asked_once_and_charged_once(bench: Bench) -> None:
 
 
 def test_what_another_run_paid_for_meanwhile_is_not_asked_again(bench: Bench, tmp_path: Path) -> None:
-    """Two runs share the cache; neither answer was there when the first run looked for it."""
-    with Loopback(echo) as server, closing(Answers(tmp_path / "answers")) as other:
+    """Two runs share the cache; no answer was there yet when this one looked for all of them."""
+    kept = {"text": "from the other run", "ending": "stop", "num_read": 5, "num_written": 3}
+    with closing(Answers(tmp_path / "answers")) as other, Loopback(echo) as server:
         who = completer(server, concurrency=1, price=Price(input=1e6, output=2e6))
 
-        def first_asks(body: dict[str, Any]) -> Said:
-            answer = echo(body)
-            if not others:
-                others.append(answer)
-                kept = {"text": "from the other run", "ending": "stop", "num_read": 5, "num_written": 3}
-                for wanted in requests(3):
-                    other.put([server.base_url, who.body(wanted.dialogue, wanted.sampling)], kept)
-            return answer
+        def mind(body: dict[str, Any]) -> Said:
+            for wanted in requests(3):
+                other.put([server.base_url, who.body(wanted.dialogue, wanted.sampling)], kept)
+            return echo(body)
 
-        others: list[Said] = []
-        server.answer = first_asks
+        server.mind = mind
         replies = write(who, requests(3), bench)
         assert sum(server.asked.values()) == 1
     assert replies[1:] == [Reply("from the other run", cost=11.0)] * 2

@@ -360,7 +360,7 @@ def test_tables_of_a_preset(tmp_path: Path) -> None:
     for key, value, words in (("score", "kindness", "helpfulness"), ("schema", "cooked", "raw"), ("drop_source", ["x"], "drop_sources")):
         with pytest.raises(PresetError, match=words):
             Builder(offers, "p.toml").build(Portion, {**table, key: value}, "data[0]")
-    with pytest.raises(PresetError, match="`split` = \"train\" is for data sets of the hub"):
+    with pytest.raises(PresetError, match='`split` = "train" is for data sets of the hub'):
         Builder(offers, "p.toml").build(Portion, {**table, "split": "train"}, "data[0]")
 
 
