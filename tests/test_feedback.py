@@ -18,6 +18,7 @@ from zephyr_kit.example import Example, Message
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.gathered import GatheredRows, read_row, write_row
 from zephyr_kit.portion import Portion
+from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Failure, Judgement, Reply, Request
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import FeedbackStage, Writer
@@ -126,7 +127,7 @@ def test_equal_questions_are_asked_once(tmp_path):
     twins = [Request((Message("user", text),)) for text in "abab"]
     with closing(table.answers):
         assert [reply.text for reply in desk.complete(scribe, twins, "replies")] == ["the same"] * 4
-        assert (len(scribe.asked), desk.cost) == (2, 1.0)
+        assert (len(scribe.asked), desk.cost, desk.asked["known"]) == (2, 1.0, 0)
         failing = Scribe(lambda _: Failure("busy"), name="other")
         assert list(desk.complete(failing, twins, "replies")) == [Failure("busy")] * 4
         assert len(failing.asked) == 2
@@ -273,6 +274,13 @@ def test_bad_prompts_are_counted_and_too_many_refused(tmp_path):
     assert (read["read"], read["taken"], read["repeated"], read["bad"]) == (18, 12, 5, 1)
     with pytest.raises(ZkitError, match=r"stages.feedback.prompts: 3 of 15 rows give no prompt"):
         run(stage(prompts=(Portion(Prompts(12, bad=3)),)), tmp_path)
+
+
+@pytest.mark.parametrize("prompt", [(), (Message("system", "Be kind."),), (Message("user", "a"), Message("assistant", "b"))])
+def test_what_waits_for_no_reply_is_no_prompt(prompt, monkeypatch):
+    monkeypatch.setattr(Prompts, "rows", lambda self: iter([Example(prompt, (), origin="here"), Example((Message("user", "a"),), ())]))
+    prompts, read = read_prompts([Portion(Prompts())], allowed=0.5, where="prompts")
+    assert (len(prompts), read.bad) == (1, 1)
 
 
 def test_no_pair_at_all_is_an_error(tmp_path):

@@ -97,6 +97,11 @@ def test_a_change_redoes_what_depends_on_it(preset, tmp_path):
         ("samples = 3", "samples = 3, draw = 2", "does not know the key `draw`"),
         ("[stages.feedback]", "[stages.feedback]\ndraw = 7", "`draw` = 7: the completers write only 3 samples for each prompt"),
         ("count = 8 }}]\ncomp", "count = 8, binarise = {} }]\ncomp", "`binarise` in `prompts`: only the prompts are taken of these rows"),
+        (
+            'name = "feedback" }]',
+            'name = "feedback" }]\nheld_out = [{ use = "stage", name = "feedback", binarise = { rule = "best" } }]',
+            '`binarise` with rule = "best" gives 1 completion(s), but the objective takes 2',
+        ),
         ("[stages.feedback]", "[stages.feedback]\nmodel.dtype = 'bfloat16'", "`model`: only a stage that trains sets keys of [model]"),
     ],
 )

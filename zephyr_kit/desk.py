@@ -110,7 +110,7 @@ class Desk:
         firsts = _firsts(questions)
         unknown = self._unknown(questions, sorted(set(firsts)), read)
         done = len(questions) - len(unknown)
-        self.asked.update(questions=len(questions), known=done)
+        self.asked.update(questions=len(questions), known=len(set(firsts)) - len(unknown))
         with self.narrator.track(label, len(questions)) as advance:
             advance(done)
             with closing(_numbered(work, unknown)) as answers:

@@ -104,8 +104,8 @@ def _prompt(row: Example | BadRow | Removed) -> Prompt | BadRow | Removed:
             check_message(message)
     except ExampleError as error:
         return BadRow(row.origin, str(error))
-    if not row.prompt or row.prompt[-1].role == "assistant":
-        return BadRow(row.origin, "no prompt comes before the first reply")
+    if not row.prompt or row.prompt[-1].role not in ("user", "tool"):
+        return BadRow(row.origin, "no prompt that waits for a reply comes before the first one")
     if not row.prompt[-1].content.strip():
         return BadRow(row.origin, "the prompt is empty")
     return Prompt(row.prompt, row.origin)

@@ -72,7 +72,7 @@ class TrainStage:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
-        for portion in self.data:
+        for portion in (*self.data, *self.held_out):
             _check_rule(portion.binarise, self.objective)
         if self.reference is not None and not self.objective.needs_reference:
             raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
