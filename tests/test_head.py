@@ -26,7 +26,7 @@ def head_inputs(
 @pytest.mark.parametrize("max_logits", [1, 50, 1 << 24])
 @pytest.mark.parametrize(("rows", "width", "vocabulary"), [(1, 1, 2), (7, 5, 13), (16, 8, 16), (33, 3, 7), (5, 64, 1)])
 def test_the_head_is_log_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, width: int, vocabulary: int, max_logits: int) -> None:
-    monkeypatch.setattr(head, "MAX_LOGITS", max_logits)
+    monkeypatch.setitem(head.MAX_LOGITS, "cpu", max_logits)
     hidden, weight, target, upstream = head_inputs(rows, width, vocabulary)
     found, expected = target_logp(hidden, weight, target), plainly(hidden, weight, target)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -36,14 +36,14 @@ def test_the_head_is_log_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, wid
 
 
 def test_the_head_has_the_gradient_of_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "MAX_LOGITS", 20)
+    monkeypatch.setitem(head.MAX_LOGITS, "cpu", 20)
     hidden, weight, target, _ = head_inputs(6, 4, 9)
     assert torch.autograd.gradcheck(lambda h, w: target_logp(h, w, target), (hidden, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_in_shorter_types(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(head, "MAX_LOGITS", 300)
+    monkeypatch.setitem(head.MAX_LOGITS, "cpu", 300)
     hidden, weight, target, upstream = head_inputs(29, 16, 101, dtype, scale=0.5)
     found = target_logp(hidden, weight, target)
     assert found.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from torch import Tensor
 from zephyr_kit import ZkitError
 
 Item = TypeVar("Item")
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""Of glibc's mallopt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,23 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors leave for those that follow.
+
+    It returns large blocks to the system as they are freed, and the system clears each of their pages
+    when it is touched again: a tenth of a training step on a CPU. Another C library is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
 def give_back_memory() -> None:
-    """Return what models that are no longer there have held; torch keeps it, and another library could not have it."""
+    """Return what models that are no longer there have held; torch and glibc keep it, and another could not have it."""
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

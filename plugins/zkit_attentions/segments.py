@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from zephyr_kit.batch import Batch
+from zkit_attentions.merged import fits, merged_attention
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Segments:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
     ) -> Tensor:
+        if fits(query, batch, window=window, dropout=dropout):
+            return merged_attention(query, key, value, batch, scale=scale)
         groups = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
         # Split, not sliced: the backward of a slice fills a whole tensor with zeros, for every segment.

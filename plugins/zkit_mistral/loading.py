@@ -14,7 +14,7 @@ from zephyr_kit.weights import looks_like_folder
 from zkit_mistral import attention, scratch
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
-from zkit_mistral.norms import keep_dtype
+from zkit_mistral.pointwise import fuse
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
 from zkit_mistral.reach import refusals
@@ -46,8 +46,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         _check_head(model)
         _keep_differentiable(model)
         _keep_one_arithmetic(model, device)
-        if settings.dtype == "float64":
-            keep_dtype(model)
+        fuse(model, getattr(torch, settings.dtype))
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
         adapters = _adapters(settings, model, start, train=train)
         if adapters is None:

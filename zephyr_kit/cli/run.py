@@ -38,8 +38,9 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
     from zephyr_kit.pipeline import Pipeline
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.smoke import miniature
-    from zephyr_kit.world import find_device
+    from zephyr_kit.world import find_device, keep_freed_memory
 
+    keep_freed_memory()
     teller = Teller()
     plugins.add(teller, "zkit-teller")
     if smoke:
