@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import filters, tokenising, training
+from benchmarks import engine, filters, packing, start, tokenising, training
 
-BENCHMARKS = {"filters": filters, "tokenising": tokenising, "training": training}
+BENCHMARKS = {one.__name__.rpartition(".")[2]: one for one in (engine, filters, packing, start, tokenising, training)}
 
 
 def main() -> None:
@@ -14,7 +14,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parsers = parser.add_subparsers(dest="name", required=True)
     for name, benchmark in BENCHMARKS.items():
-        one = parsers.add_parser(name, help=benchmark.__doc__, description=benchmark.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        about = benchmark.__doc__
+        one = parsers.add_parser(name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         one.add_argument("--processors", type=int, default=2, help="how many to use")
         benchmark.add_arguments(one)
     given = parser.parse_args()

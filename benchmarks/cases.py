@@ -123,10 +123,6 @@ class Work:
 
         return Corpus(self.folder)
 
-    def num_tokens(self) -> list[int]:
-        """Real tokens of each step: a prompt counts once for each completion, whoever shares it."""
-        return [sum(map(real_tokens, (self.corpus[index] for index in self.step(number)))) for number in range(self.num_steps)]
-
 
 def real_tokens(tree: Tree) -> int:
     """Tokens of an example as a model without sharing reads them."""
@@ -161,7 +157,7 @@ def prepare(case: Case) -> tuple[Work, list[int]]:
         plan = Plan(corpus.lengths, SEED, examples_per_step=PAIRS_PER_STEP, steps=case.steps)
         steps = [[(index,) for index in plan.step(number)] for number in range(case.steps)]
     work = Work(corpus.folder, tuple(map(tuple, steps)))
-    return work, work.num_tokens()
+    return work, [sum(real_tokens(corpus[index]) for index in work.step(number)) for number in range(work.num_steps)]
 
 
 def _packed_steps(corpus: Corpus, num_steps: int) -> Sequence[Sequence[tuple[int, ...]]]:

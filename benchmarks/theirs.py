@@ -3,7 +3,8 @@
 On a CPU transformers keeps the examples of a packed row apart with scaled dot-product attention,
 by a (T, T) mask that it makes of the position ids, so packing is exact there (flex attention
 has no backward pass, flash attention no kernel). trl's padding-free batches lie end to end in one row,
-whose mask grows with its square; so rows may be faster one at a time.
+whose mask grows with its square, and its DPO pads the pairs of a batch to the longest; so rows, or
+pairs, may be faster one at a time, their gradients accumulated.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from zephyr_kit.batch import Tree
 
 PACKED, ROW_BY_ROW, PADDED = "packing", "packing, row by row", "padding"
-PRECOMPUTED, LIVE = "precomputed reference", "reference at every step"
-SETTINGS = {"sft": (PACKED, ROW_BY_ROW, PADDED), "dpo": (PRECOMPUTED, LIVE)}
+PRECOMPUTED, PAIR_BY_PAIR, LIVE = "precomputed reference", "precomputed reference, pair by pair", "reference at every step"
+SETTINGS = {"sft": (PACKED, ROW_BY_ROW, PADDED), "dpo": (PRECOMPUTED, PAIR_BY_PAIR, LIVE)}
 """The names of trl's settings for each objective."""
 
 Batches = list[list[int]]
@@ -44,9 +45,10 @@ def train(case: Case, work: Work, setting: str, watch: Watch) -> Trace:
 def _trainer(case: Case, work: Work, setting: str, folder: str, watch: Watch) -> Any:
     import torch
     from datasets import Dataset
-    from tests.oracles.trl_runs import in_order
     from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
     from trl import DPOTrainer, SFTTrainer
+
+    from tests.oracles.trl_runs import in_order
 
     class Steps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -73,13 +75,15 @@ def _data(work: Work, setting: str) -> tuple[list[dict[str, list[int]]], Batches
 
     if setting in (PACKED, ROW_BY_ROW):
         rows = [_packed([work.corpus[index] for index in row]) for step in work.steps for row in step]
-        numbers, batches = iter(range(len(rows))), []
-        for step in work.steps:
-            mine = [next(numbers) for _ in step]
-            batches += [mine] if setting == PACKED else [[number] for number in mine]
-        return rows, batches
-    write = demonstration if setting == PADDED else pair
-    return [write(work.corpus[index]) for index in range(len(work.corpus))], [work.step(number) for number in range(work.num_steps)]
+        numbers = iter(range(len(rows)))
+        steps = [[next(numbers) for _ in step] for step in work.steps]
+    else:
+        write = demonstration if setting == PADDED else pair
+        rows = [write(work.corpus[index]) for index in range(len(work.corpus))]
+        steps = [work.step(number) for number in range(work.num_steps)]
+    if setting in (ROW_BY_ROW, PAIR_BY_PAIR):
+        return rows, [[number] for step in steps for number in step]
+    return rows, steps
 
 
 def _packed(trees: Sequence[Tree]) -> dict[str, list[int]]:
@@ -99,8 +103,9 @@ def _adapters() -> Any:
 
 def _configuration(case: Case, work: Work, setting: str, folder: str, *, num_micro_batches: int) -> Any:
     """The oracle's settings, on any device, with torch's fused AdamW as on our side."""
-    from tests.oracles.trl_runs import Recipe, arguments
     from trl import DPOConfig, SFTConfig
+
+    from tests.oracles.trl_runs import Recipe, arguments
 
     recipe = Recipe(learning_rate=case.learning_rate, num_steps=work.num_steps, num_micro_batches=num_micro_batches)
     shared = {
@@ -114,7 +119,7 @@ def _configuration(case: Case, work: Work, setting: str, folder: str, *, num_mic
     if case.objective == "sft":
         packing = {"packing": True, "max_length": MAX_LENGTH} if setting != PADDED else {}
         return SFTConfig(**{**shared, **packing})
-    batch = len(work.steps[0])
+    batch = len(work.steps[0]) // num_micro_batches
     return DPOConfig(
-        **shared, loss_type=["sigmoid"], beta=0.1, precompute_ref_log_probs=setting == PRECOMPUTED, precompute_ref_batch_size=batch
+        **shared, loss_type=["sigmoid"], beta=0.1, precompute_ref_log_probs=setting != LIVE, precompute_ref_batch_size=batch
     )

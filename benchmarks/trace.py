@@ -35,11 +35,16 @@ class Trace:
         return median(tokens / seconds for tokens, seconds in zip(num_tokens[1:], self.processor_seconds, strict=True))
 
 
+def now() -> Moment:
+    """The time on both clocks."""
+    return time.perf_counter(), time.process_time()
+
+
 @dataclass
 class Watch:
     """Notes when each step ends."""
 
-    begun: Moment = field(default_factory=lambda: _now())
+    begun: Moment = field(default_factory=now)
     ends: list[Moment] = field(default_factory=list)
     start: int = 0
 
@@ -49,7 +54,7 @@ class Watch:
 
     def step_ended(self) -> None:
         """Called after each step."""
-        self.ends.append(_now())
+        self.ends.append(now())
 
     def trace(self, losses: Sequence[float], norms: Sequence[float]) -> Trace:
         """All that was noted."""
@@ -68,10 +73,6 @@ def peak() -> int:
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _told("VmHWM")
-
-
-def _now() -> Moment:
-    return time.perf_counter(), time.process_time()
 
 
 def _told(name: str) -> int:

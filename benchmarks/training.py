@@ -10,12 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import ours, theirs
+from benchmarks import ours, table, theirs
 from benchmarks.cases import Case, Work, prepare
 from benchmarks.measure import GIB, RESULTS, apart, surroundings
 from benchmarks.models import SHAPES
 from benchmarks.plot import plot
-from benchmarks.table import write_table
 from benchmarks.trace import Trace, Watch
 from benchmarks.workloads import WORKLOADS
 from zephyr_kit.cache import cache_folder
@@ -60,9 +59,10 @@ def run(given: argparse.Namespace) -> None:
         for allocator in given.allocator:
             traces = _alternate(case, work, allocator, given)
             cell = _cell(case, allocator, traces, num_tokens)
+            _tell(cell)
             _keep(given.results, {**cell, "surroundings": surroundings(given.processors, PACKAGES)})
     cells = json.loads((given.results / "training.json").read_text("utf-8"))
-    print(write_table(cells, given.results / "training.md"))  # noqa: T201
+    print(table.write_table(cells, given.results / "training.md"))  # noqa: T201
     plot(cells, given.results / "training.png")
 
 
@@ -96,8 +96,8 @@ def _cell(case: Case, allocator: str, traces: Mapping[str, Sequence[Trace]], num
             sides[side] = {**figures, **_compared(own, figures)}
             if sides[side]["largest difference of a loss"] > MAX_DIFFERENCE:
                 raise SystemExit(f"{case.model}, {case.method}, {case.workload}: the losses of {side} are not ours: {sides[side]}, {own}")
-    key = {"model": case.model, "method": case.method, "workload": case.workload, "allocator": allocator}
-    return {**key, "dtype": case.dtype, "device": case.device, "runs": len(traces[OURS]), "real tokens of each step": num_tokens, "sides": sides}
+    key = {**{name: getattr(case, name) for name in KEY if name != "allocator"}, "allocator": allocator}
+    return {**key, "runs": len(traces[OURS]), "real tokens of each step": num_tokens, "sides": sides}
 
 
 def _figures(runs: Sequence[Trace], num_tokens: Sequence[int]) -> dict[str, Any]:
@@ -125,6 +125,13 @@ def _compared(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
 
 def _difference(ones: Sequence[float], others: Sequence[float]) -> float:
     return float(f"{max(abs(one - other) / abs(other) for one, other in zip(ones, others, strict=True)):.1e}")
+
+
+def _tell(cell: Mapping[str, Any]) -> None:
+    """A line, for measurements take long."""
+    what = " ".join(cell[name] for name in KEY)
+    fastest = table.fastest(cell)
+    print(f"{what}: {fastest['times as fast']} times as fast, {fastest['share of its memory']} of the memory", flush=True)  # noqa: T201
 
 
 def _keep(results: Path, cell: Mapping[str, Any]) -> None:
