@@ -14,9 +14,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parsers = parser.add_subparsers(dest="name", required=True)
     for name, benchmark in BENCHMARKS.items():
-        about = benchmark.__doc__
-        one = parsers.add_parser(name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        one.add_argument("--processors", type=int, default=2, help="how many to use")
+        one = parsers.add_parser(name, help=benchmark.__doc__, description=benchmark.__doc__)
+        one.add_argument("--processors", type=int, default=2, help="how many to use (default: %(default)s)")
         benchmark.add_arguments(one)
     given = parser.parse_args()
     BENCHMARKS[given.name].run(given)

@@ -28,9 +28,9 @@ APART = (*MODEL_WORK, "clipping", "feed")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is measured."""
-    parser.add_argument("--model", choices=SHAPES, default="25m")
+    parser.add_argument("--model", choices=SHAPES, default="25m", help="default: %(default)s")
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["arena", "chat"])
-    parser.add_argument("--steps", type=int, default=8, help="the first is not timed")
+    parser.add_argument("--steps", type=int, default=8, help="the first is not timed (default: %(default)s)")
 
 
 def run(given: argparse.Namespace) -> None:

@@ -26,9 +26,9 @@ SECONDS_BETWEEN_LOOKS = 0.01
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is started, and how often."""
-    parser.add_argument("--model", choices=SHAPES, default="37m")
+    parser.add_argument("--model", choices=SHAPES, default="37m", help="default: %(default)s")
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["arena", "chat"])
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="after the first one (default: %(default)s)")
 
 
 def run(given: argparse.Namespace) -> None:

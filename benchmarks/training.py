@@ -31,39 +31,60 @@ ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "glibc": {},
 }
 """Whether freed memory stays with the process, or glibc gives large blocks back to the system, which has to clear them anew."""
-QUICK: Mapping[str, Any] = {"model": ["5m"], "runs": 1, "steps": 3, "allocator": ["kept"], "results": Path("runs/benchmarks")}
+FULL_SIZE: Mapping[str, Any] = {
+    "model": ["37m"],
+    "workload": list(WORKLOADS),
+    "method": ["full", "lora"],
+    "allocator": list(ALLOCATORS),
+    "runs": 5,
+    "steps": 6,
+    "results": RESULTS,
+}
+QUICK: Mapping[str, Any] = {
+    **FULL_SIZE,
+    "model": ["5m"],
+    "workload": ["arena", "chat"],
+    "allocator": ["kept"],
+    "runs": 1,
+    "steps": 3,
+    "results": Path("runs/benchmarks"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is measured."""
-    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["37m"])
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--method", nargs="+", choices=("full", "lora"), default=["full", "lora"])
-    parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS), help="whether freed memory is kept")
-    parser.add_argument("--runs", type=int, default=5, help="of each side, by turns")
-    parser.add_argument("--steps", type=int, default=6, help="of each run, the first not timed")
+    """What is measured; what is not given is as in `FULL_SIZE`, or in `QUICK`."""
+    parser.add_argument("--quick", action="store_true", help=_told(QUICK))
+    parser.add_argument("--model", nargs="+", choices=SHAPES, help=f"without --quick: {_told(FULL_SIZE)}")
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS)
+    parser.add_argument("--method", nargs="+", choices=("full", "lora"))
+    parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, help="whether freed memory is kept, or left to glibc's defaults")
+    parser.add_argument("--runs", type=int, help="of each side, by turns")
+    parser.add_argument("--steps", type=int, help="of each run; the first is not timed")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the table is kept, and added to")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the table is kept, and added to")
-    parser.add_argument("--quick", action="store_true", help=f"the smallest model, once, a few steps, into {QUICK['results']}")
 
 
 def run(given: argparse.Namespace) -> None:
     """Measure every combination; the table and the plot show them with those measured before."""
-    if given.quick:
-        vars(given).update(QUICK)
+    for name, value in (QUICK if given.quick else FULL_SIZE).items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
     home = cache_folder("benchmarks")
     for model, workload, method in itertools.product(given.model, given.workload, given.method):
         case = Case(model, method, workload, given.steps, home, given.device, given.dtype)
         work, num_tokens = apart(prepare, case, folder=home, processors=given.processors)
         for allocator in given.allocator:
-            traces = _alternate(case, work, allocator, given)
-            cell = _cell(case, allocator, traces, num_tokens)
+            cell = _cell(case, allocator, _alternate(case, work, allocator, given), num_tokens)
             _tell(cell)
             _keep(given.results, {**cell, "surroundings": surroundings(given.processors, PACKAGES)})
     cells = json.loads((given.results / "training.json").read_text("utf-8"))
     print(table.write_table(cells, given.results / "training.md"))  # noqa: T201
     plot(cells, given.results / "training.png")
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in settings.items())
 
 
 def measure(case: Case, work: Work, side: str) -> Trace:
