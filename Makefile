@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The tested versions; without it, the newest that the ranges in pyproject.toml allow.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: install quickstart test lint check clean
+.PHONY: install quickstart test lint check bench clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/lint-imports
 
 check: lint test
+
+bench: install
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[bench]'
+	$(BIN)/python -m benchmarks training --quick
 
 clean:
 	rm -rf .venv build dist

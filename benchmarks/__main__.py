@@ -1,23 +1,24 @@
-"""`python -m benchmarks filters` or `python -m benchmarks tokenising`."""
+"""`python -m benchmarks NAME`: see benchmarks/README.md."""
 
 from __future__ import annotations
 
 import argparse
 
-from benchmarks import filters, tokenising
+from benchmarks import engine, filters, packing, start, tokenising, training
 
-BENCHMARKS = {"filters": (filters.run, (10_000, 200_000)), "tokenising": (tokenising.run, (200_000,))}
+BENCHMARKS = {one.__name__.rpartition(".")[2]: one for one in (engine, filters, packing, start, tokenising, training)}
 
 
 def main() -> None:
     """Run one of them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--dialogues", type=int, nargs="+", metavar="N", help="how many, instead of the sizes of the README")
-    parser.add_argument("--processors", type=int, default=2, help="how many to use (default: 2)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parsers = parser.add_subparsers(dest="name", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        one = parsers.add_parser(name, help=benchmark.__doc__, description=benchmark.__doc__)
+        one.add_argument("--processors", type=int, default=2, help="how many to use (default: %(default)s)")
+        benchmark.add_arguments(one)
     given = parser.parse_args()
-    run, sizes = BENCHMARKS[given.name]
-    run(tuple(given.dialogues or sizes), given.processors)
+    BENCHMARKS[given.name].run(given)
 
 
 if __name__ == "__main__":

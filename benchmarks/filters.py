@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from benchmarks import dialogues
 from benchmarks.measure import apart, processor_seconds, report, timed, watched
 
+SIZES = (10_000, 200_000)
 FILTERS: tuple[Any, ...] = (
     "truecase",
     "disclaimers",
@@ -20,14 +22,19 @@ FILTERS: tuple[Any, ...] = (
 )
 
 
-def run(sizes: tuple[int, ...], processors: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much of it."""
+    parser.add_argument("--dialogues", type=int, nargs="+", default=SIZES, metavar="N", help="how many; a measurement for each number")
+
+
+def run(given: argparse.Namespace) -> None:
     """Write dialogues, let them pass, tell."""
     rows = []
-    for size in sizes:
+    for size in given.dialogues:
         with tempfile.TemporaryDirectory(prefix="zkit-filters-") as folder:
             path = dialogues.write(Path(folder), size)
-            rows.append(apart(measure, path, size, folder=Path(folder), processors=processors))
-    report("filters", rows, processors=processors)
+            rows.append(apart(measure, path, size, folder=Path(folder), processors=given.processors))
+    report("filters", rows, processors=given.processors)
 
 
 def measure(path: Path, size: int) -> dict[str, Any]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_LOOKS = 0.2
 GIB = 2**30
+PACKAGES = ("datasketch", "tokenizers", "transformers")
 
 
 @dataclass
@@ -85,23 +89,37 @@ def processor_seconds() -> float:
     return round(sum(os.times()[:4]), 1)
 
 
-def apart(work: Callable[..., Any], *given: Any, folder: Path, processors: int) -> Any:
+def apart(work: Callable[..., Any], *given: Any, folder: Path, processors: int, environment: Mapping[str, str] | None = None) -> Any:
     """What comes of the work in a fresh process with so many processors, its cache in `folder`."""
-    environment = {"ZKIT_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_confine, initargs=(processors, environment)) as pool:
+    cache = {"ZKIT_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    # Set here, not in the new process: an allocator reads its settings before anything else runs.
+    with (
+        mock.patch.dict(os.environ, {**cache, **(environment or {})}),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_confine, initargs=(processors,)) as pool,
+    ):
         return pool.submit(work, *given).result()
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], *, processors: int) -> None:
+def report(name: str, rows: Sequence[Mapping[str, Any]], *, processors: int, packages: Sequence[str] = PACKAGES) -> None:
     """Print a table, a column for each size, and keep it as JSON."""
     width = max(len(key) for row in rows for key in row)
     for key in rows[0]:
         print(f"{key:{width}}", *(f"{_figure(row[key]):>14}" for row in rows))  # noqa: T201
-    packages = {each: version(each) for each in ("datasketch", "tokenizers", "transformers")}
-    surroundings = {"python": platform.python_version(), "processors": processors, "processor": _processor(), "packages": packages}
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"surroundings": surroundings, "results": list(rows)}, indent=1, ensure_ascii=False)
+    text = json.dumps({"surroundings": surroundings(processors, packages), "results": list(rows)}, indent=1, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def surroundings(processors: int, packages: Sequence[str]) -> dict[str, Any]:
+    """The machine, the versions, the command and the day."""
+    return {
+        "python": platform.python_version(),
+        "processors": processors,
+        "processor": _processor(),
+        "packages": {each: version(each) for each in packages},
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+    }
 
 
 def _figure(value: Any) -> str:
@@ -115,7 +133,6 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _confine(processors: int, environment: Mapping[str, str]) -> None:
-    os.environ.update(environment)
+def _confine(processors: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])

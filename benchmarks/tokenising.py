@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,25 @@ from typing import Any
 from benchmarks import dialogues
 from benchmarks.measure import apart, processor_seconds, report, timed, watched
 
+SIZES = (200_000,)
 MAX_LENGTH, TOKENS_PER_STEP, TOKENS_PER_BATCH = 2048, 131_072, 16_384
 
 
-def run(sizes: tuple[int, ...], processors: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much of it."""
+    parser.add_argument("--dialogues", type=int, nargs="+", default=SIZES, metavar="N", help="how many; a measurement for each number")
+
+
+def run(given: argparse.Namespace) -> None:
     """Write dialogues, tokenise and plan, twice, tell."""
     rows = []
-    for size in sizes:
+    for size in given.dialogues:
         with tempfile.TemporaryDirectory(prefix="zkit-tokenising-") as folder:
             path = dialogues.write(Path(folder), size)
-            first, again = (apart(measure, path, folder=Path(folder), processors=processors) for _ in range(2))
+            first, again = (apart(measure, path, folder=Path(folder), processors=given.processors) for _ in range(2))
             repeated = {f"{name}, second time": again[name] for name in ("seconds to prepare", "seconds to plan and pack")}
             rows.append({"dialogues": size, **first, **repeated})
-    report("tokenising", rows, processors=processors)
+    report("tokenising", rows, processors=given.processors)
 
 
 def measure(path: Path) -> dict[str, Any]:

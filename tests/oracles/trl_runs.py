@@ -98,12 +98,12 @@ class Run:
 
 def trl_sft(model: Path | str, trees: Sequence[Tree], recipe: Recipe | None = None) -> Run:
     """Train on demonstrations: mean negative log-likelihood of the trained tokens of a step."""
-    rows = [_demonstration(tree) for tree in trees]
+    rows = [demonstration(tree) for tree in trees]
     with quiet(), tempfile.TemporaryDirectory() as folder:
         from trl import SFTConfig, SFTTrainer
 
         recipe = recipe or Recipe()
-        config = SFTConfig(**_arguments(recipe, folder))
+        config = SFTConfig(**arguments(recipe, folder))
         return _run(SFTTrainer, config, model, rows, recipe)
 
 
@@ -119,7 +119,7 @@ def trl_dpo(
 ) -> Run:
     """Train on pairs, the chosen completion first, against the model as it was; `loss_type` is trl's."""
     recipe = recipe or Recipe()
-    rows = [_pair(tree) for tree in trees]
+    rows = [pair(tree) for tree in trees]
     if loss_type == "sigmoid" and label_smoothing:
         loss_type, recipe = "aot", _pair_by_pair(recipe)
     assert not label_smoothing or loss_type in ("robust", "exo_pair", "aot"), f"trl ignores label_smoothing with {loss_type}"
@@ -127,7 +127,7 @@ def trl_dpo(
         from trl import DPOConfig, DPOTrainer
 
         config = DPOConfig(
-            **_arguments(recipe, folder),
+            **arguments(recipe, folder),
             loss_type=[loss_type],
             beta=beta,
             label_smoothing=label_smoothing,
@@ -137,7 +137,7 @@ def trl_dpo(
         return _run(DPOTrainer, config, model, rows, recipe)
 
 
-def _demonstration(tree: Tree) -> dict[str, list[int]]:
+def demonstration(tree: Tree) -> dict[str, list[int]]:
     """The row that SFTTrainer takes as it is."""
     assert len(tree.completions) == 1, "a demonstration has one completion"
     ids = np.concatenate([tree.prompt, tree.completions[0]])
@@ -146,7 +146,7 @@ def _demonstration(tree: Tree) -> dict[str, list[int]]:
     return {"input_ids": ids.tolist(), "labels": np.where(trained, ids, -100).tolist()}
 
 
-def _pair(tree: Tree) -> dict[str, list[int]]:
+def pair(tree: Tree) -> dict[str, list[int]]:
     """The row that DPOTrainer's collator takes."""
     assert len(tree.completions) == 2, "a pair has two completions"
     assert len(tree.prompt), "trl's ipo counts a first token that nothing precedes, and cannot score it"
@@ -161,7 +161,7 @@ def _pair_by_pair(recipe: Recipe) -> Recipe:
     return Recipe(**{name: getattr(recipe, name) for name in recipe.__slots__} | {"num_micro_batches": recipe.batch_size})
 
 
-def _arguments(recipe: Recipe, folder: str) -> dict[str, Any]:
+def arguments(recipe: Recipe, folder: str) -> dict[str, Any]:
     """What both trainers' configurations share."""
     assert recipe.schedule != "constant" or not recipe.warmup_ratio, "constant ignores warm-up: constant_with_warmup"
     return {
@@ -211,7 +211,7 @@ def _run(trainer_class: type, config: Any, model: Path | str, rows: list[dict[st
     from transformers import PrinterCallback
 
     dataset = Dataset.from_list(rows)
-    trainer = _in_order(trainer_class, _batches(len(rows), recipe))(model=str(model), args=config, train_dataset=dataset)
+    trainer = in_order(trainer_class, _batches(len(rows), recipe))(model=str(model), args=config, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     logs = trainer.step_logs
@@ -221,7 +221,7 @@ def _run(trainer_class: type, config: Any, model: Path | str, rows: list[dict[st
     return Run(losses, grad_norms, rates, state)
 
 
-def _in_order(trainer_class: Any, batches: list[list[int]]) -> Any:
+def in_order(trainer_class: Any, batches: list[list[int]]) -> Any:
     """The trainer without data preparation, with the given batches, that remembers its logs."""
 
     class InOrder(trainer_class):  # type: ignore[misc]
@@ -246,13 +246,14 @@ def _in_order(trainer_class: Any, batches: list[list[int]]) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, num_threads: int | None = 1) -> Iterator[None]:
     """No network, no progress bars, `WARNINGS` silenced, one thread; all of it, and the seeds, put back after.
 
-    One thread, because two on a busy machine wait for each other (4 s became 90) and round differently.
+    One thread, because two on a busy machine wait for each other (4 s became 90) and round differently;
+    None leaves as many as there are.
     """
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
-    with mock.patch.dict(os.environ, offline), warnings.catch_warnings(), _seeds_kept(), _one_thread():
+    with mock.patch.dict(os.environ, offline), warnings.catch_warnings(), _seeds_kept(), _threads(num_threads):
         _silence()
         import huggingface_hub.constants
         from accelerate import state
@@ -291,9 +292,9 @@ def _seeds_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _threads(wanted: int | None) -> Iterator[None]:
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(wanted or num_threads)
     try:
         yield
     finally:

@@ -1,0 +1,63 @@
+"""Seconds from `zkit run PRESET` to the end of its first step, when the data and the reference scores are known."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import tomli_w
+
+from benchmarks.cases import Case, prepare
+from benchmarks.measure import apart, report
+from benchmarks.models import SHAPES
+from benchmarks.training import PACKAGES
+from benchmarks.workloads import WORKLOADS
+from zephyr_kit.cache import cache_folder
+
+COMMAND = (sys.executable, "-c", "from zephyr_kit.cli import main; main()", "run")
+SECONDS_BETWEEN_LOOKS = 0.01
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is started, and how often."""
+    parser.add_argument("--model", choices=SHAPES, default="37m", help="default: %(default)s")
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["arena", "chat"])
+    parser.add_argument("--runs", type=int, default=3, help="after the first one (default: %(default)s)")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run a preset of one step once, so that all is prepared, then again and again in new folders."""
+    home = cache_folder("benchmarks")
+    rows = []
+    for workload in given.workload:
+        case = Case(given.model, "full", workload, 1, home)
+        apart(prepare, case, folder=home, processors=given.processors)
+        with tempfile.TemporaryDirectory(prefix="zkit-start-") as folder:
+            preset = Path(folder) / "start.toml"
+            preset.write_text(tomli_w.dumps(case.preset()), "utf-8")
+            first, *again = (_seconds(preset, Path(folder) / f"run-{number}", home) for number in range(given.runs + 1))
+        figures = {"seconds, the first time": first, "seconds, again": round(median(again), 2)}
+        rows.append({"workload": workload, "model": given.model, **figures})
+    report("start", rows, processors=given.processors, packages=PACKAGES)
+
+
+def _seconds(preset: Path, output: Path, home: Path) -> float:
+    """Until the first line of metrics stands in the folder of the stage."""
+    environment = {**os.environ, "ZKIT_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
+    metrics = output / "train" / "metrics.jsonl"
+    begun = time.perf_counter()
+    command = [*COMMAND, str(preset), "--output", str(output)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603  our own command
+    while not (metrics.exists() and metrics.stat().st_size):
+        if process.poll():
+            raise SystemExit(f"zkit run {preset} failed")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    seconds = time.perf_counter() - begun
+    process.wait()
+    return round(seconds, 2)
