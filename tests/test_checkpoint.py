@@ -423,3 +423,36 @@ def test_an_optimizer_that_has_taken_no_step_comes_back(tmp_path: Path) -> None:
     again.load_state(read(place))
     advance(again, 1)
     assert again.num_steps_taken == 1
+
+
+@pytest.mark.parametrize(("factory", "theirs"), [(AdamW8bit(), "AdamW8bit"), (PagedAdamW32bit(), "AdamW")])
+def test_bitsandbytes_is_mended_and_not_changed(factory: AdamW, theirs: str) -> None:
+    import bitsandbytes
+
+    ours, plain = trainer(factory), trainer(factory)
+    plain.optimizer = getattr(bitsandbytes.optim, theirs)(plain.parameters, lr=1e-2, weight_decay=0.0)
+    for each in (ours, plain):
+        advance(each, 4)
+    for one, other in zip(ours.parameters, plain.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("factory", [PagedAdamW8bit(), PagedAdamW32bit()], ids=lambda factory: type(factory).__name__)
+def test_paged_state_is_paged_again_when_training_goes_on(monkeypatch: pytest.MonkeyPatch, factory: AdamW) -> None:
+    """As on a GPU, where bitsandbytes would put the whole state on the device."""
+    from zkit_optimizers.pages import MendedAdamW
+
+    first, again = trainer(factory), trainer(factory)
+    advance(first, 2)
+    pages: list[torch.Tensor] = []
+
+    def page(_: MendedAdamW, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        pages.append(torch.zeros_like(parameter, dtype=dtype))
+        return pages[-1]
+
+    monkeypatch.setattr(MendedAdamW, "get_state_buffer", page)
+    again.optimizer.is_paged = True  # type: ignore[attr-defined]
+    again.load_state(first.state())
+    places = {state[name].data_ptr() for state in again.optimizer.state.values() for name in ("state1", "state2")}
+    assert places == {tensor.data_ptr() for tensor in pages}
+    assert_same(again.state(), first.state())

@@ -88,7 +88,7 @@ def on_the_host(module: nn.Module, *, smallest: int = SMALLEST_MOVED) -> Iterato
     """Let large activations wait on the host for the backward pass; parameters stay where they are."""
     stay = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     device = next(module.parameters()).device
-    mover = _OnStream(torch.cuda.Stream(device)) if device.type == "cuda" else _Mover()
+    mover = _OnStream(torch.cuda.Stream(device)) if device.type == "cuda" else _Mover()  # type: ignore[no-untyped-call]
 
     def pack(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         own = tensor.untyped_storage().data_ptr() not in stay
