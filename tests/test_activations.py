@@ -14,7 +14,8 @@ from tiny import ListCorpus, random_trees, write_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from zkit_mistral.activations import on_the_host
+from torch.utils.checkpoint import CheckpointPolicy
+from zkit_mistral.activations import Dear, on_the_host
 from zkit_mistral.backend import Lora, Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW
@@ -121,6 +122,17 @@ def test_each_way_keeps_less_than_the_one_before(tmp_path: Path, options: dict[s
     assert block < 1 + 2.5, "the input; and the ends of the model, by the layer"
     assert block + 4 < selective < block + 5, "attention, q, k and v (half as wide), o; and what an adapter makes of them"
     assert selective + 24 < none
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_attention_is_kept_unless_it_draws_random_numbers(dropout: float) -> None:
+    """A GPU's kernel draws inside: what is drawn after a kernel that was skipped would be others."""
+    from transformers import MistralConfig
+
+    dear = Dear.of(MistralConfig(attention_dropout=dropout))
+    kernels = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_efficient_attention
+    for kernel in kernels:
+        assert dear(None, kernel.default) is (CheckpointPolicy.PREFER_RECOMPUTE if dropout else CheckpointPolicy.MUST_SAVE)
 
 
 @pytest.mark.parametrize("way", ["selective", "block"])
