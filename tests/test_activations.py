@@ -109,9 +109,7 @@ QLORA = {"lora": Lora(rank=4), "quantize": Quantize()}
 QLORA8 = {"lora": Lora(rank=4), "quantize": Quantize(bits=8)}
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"lora": Lora(rank=4, dropout=0.1)}, QLORA, QLORA8]
-)
+@pytest.mark.parametrize("options", [{}, {"lora": Lora(rank=4, dropout=0.1)}, QLORA, QLORA8], ids=["full", "lora", "qlora", "8-bit"])
 def test_each_way_keeps_less_than_the_one_before(tmp_path: Path, options: dict[str, Any]) -> None:
     """Counted in inputs of a layer."""
     num_layers, batch = 8, lay_out(random_trees(6, completions=2, longest=60))
@@ -121,7 +119,7 @@ def test_each_way_keeps_less_than_the_one_before(tmp_path: Path, options: dict[s
     none, selective, block = (kept_bytes(policy, batch) / unit for policy in policies)
     assert block < 1 + 2.5, "the input; and the ends of the model, by the layer"
     assert block + 4 < selective < block + 5, "attention, q, k and v (half as wide), o; and what an adapter makes of them"
-    assert selective + 24 < none
+    assert selective + 22 < none
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
