@@ -186,9 +186,10 @@ def _in_type_of_model(peft: Any) -> Any:
     peft makes them float32, and each layer would then keep its input once more in float32, and
     multiply in it. DoRA's stay so: a magnitude in bfloat16 would move its whole row by a rounding.
     """
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name and not any(config.use_dora for config in peft.peft_config.values()):
-            parameter.data = parameter.data.to(peft.get_base_model().dtype)
+    if not any(config.use_dora for config in peft.peft_config.values()):
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(peft.get_base_model().dtype)
     return peft
 
 
