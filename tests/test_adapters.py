@@ -133,3 +133,16 @@ def test_an_adapter_on_the_head_is_refused(weights: Path) -> None:
 def test_an_unknown_target_is_refused(weights: Path) -> None:
     with pytest.raises(ZkitError, match="q_porj"):
         load(weights, lora=Lora(targets=("q_porj",)))
+
+
+@pytest.mark.parametrize(("dora", "expected"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_adapters_have_the_type_of_the_model(weights: Path, tmp_path: Path, dora: bool, expected: torch.dtype) -> None:
+    """New, read, and as a reference; DoRA's magnitudes need more."""
+    lora = Lora(rank=2, dora=dora)
+    new = load(weights, lora=lora, dtype="bfloat16")
+    new.save(tmp_path)
+    again = load(weights, Start(tmp_path), lora=lora, dtype="bfloat16")
+    again.keep_reference()
+    for policy in (new, again, load(weights, Start(tmp_path), dtype="bfloat16", lora=lora, train=False)):
+        assert {parameter.dtype for name, parameter in policy.module.named_parameters() if "lora_" in name} == {expected}
+    assert torch.equal(scores(again), scores(new))

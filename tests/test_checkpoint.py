@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -290,45 +291,128 @@ def test_half_written_bytes_are_never_in_place(tmp_path: Path) -> None:
     assert names(checkpoints) == ["step-00000010", "step-00000030"]
 
 
+class Disk:
+    """A disk that writes when it is told to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        import zephyr_kit.checkpoint as module
+
+        self.write, self.turn, self.begun = module.save_file, threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self.num_busy, self.most_busy = 0, 0
+        patch.setattr(module, "save_file", self)
+
+    def __call__(self, tensors: Any, path: Path) -> None:
+        self.num_busy += 1
+        self.most_busy = max(self.most_busy, self.num_busy)
+        self.begun.set()
+        assert self.turn.wait(60)
+        self.num_busy -= 1
+        if self.error is not None:
+            raise self.error
+        self.write(tensors, path)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, disk: Disk) -> None:
+    checkpoints, going = Checkpoints(tmp_path), state(10)
+    with checkpoints.saving() as save:
+        save(going)
+        assert disk.begun.wait(60)
+        for tensor in going.tensors.values():
+            tensor.add_(5)
+        assert checkpoints.newest() == (None, [])
+        disk.turn.set()
+        for step in (20, 30, 40):
+            save(state(step))
+    assert disk.most_busy == 1
+    assert names(checkpoints) == ["step-00000030", "step-00000040"]
+    assert_same(read(tmp_path / "step-00000030"), state(30))
+    with checkpoints.saving() as save:
+        save(state(10))
+    assert_same(checkpoints.newest()[0], state(10))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_goes_wrong_beside_is_raised_at_the_next_save_or_at_the_end(tmp_path: Path, disk: Disk, again: bool) -> None:
+    disk.turn.set()
+    disk.error = OSError(28, "No space left")
+    saved: list[int] = []
+    with pytest.raises(OSError, match="No space left"), Checkpoints(tmp_path).saving() as save:  # noqa: PT012  as a loop has it
+        for step in (10, 20) if again else (10,):
+            save(state(step))
+            saved.append(step)
+    assert saved == [10]
+    disk.error = None
+    Checkpoints(tmp_path).save(state(30))
+    assert names(Checkpoints(tmp_path)) == ["step-00000030"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("in the middle of a step")])
+def test_a_checkpoint_that_is_being_written_is_finished_whatever_happens(tmp_path: Path, disk: Disk, error: BaseException) -> None:
+    def interrupted() -> None:
+        with Checkpoints(tmp_path).saving() as save:
+            save(state(10))
+            assert disk.begun.wait(60)
+            threading.Timer(0.05, disk.turn.set).start()
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        interrupted()
+    assert raised.value is error
+    assert_same(Checkpoints(tmp_path).newest()[0], state(10))
+
+
 class _Quadratic:
     """A policy-shaped holder of parameters large enough for 8-bit state."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.module = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 80))
+        self.module = torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 80)).to(dtype)
 
 
-def trainer(factory: AdamW) -> Trainer:
-    policy: Any = _Quadratic()
+def trainer(factory: AdamW, dtype: torch.dtype = torch.float32) -> Trainer:
+    policy: Any = _Quadratic(dtype)
     return Trainer(policy, None, optimizer=partial(factory.build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)  # type: ignore[arg-type]
 
 
 def advance(trainer: Trainer, steps: int) -> None:
     for number in range(steps):
         torch.manual_seed(trainer.num_steps_taken)
-        trainer.policy.module(torch.randn(16, 96)).square().mean().backward()
+        dtype = next(trainer.policy.module.parameters()).dtype
+        trainer.policy.module(torch.randn(16, 96).to(dtype)).square().mean().backward()
         trainer._update(1e-2 / (number + 1))
         trainer.num_steps_taken += 1
 
 
 @pytest.mark.parametrize("factory", [AdamW(), AdamW8bit(), PagedAdamW8bit(), PagedAdamW32bit()], ids=lambda factory: type(factory).__name__)
-def test_optimizers_come_back_to_the_bit(tmp_path: Path, factory: AdamW) -> None:
-    straight, first = trainer(factory), trainer(factory)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_optimizers_come_back_to_the_bit(tmp_path: Path, factory: AdamW, dtype: torch.dtype) -> None:
+    """Also where they work on float32 masters."""
+    straight, first = trainer(factory, dtype), trainer(factory, dtype)
     advance(straight, 3)
     advance(first, 3)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(first.state())
     found, _ = checkpoints.newest()
     assert found is not None
-    again = trainer(factory)
+    again = trainer(factory, dtype)
     again.load_state(found)
     assert again.num_steps_taken == 3
+    assert all(parameter.dtype == torch.float32 for parameter in again.parameters)
     if "8bit" in type(factory).__name__:
         assert any(tensor.dtype == torch.uint8 for tensor in found.tensors.values()), "the state is kept in 8 bits"
     assert_same(again.state(), straight.state())
     advance(straight, 3)
     advance(again, 3)
     for one, other in zip(straight.parameters, again.parameters, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(straight.policy.module.parameters(), again.policy.module.parameters(), strict=True):
+        assert one.dtype == dtype
         assert torch.equal(one, other)
     assert_same(again.state(), straight.state())
 
@@ -339,3 +423,36 @@ def test_an_optimizer_that_has_taken_no_step_comes_back(tmp_path: Path) -> None:
     again.load_state(read(place))
     advance(again, 1)
     assert again.num_steps_taken == 1
+
+
+@pytest.mark.parametrize(("factory", "theirs"), [(AdamW8bit(), "AdamW8bit"), (PagedAdamW32bit(), "AdamW")])
+def test_bitsandbytes_is_mended_and_not_changed(factory: AdamW, theirs: str) -> None:
+    import bitsandbytes
+
+    ours, plain = trainer(factory), trainer(factory)
+    plain.optimizer = getattr(bitsandbytes.optim, theirs)(plain.parameters, lr=1e-2, weight_decay=0.0)
+    for each in (ours, plain):
+        advance(each, 4)
+    for one, other in zip(ours.parameters, plain.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("factory", [PagedAdamW8bit(), PagedAdamW32bit()], ids=lambda factory: type(factory).__name__)
+def test_paged_state_is_paged_again_when_training_goes_on(monkeypatch: pytest.MonkeyPatch, factory: AdamW) -> None:
+    """As on a GPU, where bitsandbytes would put the whole state on the device."""
+    from zkit_optimizers.pages import MendedAdamW
+
+    first, again = trainer(factory), trainer(factory)
+    advance(first, 2)
+    pages: list[torch.Tensor] = []
+
+    def page(_: MendedAdamW, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        pages.append(torch.zeros_like(parameter, dtype=dtype))
+        return pages[-1]
+
+    monkeypatch.setattr(MendedAdamW, "get_state_buffer", page)
+    again.optimizer.is_paged = True  # type: ignore[attr-defined]
+    again.load_state(first.state())
+    places = {state[name].data_ptr() for state in again.optimizer.state.values() for name in ("state1", "state2")}
+    assert places == {tensor.data_ptr() for tensor in pages}
+    assert_same(again.state(), first.state())

@@ -1,4 +1,4 @@
-"""Quantised bases, and activations that are computed again."""
+"""Quantised bases."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from policies import CPU, PAIRS, assert_close, gradients, load, quantised, scores, shake, trained
+from policies import CPU, PAIRS, assert_close, gradients, quantised, scores, shake
 from tiny import ListCorpus, random_trees, write_model
 from torch import Tensor
-from zkit_mistral.backend import Lora, Quantize
+from zkit_mistral.backend import Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW, AdamW8bit
-from zkit_preference.dpo import Dpo
 from zkit_sft.objective import Sft
 
 from zephyr_kit.batch import lay_out
@@ -112,36 +111,3 @@ def check_reference_roughly(policy: MistralPolicy, expected: Tensor) -> None:
     with torch.no_grad(), policy.reference():
         assert torch.equal(policy.score(lay_out(PAIRS)), expected)
     assert (scores(policy) - expected).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("lora", [None, Lora(rank=4), Lora(rank=4, dropout=0.3)], ids=["full", "lora", "lora-with-dropout"])
-def test_activations_computed_again_give_the_same_gradients(weights: Path, lora: Lora | None) -> None:
-    kept, again = (load(weights, lora=lora, activation_checkpointing=flag) for flag in (False, True))
-    switches = ("gradient_checkpointing", "activation_checkpointing")
-    assert any(getattr(module, switch, False) for module in again.module.modules() for switch in switches)
-    for policy in (kept, again):
-        shake(policy)
-    assert_close(gradients(again, lay_out(PAIRS)), gradients(kept, lay_out(PAIRS)), rtol=0, atol=0)
-
-
-def test_activations_computed_again_on_a_quantised_base(wide: Path) -> None:
-    kept, again = (quantised(wide, Quantize(), activation_checkpointing=flag) for flag in (False, True))
-    for policy in (kept, again):
-        shake(policy)
-    assert_close(gradients(again, lay_out(PAIRS)), gradients(kept, lay_out(PAIRS)), rtol=0, atol=0)
-
-
-def test_activations_computed_again_with_a_reference(weights: Path) -> None:
-    """The adapters that are active in the backward pass are those that were in the forward one."""
-    found = []
-    for flag in (False, True):
-        policy = load(weights, lora=Lora(rank=4, dropout=0.2), activation_checkpointing=flag)
-        shake(policy)
-        corpus: Any = ListCorpus(PAIRS)
-        trainer = Trainer(policy, Dpo(), optimizer=partial(AdamW().build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)
-        feed = Feed(corpus, Dpo(), 40, True, CPU, World())
-        policy.keep_reference()
-        for _ in range(3):
-            trainer.step(feed.step(range(4)))
-        found.append({name: p.detach() for name, p in trained(policy).items()})
-    assert_close(*found, rtol=0, atol=0)

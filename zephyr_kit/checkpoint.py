@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00000120` with `state.safetensors`, `state.json` and
 `manifest.json`, which holds the digests of the other two. It is written beside its place,
-synced to the disk, and renamed.
+synced to the disk, and renamed; while training, by a thread beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,14 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
+    def on_host(self) -> State:
+        """A copy that training does not change, each tensor in storage of its own.
+
+        bitsandbytes shares a table among all its states, which safetensors refuses.
+        """
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
+        return State(self.step, tensors, dict(self.facts))
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
@@ -44,12 +54,35 @@ class Checkpoints:
     keep: int = 2
 
     def save(self, state: State) -> Path:
-        """Write a checkpoint; then remove later ones, which are of no use, and all but the last `keep`."""
+        """Write a checkpoint, and wait for it."""
+        return self.write(state.on_host())
+
+    @contextmanager
+    def saving(self) -> Iterator[Callable[[State], None]]:
+        """A `save` that returns when the state is copied to the host; it is written while training goes on.
+
+        One at a time: the next waits for the one before, and raises what went wrong with it. So does the
+        end of the context; if it ends with an exception, it waits all the same, and that one is raised.
+        """
+        waiting: list[Future[Path]] = []
+
+        def save(state: State) -> None:
+            while waiting:
+                waiting.pop().result()
+            waiting.append(writer.submit(self.write, state.on_host()))
+
+        with ThreadPoolExecutor(1, "zkit-checkpoint") as writer:
+            yield save
+        for written in waiting:
+            written.result()
+
+    def write(self, state: State) -> Path:
+        """Write a state that is on the host; then remove later ones, which are of no use, and all but the last `keep`."""
         place = self.folder / f"step-{state.step:08d}"
         staging = self.folder / f".{place.name}.{os.getpid()}"
         self.clean()
         staging.mkdir(parents=True)
-        save_file(_apart(state.tensors), staging / TENSORS)
+        save_file(dict(state.tensors), staging / TENSORS)
         (staging / FACTS).write_text(json.dumps({"step": state.step, **state.facts}, sort_keys=True), "utf-8")
         manifest = {name: _digest(staging / name) for name in (TENSORS, FACTS)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
@@ -108,18 +141,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the host, each in storage of its own: bitsandbytes shares a table among all states, which safetensors refuses."""
-    apart: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        place = own.untyped_storage().data_ptr()
-        apart[name] = own.clone() if place in seen else own
-        seen.add(place)
-    return apart
 
 
 def _odd(found: set[str]) -> str:

@@ -199,20 +199,21 @@ class _Loop:
     def _steps(self, run: Run) -> None:
         train = self.training.task.train
         meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows)
-        for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
-            self._report(run, meter.add(self.trainer.step(work)))
-            step = self.trainer.num_steps_taken
-            last = step == self.plan.num_steps
-            look, keep = (last or step % every == 0 for every in (train.held_out_every, train.checkpoint_every))
-            if look or keep:
-                # Flushed first: a figure that is not a number must stop the run before it is kept.
-                self._report(run, meter.flush())
-            if look and self.held_out is not None:
-                self._look(run, self.held_out, step)
-            if keep:
-                self.checkpoints.save(self.trainer.state())
-            if look or keep:
-                meter.restart()
+        with self.checkpoints.saving() as save:
+            for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
+                self._report(run, meter.add(self.trainer.step(work)))
+                step = self.trainer.num_steps_taken
+                last = step == self.plan.num_steps
+                look, keep = (last or step % every == 0 for every in (train.held_out_every, train.checkpoint_every))
+                if look or keep:
+                    # Flushed first: a figure that is not a number must stop the run before it is kept.
+                    self._report(run, meter.flush())
+                if look and self.held_out is not None:
+                    self._look(run, self.held_out, step)
+                if keep:
+                    save(self.trainer.state())
+                if look or keep:
+                    meter.restart()
 
     def _report(self, run: Run, reports: Sequence[Report]) -> None:
         MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)

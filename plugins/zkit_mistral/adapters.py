@@ -106,14 +106,15 @@ def new_adapters(model: Any, lora: Lora) -> Adapters:
     from peft import get_peft_model
 
     _check_targets(model, lora)
-    return Adapters(get_peft_model(model, _config(lora), adapter_name=TRAINED))
+    return Adapters(_in_type_of_model(get_peft_model(model, _config(lora), adapter_name=TRAINED)))
 
 
 def read_adapters(model: Any, folder: Path) -> Adapters:
     """The adapter of an earlier stage, to be used and not trained."""
     from peft import PeftModel
 
-    return Adapters(PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=False), continued_from=folder)
+    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=False)
+    return Adapters(_in_type_of_model(peft), continued_from=folder)
 
 
 def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
@@ -135,7 +136,7 @@ def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
                 f"the stage goes on with the adapter of the stage before, which has {name} = {left}, but [model.lora] says {wanted}; "
                 "set `model.lora` in the stage to bring an adapter of its own"
             )
-    return Adapters(peft, continued_from=folder)
+    return Adapters(_in_type_of_model(peft), continued_from=folder)
 
 
 def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
@@ -149,7 +150,7 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
             "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"
         )
     peft.add_adapter(TRAINED, _config(lora))
-    adapters = Adapters(peft, under=(EARLIER,))
+    adapters = Adapters(_in_type_of_model(peft), under=(EARLIER,))
     _silence_dropout(peft, EARLIER)
     adapters.use((EARLIER, TRAINED))
     adapters._train_only(TRAINED)
@@ -176,7 +177,20 @@ def _check_targets(model: Any, lora: Lora) -> None:
 
 def _read(peft: Any, folder: Path, name: str) -> None:
     peft.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-    _silence_dropout(peft, name)
+    _silence_dropout(_in_type_of_model(peft), name)
+
+
+def _in_type_of_model(peft: Any) -> Any:
+    """Let adapters compute as the layers that they stand on, as under autocast; the optimizer has float32 masters of them.
+
+    peft makes them float32, and each layer would then keep its input once more in float32, and
+    multiply in it. DoRA's stay so: a magnitude in bfloat16 would move its whole row by a rounding.
+    """
+    if not any(config.use_dora for config in peft.peft_config.values()):
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(peft.get_base_model().dtype)
+    return peft
 
 
 def _sort_targets(file: Path) -> None:

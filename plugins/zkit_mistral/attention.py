@@ -1,8 +1,9 @@
 """Packed rows through transformers' attention interface.
 
 The kernel and the batch travel as a keyword argument of the model's forward, through every
-layer, to the function that is registered here; the mask function, registered under the same
-name, makes no mask, since the kernel knows who sees whom.
+layer, to the function that is registered here. No mask function is registered under its name: so
+transformers makes no mask, since the kernel knows who sees whom, and does not wait for the device
+to tell it whether the row is packed.
 """
 
 from __future__ import annotations
@@ -52,10 +53,9 @@ def check_layers(model: Any) -> None:
 
 def register() -> None:
     """Make `attn_implementation="zephyr_kit"` known to transformers; again changes nothing."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def _attend(
@@ -82,7 +82,3 @@ def _attend(
         query[0], key[0], value[0], packed.batch, scale=scaling, window=sliding_window, dropout=dropout
     )
     return attended.transpose(0, 1)[None].contiguous(), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from zkit_mistral.policy import MistralPolicy
     from zkit_mistral.tokenizer import ChatTokenizer
 
+MACHINE_KEYS = ("weights", "attention", "activation_checkpointing", "activation_offload")
+"""What changes no result, and the weights, which stand in the fingerprint by their content."""
+
 __all__ = ["Lora", "Mistral", "Quantize", "Scratch"]
 
 
@@ -33,7 +36,7 @@ class Mistral(Settings):
     def fingerprint(self) -> Mapping[str, Any]:
         from zkit_mistral.reach import template_fingerprint
 
-        settings = {key: value for key, value in plain(self).items() if key not in ("weights", "attention", "activation_checkpointing")}
+        settings = {key: value for key, value in plain(self).items() if key not in MACHINE_KEYS}
         if self.scratch is not None:
             settings["scratch"]["text"] = [source.fingerprint() for source in self.scratch.text]
         weights = None if self.weights is None else weights_fingerprint(self.weights, self.revision)

@@ -12,6 +12,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
 from zephyr_kit.weights import looks_like_folder
 from zkit_mistral import attention, scratch
+from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
 from zkit_mistral.pointwise import fuse
@@ -46,14 +47,16 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         _check_head(model)
         _keep_differentiable(model)
         _keep_one_arithmetic(model, device)
+        forget_inputs(model)
         fuse(model, getattr(torch, settings.dtype))
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
         adapters = _adapters(settings, model, start, train=train)
         if adapters is None:
             model.requires_grad_(train)
-        if train and settings.activation_checkpointing:
-            _checkpoint_activations(model)
-    return MistralPolicy(model, adapters, chat, settings.attention, device)
+        if train and settings.activation_checkpointing != "none":
+            compute_again(model, selective=settings.activation_checkpointing == "selective")
+    offload = settings.activation_offload and device.type == "cuda"
+    return MistralPolicy(model, adapters, chat, settings.attention, device, offload=offload)
 
 
 def max_length(settings: Settings, start: Start) -> int | None:
@@ -158,11 +161,6 @@ def _keep_one_arithmetic(model: Any, device: torch.device) -> None:
 
 def _stay(module: Any, mode: bool = True) -> Any:  # noqa: ARG001, FBT001, FBT002  torch's signature
     return module
-
-
-def _checkpoint_activations(model: Any) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def _check_head(model: Any) -> None:

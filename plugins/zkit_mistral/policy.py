@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zephyr_kit.batch import Batch
 from zephyr_kit.protocols import Attention, Reply, Request
+from zkit_mistral.activations import on_the_host
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
@@ -28,23 +29,25 @@ class Scorer(nn.Module):
     it there.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention) -> None:
+    def __init__(self, model: nn.Module, attention: Attention, *, offload: bool = False) -> None:
         super().__init__()
         check_layers(bare(model))
         self.model = model
         self.attention = attention
+        self.offload = offload
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
         body = getattr(causal, causal.base_model_prefix)
         packed = Packed(self.attention, batch)
-        hidden = body(
-            input_ids=batch.tokens_T[None],
-            position_ids=batch.positions_T[None],
-            use_cache=False,
-            packed=packed,
-        ).last_hidden_state[0]
+        with on_the_host(self) if self.offload and torch.is_grad_enabled() else nullcontext():
+            hidden = body(
+                input_ids=batch.tokens_T[None],
+                position_ids=batch.positions_T[None],
+                use_cache=False,
+                packed=packed,
+            ).last_hidden_state[0]
         packed.check(causal)
         return target_logp(hidden.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
@@ -53,9 +56,16 @@ class MistralPolicy:
     """See `protocols.Policy`."""
 
     def __init__(
-        self, model: nn.Module, adapters: Adapters | None, tokenizer: ChatTokenizer, attention: Attention, device: torch.device
+        self,
+        model: nn.Module,
+        adapters: Adapters | None,
+        tokenizer: ChatTokenizer,
+        attention: Attention,
+        device: torch.device,
+        *,
+        offload: bool = False,
     ) -> None:
-        self.module = Scorer(model if adapters is None else adapters.peft, attention)
+        self.module = Scorer(model if adapters is None else adapters.peft, attention, offload=offload)
         self.adapters, self.tokenizer, self.device = adapters, tokenizer, device
         self._twin: Scorer | None = None
         self._scorer = self.module

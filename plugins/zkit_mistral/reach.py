@@ -23,6 +23,8 @@ ORIGIN_KEYS = ("weights", "revision", "scratch")
 def problems(settings: Settings, device: torch.device, *, start: Start) -> list[str]:
     """What is missing: weights, a template, a kernel; and what cannot be honoured."""
     found = [*settings.attention.problems(device), *refusals(settings, start)]
+    if settings.activation_offload and device.type != "cuda":
+        found.append(f"[model] activation_offload: moves what a CUDA GPU keeps to the host, but the device is {device.type}; leave it out")
     template = Path(settings.template)
     if settings.template.endswith(".jinja") and not template.exists():
         found.append(f"[model] template: there is no file {template.absolute()}")

@@ -86,8 +86,10 @@ class Settings:
     lora: Lora | None = None
     quantize: Quantize | None = None
     attention: Attention = default_use("segments")
-    activation_checkpointing: bool = False
-    """Compute the activations of a layer again in the backward pass instead of keeping them."""
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
+    """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
+    activation_offload: bool = False
+    """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.scratch is None):
@@ -100,6 +102,8 @@ class Settings:
             raise ValueError("`lora.dora` needs the base's weights, which peft cannot read back from 8 bits; use 4 bits, or none")
         if self.quantize is not None and self.scratch is not None:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
+        if self.activation_offload and self.activation_checkpointing == "selective":
+            raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')

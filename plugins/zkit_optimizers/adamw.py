@@ -41,6 +41,7 @@ class _Bitsandbytes(AdamW):
     """One of bitsandbytes' AdamWs."""
 
     name: ClassVar[str]
+    bits: ClassVar[int] = 8
     paged: ClassVar[bool] = False
 
     def problems(self, device: torch.device) -> Sequence[str]:
@@ -49,11 +50,10 @@ class _Bitsandbytes(AdamW):
         return []
 
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
-        import bitsandbytes
+        from zkit_optimizers.pages import MendedAdamW
 
         paged = self.paged and parameters[0].device.type == "cuda"
-        name = self.name if paged else self.name.removeprefix("Paged").replace("AdamW32bit", "AdamW")
-        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(parameters, **self._settings(learning_rate))
+        optimizer: torch.optim.Optimizer = MendedAdamW(parameters, **self._settings(learning_rate), optim_bits=self.bits, is_paged=paged)
         return optimizer
 
 
@@ -72,4 +72,4 @@ class PagedAdamW8bit(_Bitsandbytes):
 class PagedAdamW32bit(_Bitsandbytes):
     """bitsandbytes' AdamW with 32-bit state, paged to the host when the device is full (QLoRA, arXiv 2305.14314)."""
 
-    name, paged = "PagedAdamW32bit", True
+    name, bits, paged = "PagedAdamW32bit", 32, True

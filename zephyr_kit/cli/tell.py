@@ -15,6 +15,8 @@ from zephyr_kit.observe import Advance, Report, Run
 from zephyr_kit.protocols import Evaluation
 
 SECONDS_BETWEEN_LINES = 10.0
+REDRAWN_PER_SECOND = 2.0
+"""The progress bar; rich's ten take a hundredth of a core from the training."""
 SHOWN = {"loss": "loss", "reward/accuracy": "accuracy", "reward/margin": "margin"}
 
 
@@ -103,7 +105,8 @@ class Teller:
 
     def _bar(self, *, transient: bool) -> Progress:
         amount = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        return Progress(SpinnerColumn(), TextColumn("{task.description}"), *amount, console=self.console, transient=transient)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), *amount)
+        return Progress(*columns, console=self.console, transient=transient, refresh_per_second=REDRAWN_PER_SECOND)
 
 
 def figures(report: Report) -> str:
