@@ -33,6 +33,6 @@ class Listener:
 def scored(
     policy: Policy, corpus: Any, cache: Path, *, scorer: str = "it", capacity: int = 1024, share_prompts: bool = True, narrator: Any = None
 ) -> ReferenceScores:
-    with closing(ScoreStore(cache, {"who": scorer}, {})) as store:
+    with closing(ScoreStore(cache, {"who": scorer}, "a test")) as store:
         scoring = Scoring(policy, store, torch.device("cpu"), capacity, share_prompts, narrator or Listener())
         return scoring.scores_of(corpus, "data")

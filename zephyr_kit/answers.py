@@ -50,7 +50,7 @@ class Answers:
 
 def count_answers(folder: Path) -> int:
     """How many answers a file has."""
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True, timeout=SECONDS_TO_WAIT)) as database:
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
         return int(database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
 

@@ -36,7 +36,7 @@ class ScoreStore:
     reader where they come from. What was put is there after the process is killed.
     """
 
-    def __init__(self, cache: Path, scorer: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def __init__(self, cache: Path, scorer: Mapping[str, Any], about: str) -> None:
         content = json.dumps([FORMAT, scorer], sort_keys=True)
         self.folder = cache / hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class ScoreStore:
 
 def count_scores(folder: Path) -> int:
     """How many completions a store has scores of."""
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True, timeout=SECONDS_TO_WAIT)) as database:
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
         return int(database.execute("SELECT count(*) FROM scores").fetchone()[0])
 
 

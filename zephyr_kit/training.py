@@ -106,8 +106,8 @@ class Training:
             return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
 
     def _score_store(self) -> ScoreStore:
-        began = None if self.start.folder is None else str(self.start.folder.absolute())
-        about = {"run": self.run_name, "stage": self.stage.name, "model": began}
+        began = "" if self.start.folder is None else f", which starts from {self.start.folder.absolute()}"
+        about = f"stage {self.stage.name} of {self.run_name}{began}"
         return ScoreStore(cache_folder("references"), scorer_of(self.stage.model, self.start), about)
 
     def _trainer(self, policy: Policy, plan: Plan) -> Trainer:

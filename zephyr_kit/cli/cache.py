@@ -8,7 +8,7 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -131,16 +131,11 @@ def _scorer(entry: Entry) -> Iterator[str]:
     try:
         count, notes = f"{count_scores(entry.path):,} completions", json.loads((entry.path / SCORER).read_text("utf-8"))
     except (OSError, ValueError, sqlite3.Error):
-        yield f"{entry.path.name}  damaged, {shown_size(entry.size)}"
+        yield f"{entry.path.name}  cannot be read, {shown_size(entry.size)}"
         return
     yield f"{entry.path.name}  {count}, {shown_size(entry.size)}, {_last_used([entry])}"
     yield from (f"    {key} = {_value(value)}" for key, value in notes["scorer"].items() if value is not None)
-    yield f"    first for {_origin(notes['about'])}"
-
-
-def _origin(about: Mapping[str, Any]) -> str:
-    place = f", from {about['model']}" if about["model"] else ""
-    return f"stage {about['stage']} of {about['run']}{place}"
+    yield f"    first for {notes['about']}"
 
 
 def _value(value: Any) -> str:
