@@ -111,7 +111,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 QUICK = ["--help", "--version", "presets", "cache", "cache references", "run --help", "rnu", "run no-such-preset"]
 
 
-@pytest.mark.parametrize("arguments", map(str.split, QUICK), ids=QUICK)
+@pytest.mark.parametrize("arguments", [line.split() for line in QUICK], ids=QUICK)
 def test_what_must_be_quick_imports_nothing_heavy(arguments, tmp_path):
     done = zkit(*arguments, cwd=tmp_path, runner=COUNT_HEAVY)
     assert done.stderr.splitlines()[-1] == "heavy:"

@@ -303,6 +303,15 @@ def test_interrupted_it_goes_on_to_the_same_bits(tmp_path: Path, counted: list[i
     assert torch.equal(again.of(range(40)), straight.of(range(40)))
 
 
+def test_what_is_no_number_is_not_kept(tmp_path: Path, counted: list[int]) -> None:
+    pairs, broken = corpus(), TablePolicy()
+    broken.module.logits_VV.data[3] = torch.nan
+    assert scored(broken, pairs, tmp_path).of(range(40)).isnan().any()
+    counted.clear()
+    assert torch.equal(scored(TablePolicy(), pairs, tmp_path).of(range(40)), scored(TablePolicy(), pairs, tmp_path / "other").of(range(40)))
+    assert 0 < counted[0] < 80
+
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path

@@ -84,7 +84,8 @@ class Scoring:
                 new |= self._score([missing[i] for i in members])
                 advance(done + len(new))
             if new:
-                self.store.put({key: (value.dtype.str, value.tobytes()) for key, value in new.items()})
+                # What is no number stops this run at its step; kept, it would stop every run after it.
+                self.store.put({key: (value.dtype.str, value.tobytes()) for key, value in new.items() if np.isfinite(value).all()})
                 values.update(new)
                 done += len(new)
 
@@ -118,9 +119,7 @@ def completion_keys(tree: Tree) -> Iterator[bytes]:
         yield content.digest() if has_targets else b""
 
 
-def _missing(
-    corpus: Corpus, keys: Sequence[Sequence[bytes]], indices: Sequence[int], known: Container[bytes]
-) -> Iterator[Missing]:
+def _missing(corpus: Corpus, keys: Sequence[Sequence[bytes]], indices: Sequence[int], known: Container[bytes]) -> Iterator[Missing]:
     """What lacks scores in these examples, each completion once."""
     seen: set[bytes] = set()
     for index in indices:
