@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.trl_runs import Recipe, Run, trl_dpo, trl_sft
+from references import scored
 from torch import Tensor
 from zkit_mistral.backend import Lora, Mistral
 from zkit_mistral.quiet import quiet
@@ -28,7 +29,6 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Attention, Objective, Policy, Start
-from zephyr_kit.reference import score_corpus
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.world import World
 
@@ -76,8 +76,7 @@ def ours(shared: Path, cache: Path, case: Case, backend: Mistral) -> tuple[list[
     if case.objective.needs_reference and case.live:
         policy.keep_reference()
     elif case.objective.needs_reference:
-        place = cache / f"{id(policy)}.npy"
-        reference = score_corpus(policy, corpus, place, device=CPU, capacity=1024, share_prompts=case.share_prompts, advance=lambda _: None)
+        reference = scored(policy, corpus, cache / "references", scorer=str(id(policy)), share_prompts=case.share_prompts)
     trainer = Trainer(
         policy,
         case.objective,

@@ -108,7 +108,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return caught.value.code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["presets"], ["run", "--help"], ["rnu"], ["run", "no-such-preset"]])
+QUICK = ["--help", "--version", "presets", "cache", "cache references", "run --help", "rnu", "run no-such-preset"]
+
+
+@pytest.mark.parametrize("arguments", [line.split() for line in QUICK], ids=QUICK)
 def test_what_must_be_quick_imports_nothing_heavy(arguments, tmp_path):
     done = zkit(*arguments, cwd=tmp_path, runner=COUNT_HEAVY)
     assert done.stderr.splitlines()[-1] == "heavy:"

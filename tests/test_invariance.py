@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from references import scored
 from tiny import ListCorpus, random_trees, write_model
 from torch import Tensor
 from zkit_attentions.segments import Segments
@@ -24,7 +25,7 @@ from zephyr_kit.feed import Feed
 from zephyr_kit.plan import Plan, pack
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.protocols import Objective, Start
-from zephyr_kit.reference import ReferenceScores, score_corpus
+from zephyr_kit.reference import ReferenceScores
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")
@@ -86,8 +87,7 @@ def train(weights: Path, objective: Objective, lora: Lora | None, schedule: Sche
     policy = backend.load(CPU, start=Start(seed=1), train=True)
     reference: ReferenceScores | None = None
     if objective.needs_reference and schedule.cached:
-        shared = schedule.share_prompts
-        reference = score_corpus(policy, corpus, folder / "r.npy", device=CPU, capacity=150, share_prompts=shared, advance=lambda _: None)
+        reference = scored(policy, corpus, folder, capacity=150, share_prompts=schedule.share_prompts)
     elif objective.needs_reference:
         policy.keep_reference()
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from zephyr_kit.cache import used
+
+DATABASE = "answers.sqlite"
 SECONDS_TO_WAIT = 60.0
 """For another process that writes to the same file."""
 
@@ -22,9 +26,10 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
-        self._database = sqlite3.connect(folder / "answers.sqlite", timeout=SECONDS_TO_WAIT, check_same_thread=False, isolation_level=None)
+        self._database = sqlite3.connect(folder / DATABASE, timeout=SECONDS_TO_WAIT, check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+        used(folder / DATABASE)
 
     def get(self, question: Any) -> Any:
         """The answer to a question; None if it is not known."""
@@ -41,6 +46,12 @@ class Answers:
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
+
+
+def count_answers(folder: Path) -> int:
+    """How many answers a file has."""
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
+        return int(database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
 
 def digest(question: Any) -> bytes:

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LOCK = ".lock"
+
+
+def cache_root() -> Path:
+    """`ZKIT_CACHE`, or a folder of the user's cache."""
+    return Path(os.environ.get("ZKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zephyr-kit")
 
 
 def cache_folder(name: str) -> Path:
-    """A folder under `ZKIT_CACHE`, or under the user's cache."""
-    root = os.environ.get("ZKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zephyr-kit"
-    folder = Path(root) / name
+    """The folder for things of one kind."""
+    folder = cache_root() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def used(file: Path) -> None:
+    """Note that what this file belongs to is of use: what was not for long may be cleared."""
+    with suppress(OSError):  # one that others own may be read all the same
+        os.utime(file)
+
+
+@contextmanager
+def cache_in_use() -> Iterator[None]:
+    """Nothing is cleared meanwhile."""
+    with (cache_folder(".") / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def cache_at_rest() -> Iterator[None]:
+    """Nobody works with what is kept meanwhile; raises `BlockingIOError` if somebody does now."""
+    with (cache_folder(".") / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from zephyr_kit import ZkitError
 from zephyr_kit.admission import Arrival, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
+from zephyr_kit.cache import used
 from zephyr_kit.ledger import Ledger
 from zephyr_kit.observe import Advance
 from zephyr_kit.plan import Indices
@@ -146,6 +147,7 @@ def prepare(
             _put(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+    used(folder / "ledger.json")
     return Corpus(folder)
 
 

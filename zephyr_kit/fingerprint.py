@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.cache import cache_folder, used
 
 
 def file_fingerprint(path: Path) -> str:
@@ -16,6 +16,7 @@ def file_fingerprint(path: Path) -> str:
     known = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = cache_folder("digests") / hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
     if note.exists():
+        used(note)
         return note.read_text("ascii")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

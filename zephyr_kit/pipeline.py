@@ -15,7 +15,7 @@ import torch
 
 from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
@@ -58,7 +58,7 @@ class Pipeline:
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
-        with self.folder.locked(), disk_errors_told(self.folder.path), closing(Answers(cache_folder("answers"))) as answers:
+        with self.folder.locked(), disk_errors_told(self.folder.path), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             self._check_data(answers)
             self._note_preset()
             trained: list[Trained] = []

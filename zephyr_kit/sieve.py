@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cache import used
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
 from zephyr_kit.protocols import Filter, Memory, Verdict
 from zephyr_kit.tally import SieveLedger, Tally
@@ -87,6 +88,7 @@ class Sieve:
                 # Another process may have done it meanwhile.
                 if not (folder / "ledger.json").exists():
                     self._sift(folder, on_rows or (lambda _: None))
+        used(folder / "ledger.json")
         return Sifted(folder)
 
     def _sift(self, folder: Path, on_rows: Callable[[int], None]) -> None:

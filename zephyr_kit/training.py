@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
@@ -24,9 +26,10 @@ from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Policy, Start, Tokenizer
-from zephyr_kit.reference import ReferenceScores, score_corpus
+from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
+from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.world import World
@@ -97,20 +100,15 @@ class Training:
         if self.task.reference == "live":
             policy.keep_reference()
             return {}
-        return {name: self._score(policy, corpus, name) for name, corpus in corpora.items() if corpus is not None}
-
-    def _score(self, policy: Policy, corpus: Corpus, name: str) -> ReferenceScores:
         train = self.task.train
-        with self.narrator.track(f"reference scores of {name}", len(corpus)) as advance:
-            return score_corpus(
-                policy,
-                corpus,
-                self.folder.path / "reference" / f"{name}-{corpus.folder.name}.npy",
-                device=self.device,
-                capacity=train.tokens_per_batch,
-                share_prompts=train.share_prompts,
-                advance=advance,
-            )
+        with closing(self._score_store()) as store:
+            scoring = Scoring(policy, store, self.device, train.tokens_per_batch, train.share_prompts, self.narrator)
+            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
+
+    def _score_store(self) -> ScoreStore:
+        began = "" if self.start.folder is None else f", which starts from {self.start.folder.absolute()}"
+        about = f"stage {self.stage.name} of {self.run_name}{began}"
+        return ScoreStore(cache_folder("references"), scorer_of(self.stage.model, self.start), about)
 
     def _trainer(self, policy: Policy, plan: Plan) -> Trainer:
         train = self.task.train

@@ -42,6 +42,11 @@ class Mistral(Settings):
         weights = None if self.weights is None else weights_fingerprint(self.weights, self.revision)
         return {**settings, "template": template_fingerprint(self), "weights": weights}
 
+    def scores_fingerprint(self, start: Start) -> Mapping[str, Any]:
+        from zkit_mistral.content import scores_fingerprint
+
+        return scores_fingerprint(self, start)
+
     def max_length(self, start: Start) -> int | None:
         from zkit_mistral.loading import max_length
 

@@ -65,7 +65,7 @@ def max_length(settings: Settings, start: Start) -> int | None:
         return settings.scratch.context
     from transformers import AutoConfig
 
-    place, revision = _place(settings, start)
+    place, revision = bare_weights(settings, start)
     positions = getattr(AutoConfig.from_pretrained(place, revision=revision), "max_position_embeddings", None)
     return None if positions is None else int(positions)
 
@@ -77,7 +77,7 @@ def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatT
     if start.folder is None and settings.scratch is not None:
         config = scratch.mistral_config(chat.tokens, **scratch.shape_of(settings.scratch))
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME).to(device)
-    place, revision = _place(settings, start)
+    place, revision = bare_weights(settings, start)
     return AutoModelForCausalLM.from_pretrained(
         place,
         revision=revision,
@@ -88,8 +88,8 @@ def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatT
     )
 
 
-def _place(settings: Settings, start: Start) -> tuple[str, str | None]:
-    """Where the bare weights are."""
+def bare_weights(settings: Settings, start: Start) -> tuple[str, str | None]:
+    """Where the weights below all adapters are: a folder or a repository, and its revision."""
     if start.folder is None:
         return settings.place, settings.commit
     if is_adapter(start.folder):
@@ -122,12 +122,13 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
         return None
     from transformers import BitsAndBytesConfig
 
-    if quantize.bits == 8:
+    facts = quantize.facts()
+    if facts["bits"] == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=quantize.kind or "nf4",
-        bnb_4bit_use_double_quant=quantize.double is not False,
+        bnb_4bit_quant_type=facts["kind"],
+        bnb_4bit_use_double_quant=facts["double"],
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.cache import cache_folder, used
 from zephyr_kit.config import plain
 from zephyr_kit.example import Example
 from zkit_mistral.settings import Scratch
@@ -31,6 +31,7 @@ def learn_tokenizer(scratch: Scratch) -> Path:
         except OSError:  # another process was faster
             if not folder.exists():
                 raise
+    used(folder / "tokenizer.json")
     return folder
 
 

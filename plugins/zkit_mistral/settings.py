@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Interval
 
@@ -46,6 +46,11 @@ class Quantize:
             for key, value in (("kind", self.kind), ("double", self.double)):
                 if value is not None:
                     raise ValueError(f"`{key}` = {json.dumps(value)} is for 4 bits; leave it out with `bits` = 8")
+
+    def facts(self) -> dict[str, Any]:
+        """What is done to the weights, defaults included."""
+        four_bit = {"kind": self.kind or "nf4", "double": self.double is not False}
+        return {"bits": self.bits, **(four_bit if self.bits == 4 else {})}
 
 
 @dataclass(frozen=True)

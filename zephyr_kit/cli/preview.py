@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.config import suggest
 from zephyr_kit.plugins import Plugins
@@ -63,7 +64,7 @@ def preview(
 
     resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
     run = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, cache_in_use():
         if smoke:
             resolved = miniature(resolved, Path(folder))
         stages = _training(resolved, run, only)
@@ -170,7 +171,6 @@ class _Look:
 
     def _inspect(self, portions: Sequence[Portion], name: str, teller: Teller) -> Inspection:
         from zephyr_kit.admission import Door
-        from zephyr_kit.cache import cache_folder
         from zephyr_kit.corpus import prepare
         from zephyr_kit.inspection import Inspection
 

@@ -158,6 +158,15 @@ class Backend(Protocol):
         """JSON values that change whenever the weights it starts from would."""
         ...
 
+    def scores_fingerprint(self, start: Start) -> Mapping[str, Any]:
+        """JSON values that change whenever the log-probabilities of the model that a stage starts from would.
+
+        Content of weights and adapters, not where they lie; dtype; quantisation; the seed where
+        weights start at random. Neither what is yet to be trained nor what changes no result (a
+        kernel, activation checkpointing), nor the template, which the tokens show.
+        """
+        ...
+
     def max_length(self, start: Start) -> int | None:
         """How many positions the model has, without loading it; None if there is no limit."""
         ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,8 +124,30 @@ class BackendLaws:
         """It is part of the stage's key."""
         assert plain(self.backend.fingerprint()) == plain(copy.deepcopy(self.backend).fingerprint())
 
-    def _policy(self) -> Policy:
-        policy = self.backend.load(self.device, start=Start(seed=1), train=True)
+    def test_reference_scores_are_kept_by_content(self, tmp_path: Path) -> None:
+        """The same weights elsewhere have the same fingerprint; other weights, another."""
+        policy = self._policy()
+        policy.save(tmp_path / "one")
+        shutil.copytree(tmp_path / "one", tmp_path / "same")
+        self._move(policy)
+        policy.save(tmp_path / "other")
+        one, same, other = (self._scores_fingerprint(Start(tmp_path / name)) for name in ("one", "same", "other"))
+        assert one == same
+        assert one != other
+
+    def test_seeds_with_one_fingerprint_score_alike(self) -> None:
+        """Else a run takes the reference scores of another model."""
+        trees = self._trees()
+        starts = [Start(seed=seed) for seed in (1, 2)]
+        if len({self._scores_fingerprint(start) for start in starts}) == 1:
+            one, other = (self._sums(self._policy(start), trees) for start in starts)
+            assert torch.equal(one, other)
+
+    def _scores_fingerprint(self, start: Start) -> str:
+        return json.dumps(plain(self.backend.scores_fingerprint(start)), sort_keys=True)
+
+    def _policy(self, start: Start = Start(seed=1)) -> Policy:  # noqa: B008  frozen
+        policy = self.backend.load(self.device, start=start, train=True)
         policy.module.eval()
         return policy
 

@@ -1,0 +1,115 @@
+"""Scores of completions, kept by the content of what scored them and of what was scored.
+
+    KEY/scorer.json      what the scores depend on besides the tokens, to be read
+    KEY/scores.sqlite    a row for each completion: a value for each trained token, and a checksum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zephyr_kit.cache import used
+
+FORMAT = 1
+"""Part of every key: scores of another format are computed anew."""
+SCORER, DATABASE = "scorer.json", "scores.sqlite"
+SECONDS_TO_WAIT = 60.0
+"""For another process that writes to the same file."""
+
+Kept = tuple[str, bytes]
+"""Type of the values, as numpy writes it, and the values."""
+Result = TypeVar("Result")
+
+
+class ScoreStore:
+    """The scores that one scorer gave; many processes may use it at once.
+
+    `scorer` are JSON values that change whenever the scores would; `about` says for the
+    reader where they come from. What was put is there after the process is killed.
+    """
+
+    def __init__(self, cache: Path, scorer: Mapping[str, Any], about: str) -> None:
+        content = json.dumps([FORMAT, scorer], sort_keys=True)
+        self.folder = cache / hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / SCORER).exists():
+            staging = self.folder / f".{SCORER}.{os.getpid()}"
+            staging.write_text(json.dumps({"scorer": scorer, "about": about}, indent=1, ensure_ascii=False), "utf-8")
+            staging.rename(self.folder / SCORER)
+        self._database = self._sound(self._open)
+        used(self.folder / DATABASE)
+
+    def known(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
+        """The scores of those completions that are known; damaged ones are not."""
+        return self._sound(lambda: self._known(keys))
+
+    def put(self, scores: Mapping[bytes, Kept]) -> None:
+        """Remember scores, all of them or none."""
+        rows = [(key, dtype, values, _checksum(key, (dtype, values))) for key, (dtype, values) in scores.items()]
+        self._sound(lambda: self._put(rows))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def _known(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
+        found: dict[bytes, Kept] = {}
+        # One transaction, so that the file is locked once and not for each key.
+        self._database.execute("BEGIN")
+        try:
+            for key in keys:
+                row = self._database.execute("SELECT dtype, logp, checksum FROM scores WHERE completion = ?", [key]).fetchone()
+                if row is not None and _checksum(key, row[:2]) == row[2]:
+                    found[key] = row[:2]
+        finally:
+            self._database.execute("ROLLBACK")
+        return found
+
+    def _put(self, rows: list[tuple[bytes, str, bytes, int]]) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.folder / DATABASE, timeout=SECONDS_TO_WAIT, isolation_level=None)
+        database.execute("PRAGMA journal_mode = WAL")
+        # A process that is killed loses nothing so; a machine that fails, its last moments.
+        database.execute("PRAGMA synchronous = NORMAL")
+        columns = "completion BLOB PRIMARY KEY, dtype TEXT NOT NULL, logp BLOB NOT NULL, checksum INTEGER NOT NULL"
+        database.execute(f"CREATE TABLE IF NOT EXISTS scores ({columns})")
+        return database
+
+    def _sound(self, work: Callable[[], Result]) -> Result:
+        """Do some work; begin with an empty file when this one can no longer be read."""
+        try:
+            return work()
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # it is only locked, or the disk is full
+                raise
+            for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+                (self.folder / name).unlink(missing_ok=True)
+            self._database = self._open()
+            return work()
+
+
+def count_scores(folder: Path) -> int:
+    """How many completions a store has scores of."""
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
+        return int(database.execute("SELECT count(*) FROM scores").fetchone()[0])
+
+
+def _checksum(key: bytes, kept: Kept) -> int:
+    dtype, values = kept
+    return zlib.crc32(values, zlib.crc32(dtype.encode(), zlib.crc32(key)))
