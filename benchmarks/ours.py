@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +41,9 @@ def open_stage(case: Case, work: Work, folder: Path, watch: Watch) -> tuple[Trai
     from zephyr_kit.engine import Trainer
     from zephyr_kit.feed import Feed
     from zephyr_kit.protocols import Start
-    from zephyr_kit.world import World
+    from zephyr_kit.world import World, keep_freed_memory
 
+    keep_freed_memory()
     stage, device = case.stage(), torch.device(case.device)
     task: Any = stage.task
     policy = stage.model.load(device, start=Start(seed=SEED), train=True)
@@ -59,14 +62,20 @@ def open_stage(case: Case, work: Work, folder: Path, watch: Watch) -> tuple[Trai
 
 
 def _reference(policy: Any, task: Any, work: Work, folder: Path, device: Any) -> Any:
-    from zephyr_kit.reference import score_corpus
+    from zephyr_kit.reference import Scoring
+    from zephyr_kit.score_store import ScoreStore
 
-    return score_corpus(
-        policy,
-        work.corpus,
-        folder / "reference.npy",
-        device=device,
-        capacity=task.train.tokens_per_batch,
-        share_prompts=task.train.share_prompts,
-        advance=lambda _: None,
-    )
+    with closing(ScoreStore(folder, {"benchmark": folder.name}, "a benchmark")) as store:
+        scoring = Scoring(policy, store, device, task.train.tokens_per_batch, task.train.share_prompts, Silent())
+        return scoring.scores_of(work.corpus, "data")
+
+
+class Silent:
+    """A narrator that tells nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def track(self, label: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]:
+        """Nothing."""
+        return nullcontext(lambda _: None)

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", choices=SHAPES, help=f"without --quick: {_told(FULL_SIZE)}")
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS)
     parser.add_argument("--method", nargs="+", choices=("full", "lora"))
+    parser.add_argument("--setting", nargs="+", choices=[*dict.fromkeys(itertools.chain(*theirs.SETTINGS.values()))], help="only these of trl's")
     parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, help="whether freed memory is kept, or left to glibc's defaults")
     parser.add_argument("--runs", type=int, help="of each side, by turns")
     parser.add_argument("--steps", type=int, help="of each run; the first is not timed")
@@ -97,7 +98,8 @@ def measure(case: Case, work: Work, side: str) -> Trace:
 
 def _alternate(case: Case, work: Work, allocator: str, given: argparse.Namespace) -> dict[str, list[Trace]]:
     """All runs by side: ours, theirs, ours, theirs …, so that a machine's moods meet both."""
-    sides = [OURS, *(f"trl, {setting}" for setting in theirs.SETTINGS[case.objective])]
+    settings = [setting for setting in theirs.SETTINGS[case.objective] if given.setting is None or setting in given.setting]
+    sides = [OURS, *(f"trl, {setting}" for setting in settings)]
     traces: dict[str, list[Trace]] = {side: [] for side in sides}
     for _ in range(given.runs):
         for side in sides:
