@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", choices=SHAPES, help=f"without --quick: {_told(FULL_SIZE)}")
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS)
     parser.add_argument("--method", nargs="+", choices=("full", "lora"))
-    parser.add_argument("--setting", nargs="+", choices=[*dict.fromkeys(itertools.chain(*theirs.SETTINGS.values()))], help="only these of trl's")
+    parser.add_argument("--setting", nargs="+", choices=[*itertools.chain(*theirs.SETTINGS.values())], help="only these of trl's")
     parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, help="whether freed memory is kept, or left to glibc's defaults")
     parser.add_argument("--runs", type=int, help="of each side, by turns")
     parser.add_argument("--steps", type=int, help="of each run; the first is not timed")

@@ -118,7 +118,7 @@ def test_each_way_keeps_less_than_the_one_before(tmp_path: Path, options: dict[s
     unit = 2 * num_layers * len(batch.tokens_T) * SHAPE["hidden_size"]
     none, selective, block = (kept_bytes(policy, batch) / unit for policy in policies)
     assert block < 1 + 2.5, "the input; and the ends of the model, by the layer"
-    assert block + 4 < selective < block + 5.5, "attention (completions' in two parts), q, k and v (half as wide), o; and what adapters make"
+    assert block + 4 < selective < block + 5.5, "attention (completions' in two parts), q, k and v (half as wide), o; adapters"
     assert selective + 10 < none
 
 
