@@ -13,6 +13,11 @@ def plainly(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return (hidden @ weight.T).log_softmax(-1).gather(-1, target[:, None]).squeeze(-1)
 
 
+def hold(monkeypatch: pytest.MonkeyPatch, max_logits: int, num_chunks: int) -> None:
+    monkeypatch.setitem(head.CHUNK, "cpu", max_logits)
+    monkeypatch.setitem(head.BUFFER, "cpu", max_logits * num_chunks)
+
+
 def head_inputs(
     rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -23,10 +28,13 @@ def head_inputs(
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target, upstream
 
 
+@pytest.mark.parametrize("num_chunks", [1, 2, 5])
 @pytest.mark.parametrize("max_logits", [1, 50, 1 << 24])
 @pytest.mark.parametrize(("rows", "width", "vocabulary"), [(1, 1, 2), (7, 5, 13), (16, 8, 16), (33, 3, 7), (5, 64, 1)])
-def test_the_head_is_log_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, width: int, vocabulary: int, max_logits: int) -> None:
-    monkeypatch.setitem(head.MAX_LOGITS, "cpu", max_logits)
+def test_the_head_is_log_softmax(
+    monkeypatch: pytest.MonkeyPatch, rows: int, width: int, vocabulary: int, max_logits: int, num_chunks: int
+) -> None:
+    hold(monkeypatch, max_logits, num_chunks)
     hidden, weight, target, upstream = head_inputs(rows, width, vocabulary)
     found, expected = target_logp(hidden, weight, target), plainly(hidden, weight, target)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -36,14 +44,14 @@ def test_the_head_is_log_softmax(monkeypatch: pytest.MonkeyPatch, rows: int, wid
 
 
 def test_the_head_has_the_gradient_of_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head.MAX_LOGITS, "cpu", 20)
+    hold(monkeypatch, 20, 2)
     hidden, weight, target, _ = head_inputs(6, 4, 9)
     assert torch.autograd.gradcheck(lambda h, w: target_logp(h, w, target), (hidden, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_in_shorter_types(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setitem(head.MAX_LOGITS, "cpu", 300)
+    hold(monkeypatch, 300, 2)
     hidden, weight, target, upstream = head_inputs(29, 16, 101, dtype, scale=0.5)
     found = target_logp(hidden, weight, target)
     assert found.dtype == torch.float32
@@ -85,3 +93,11 @@ def test_no_targets_are_no_scores() -> None:
     assert found.dtype == torch.float32
     found.sum().backward()
     assert not hidden.grad.any()  # type: ignore[union-attr]
+
+
+def test_a_second_backward_pass_says_the_same() -> None:
+    """The first one has used up what was left in the buffer."""
+    hidden, weight, target, upstream = head_inputs(9, 4, 11)
+    found = target_logp(hidden, weight, target)
+    once = torch.autograd.grad(found, (hidden, weight), upstream, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(found, (hidden, weight), upstream), once, rtol=1e-12, atol=1e-12)
