@@ -33,6 +33,10 @@ class AttentionLaws:
         """Rows whose segments have parents."""
         self._compare(lay_out(random_trees(5, 3), share_prompts=True))
 
+    def test_equals_its_definition_on_long_rows(self) -> None:
+        """Kernels work in blocks: segments that fill several, and end within one."""
+        self._compare(lay_out(random_trees(4, 2, longest=300), share_prompts=True))
+
     def test_equals_its_definition_on_one_token(self) -> None:
         """The smallest row there is."""
         one = np.array([3], np.int32)

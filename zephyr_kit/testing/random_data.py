@@ -11,7 +11,7 @@ from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.protocols import Scores
 
 
-def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int = 50) -> list[Tree]:
+def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int = 50, longest: int = 8) -> list[Tree]:
     """Token trees with prompts and completions of uneven length, all trained."""
     draw = np.random.default_rng(seed)
 
@@ -20,8 +20,8 @@ def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int
 
     trees = []
     for _ in range(count):
-        texts = tuple(ids(1, 7) for _ in range(completions))
-        trees.append(Tree(ids(1, 9), texts, tuple(np.ones(len(text), np.bool_) for text in texts)))
+        texts = tuple(ids(1, longest) for _ in range(completions))
+        trees.append(Tree(ids(1, longest + 1), texts, tuple(np.ones(len(text), np.bool_) for text in texts)))
     return trees
 
 
