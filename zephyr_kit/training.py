@@ -107,7 +107,7 @@ class Training:
                 corpus,
                 self.folder.path / "reference" / f"{name}-{corpus.folder.name}.npy",
                 device=self.device,
-                capacity=train.tokens_per_batch,
+                capacity=train.capacity,
                 share_prompts=train.share_prompts,
                 advance=advance,
             )
@@ -137,7 +137,7 @@ class Training:
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
-        return Feed(corpus, self.task.objective, train.tokens_per_batch, train.share_prompts, self.device, World(), reference)
+        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, World(), reference)
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"

@@ -1,0 +1,27 @@
+"""Settings of `[model]` that need less memory, the mildest first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from zephyr_kit.protocols import Leaner
+from zkit_mistral.settings import Lora, Quantize
+
+if TYPE_CHECKING:
+    from zkit_mistral.backend import Mistral
+
+
+def leaner(model: Mistral) -> list[Leaner]:
+    """Each with those before it."""
+    steps: list[Leaner] = []
+    if not model.activation_checkpointing:
+        model = replace(model, activation_checkpointing=True)
+        steps.append(Leaner("activation_checkpointing", "true", model, same_result=True))
+    if model.lora is None and model.scratch is None:
+        model = replace(model, lora=Lora())
+        steps.append(Leaner("lora", "{ rank = 16, alpha = 16 }", model))
+    if model.lora is not None and model.quantize is None and model.scratch is None:
+        model = replace(model, quantize=Quantize())
+        steps.append(Leaner("quantize", "{ bits = 4 }", model))
+    return steps
