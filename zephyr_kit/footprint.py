@@ -21,7 +21,7 @@ PARTS = (WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, HEAD)
 aten, prim = torch.ops.aten, torch.ops.prim
 
 
-class Footprint(TorchDispatchMode):
+class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage that is made within it, from the operation that makes it to its end.
 
     A storage belongs to the part of the moment at which it was made; while that is the
@@ -30,7 +30,7 @@ class Footprint(TorchDispatchMode):
     """
 
     def __init__(self, *, vocabulary: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now: Counter[str] = Counter()
         self.peak: Mapping[str, int] = {}
@@ -108,9 +108,9 @@ def _flops(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> int:
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=result))
     if packet is aten._scaled_dot_product_flash_attention_for_cpu:
-        return sdpa_flop_count(*(x.shape for x in args[:3])) // _halves(args, kwargs, 4)
+        return int(sdpa_flop_count(*(x.shape for x in args[:3]))) // _halves(args, kwargs, 4)  # type: ignore[no-untyped-call]
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        return sdpa_backward_flop_count(*(x.shape for x in args[:4])) // _halves(args, kwargs, 7)
+        return int(sdpa_backward_flop_count(*(x.shape for x in args[:4]))) // _halves(args, kwargs, 7)  # type: ignore[no-untyped-call]
     return 0
 
 

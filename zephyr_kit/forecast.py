@@ -59,9 +59,9 @@ class Forecast:
         return self.peak <= self.device.memory
 
     @property
-    def leaves_room(self) -> bool:
-        """Whether it may be chosen; told without looking at this process, so that the choice is the same each time."""
-        return self.peak - self.libraries + self.device.libraries <= ROOM * self.device.memory
+    def room(self) -> float:
+        """What the peak may be for it to be chosen: whatever this process holds just now, so that the choice is the same each time."""
+        return ROOM * self.device.memory + self.libraries - self.device.libraries
 
     @cached_property
     def rate(self) -> float:
@@ -106,7 +106,13 @@ class Outlook:
         given = self.task.train.tokens_per_batch
         if given is not None:
             return self.with_batches_of(given)
-        return highest(self.rungs(), self.with_batches_of, lambda forecast: forecast.leaves_room)
+        rungs = self.rungs()
+        if self.device.kind == "cpu":
+            # Likely to fit, and then rehearsed once.
+            found = self.with_batches_of(rungs[-1])
+            if found.peak <= found.room:
+                return found
+        return highest(rungs, self.with_batches_of, lambda forecast: forecast.room)
 
     def rungs(self) -> list[int]:
         """From the lowest to the first that holds a whole step."""
@@ -163,17 +169,20 @@ def with_capacity(task: TrainStage, forecast: Forecast | None) -> TrainStage:
     return task if forecast is None else replace(task, train=replace(task.train, tokens_per_batch=forecast.tokens_per_batch))
 
 
-def highest(rungs: list[int], forecast: Callable[[int], Forecast], good: Callable[[Forecast], bool]) -> Forecast:
-    """The forecast of the highest good rung, of the lowest if none is; more only ever takes more."""
-    found = forecast(rungs[-1])
-    if good(found):
+def highest(rungs: list[int], forecast: Callable[[int], Forecast], limit: Callable[[Forecast], float]) -> Forecast:
+    """The forecast of the highest rung whose peak is within the limit, of the lowest if none is.
+
+    Large batches take long to rehearse, and memory grows in proportion to tokens: two small ones tell where to look.
+    """
+    found = forecast(rungs[0])
+    if len(rungs) == 1 or found.peak > limit(found):
         return found
-    low, high, best = 0, len(rungs) - 2, None
-    while low <= high:
-        middle = (low + high) // 2
-        found = forecast(rungs[middle])
-        if good(found):
-            low, best = middle + 1, found
-        else:
-            high = middle - 1
-    return best or found
+    second = forecast(rungs[1])
+    tokens = max(1, second.rehearsal.num_tokens - found.rehearsal.num_tokens)
+    slope = max(second.peak - found.peak, 1) / tokens
+    reach = found.rehearsal.num_tokens + (limit(found) - found.peak) / slope
+    for rung in reversed([rung for rung in rungs[1:] if rung <= reach]):
+        higher = second if rung == rungs[1] else forecast(rung)
+        if higher.peak <= limit(higher):
+            return higher
+    return found

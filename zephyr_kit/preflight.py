@@ -51,7 +51,7 @@ def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
     if not forecast.fits:
         raise NotReady(does_not_fit(forecast, find_remedy(outlook)))
     narrator.say(
-        f"stage {forecast.stage}: about {gib(forecast.peak)} of {gib(forecast.device.memory)} GiB at the most, "
+        f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
         f"in batches of up to {forecast.tokens_per_batch:,} tokens"
     )
     return forecast
@@ -60,11 +60,11 @@ def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
 def does_not_fit(forecast: Forecast, remedy: Remedy | None) -> str:
     """What is too much, and what would be less."""
     device = forecast.device
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in sorted(forecast.parts.items(), key=lambda part: -part[1]))
-    told = f"stages.{forecast.stage} needs about {gib(forecast.peak)} GiB, and {device.name} has {gib(device.memory)}: {parts}"
+    parts = ", ".join(f"{name} {in_words(size)}" for name, size in sorted(forecast.parts.items(), key=lambda part: -part[1]))
+    told = f"stages.{forecast.stage} needs about {in_words(forecast.peak)}, and {device.name} has {in_words(device.memory)}: {parts}"
     if remedy is None:
         return f"{told}\nno setting that is known makes it fit; take a smaller model"
-    return f"{told}\nit fits, with about {gib(remedy.forecast.peak)} GiB, with:  {' '.join(map(as_option, remedy.changes))}"
+    return f"{told}\nit fits, with about {in_words(remedy.forecast.peak)}, with:  {' '.join(map(as_option, remedy.changes))}"
 
 
 def as_option(change: str) -> str:
@@ -72,9 +72,11 @@ def as_option(change: str) -> str:
     return f"--set {shlex.quote(change)}"
 
 
-def gib(size: float) -> str:
-    """Bytes in GiB, as they are told."""
-    return f"{size / GIB:.3g}" if size < 100 * GIB else f"{size / GIB:.0f}"
+def in_words(size: float) -> str:
+    """Bytes, as they are told."""
+    if size < GIB:
+        return f"{size / 2**20:.3g} MiB"
+    return f"{size / GIB:.3g} GiB" if size < 100 * GIB else f"{size / GIB:.0f} GiB"
 
 
 def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:

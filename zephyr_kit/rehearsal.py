@@ -187,8 +187,8 @@ def _give_storage(module: nn.Module) -> None:
 
 
 def _without_data(batch: Batch, fake: FakeTensorMode) -> Batch:
-    tensors = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name[-2:] in ("_T", "_S", "_M")}
-    return replace(batch, **{name: fake.from_tensor(tensor) for name, tensor in tensors.items()})
+    tensors: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name[-2:] in ("_T", "_S", "_M")}
+    return replace(batch, **{name: cast("Any", fake.from_tensor(tensor)) for name, tensor in tensors.items()})
 
 
 def _state(trainer: Trainer) -> int:
@@ -225,6 +225,6 @@ def _num_parameters(module: nn.Module) -> int:
     sizes: dict[int, int] = {}
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            unpacked = isinstance(layer, nn.Linear) and name == "weight"
-            sizes[id(parameter)] = layer.in_features * layer.out_features if unpacked else parameter.numel()
+            unpacked = _matrix(layer) if isinstance(layer, nn.Linear) and name == "weight" else (1, parameter.numel())
+            sizes[id(parameter)] = unpacked[0] * unpacked[1]
     return sum(sizes.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,44 +21,56 @@ class Remedy:
     forecast: Forecast
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A stage with changes."""
+
+    outlook: Outlook
+    changes: tuple[str, ...] = ()
+
+    def with_model(self, step: Leaner) -> _Candidate:
+        stage = replace(self.outlook.stage, model=step.offer)
+        own = step.same_result or step.key in stage.changed
+        return self._with(replace(self.outlook, stage=stage), f"{'stages.' + stage.name + '.' if own else ''}model.{step.key}={step.value}")
+
+    def with_optimizer(self, step: Leaner) -> _Candidate:
+        train = replace(self.outlook.task.train, optimizer=step.offer)
+        return self._with(self.outlook.changed(train=train), f"stages.{self.outlook.stage.name}.train.{step.key}={step.value}")
+
+    def with_cached_reference(self) -> _Candidate:
+        return self._with(self.outlook.changed(reference="cached"), f'stages.{self.outlook.stage.name}.reference="cached"')
+
+    def _with(self, outlook: Outlook, change: str) -> _Candidate:
+        return _Candidate(outlook, (*self.changes, change))
+
+
 def find_remedy(outlook: Outlook) -> Remedy | None:
-    """Smaller batches; then change upon change, the mildest first, each that helps; then the largest batches that fit."""
+    """The mildest candidate that fits in small batches, then in the largest batches that fit."""
     given = outlook.task.train.tokens_per_batch
     rungs = [rung for rung in (*LOWER, *LADDER) if rung <= (given or outlook.rungs()[-1])] or [LOWER[0]]
-    kept: list[str] = []
-    least = outlook.with_batches_of(rungs[0])
-    for change, leaner in itertools.chain([("", outlook)], _changes(outlook)):
-        found = leaner.with_batches_of(rungs[0]) if change else least
-        if found.peak < least.peak:
-            kept.append(change)
-            least = found
-        if found.fits:
-            largest = highest(rungs, leaner.with_batches_of, lambda forecast: forecast.fits)
-            batches = f"stages.{outlook.stage.name}.train.tokens_per_batch={largest.tokens_per_batch}"
-            return Remedy((*kept, *([batches] if largest.tokens_per_batch != given else [])), largest)
+    for candidate in _candidates(_Candidate(outlook)):
+        if candidate.outlook.with_batches_of(rungs[0]).fits:
+            own = candidate.outlook.forecast()
+            if own.fits:
+                return Remedy(candidate.changes, own)
+            largest = highest(rungs, candidate.outlook.with_batches_of, lambda forecast: forecast.device.memory)
+            return Remedy((*candidate.changes, f"stages.{outlook.stage.name}.train.tokens_per_batch={largest.tokens_per_batch}"), largest)
     return None
 
 
-def _changes(outlook: Outlook) -> Iterator[tuple[str, Outlook]]:
-    """Each with those before it: first what comes to the same model, last what trains another one."""
-    name, train = outlook.stage.name, outlook.task.train
-    steps = outlook.stage.model.leaner()
-    for step in steps:
-        if step.same_result:
-            outlook = _with_model(outlook, step)
-            yield f"stages.{name}.model.{step.key}={step.value}", outlook
-    if outlook.task.reference == "live":
-        outlook = outlook.changed(reference="cached")
-        yield f'stages.{name}.reference="cached"', outlook
-    for step in train.optimizer.leaner():
-        outlook = outlook.changed(train=replace(train, optimizer=step.offer))
-        yield f"stages.{name}.train.{step.key}={step.value}", outlook
-    for step in steps:
-        if not step.same_result:
-            outlook = _with_model(outlook, step)
-            own = f"stages.{name}." if step.key in outlook.stage.changed else ""
-            yield f"{own}model.{step.key}={step.value}", outlook
-
-
-def _with_model(outlook: Outlook, step: Leaner) -> Outlook:
-    return replace(outlook, stage=replace(outlook.stage, model=step.offer))
+def _candidates(bare: _Candidate) -> Iterator[_Candidate]:
+    """First what comes to the same model, then a leaner optimizer, last what trains another model."""
+    yield bare
+    steps = bare.outlook.stage.model.leaner()
+    same, other = ([step for step in steps if step.same_result is wanted] for wanted in (True, False))
+    for step in same:
+        bare = bare.with_model(step)
+        yield bare
+    if bare.outlook.task.reference == "live":
+        bare = bare.with_cached_reference()
+        yield bare
+    yield from map(bare.with_optimizer, bare.outlook.task.train.optimizer.leaner())
+    for step in other:
+        bare = bare.with_model(step)
+        yield bare
+        yield from map(bare.with_optimizer, bare.outlook.task.train.optimizer.leaner())

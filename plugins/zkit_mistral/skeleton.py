@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from zkit_mistral.stand_ins import quantise
 
 if TYPE_CHECKING:
     from zkit_mistral.settings import Settings
+    from zkit_mistral.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def skeleton(settings: Settings, start: Start) -> Skeleton:
         mapped = quantise(model, settings.quantize, dtype=_dtype_of_files(config, settings)) if settings.quantize is not None else 0
         adapters = _adapters(settings, model, start)
         prepare_for_training(model, settings, adapters)
-    policy = MistralPolicy(model, adapters, None, settings.attention, torch.device("cpu"))
+    # It scores and writes nothing, so it needs no tokenizer.
+    policy = MistralPolicy(model, adapters, cast("ChatTokenizer", None), settings.attention, torch.device("cpu"))
     return Skeleton(policy, int(config.vocab_size), mapped, remark)
 
 

@@ -14,11 +14,11 @@ from zephyr_kit.plugins import Plugins
 
 @click.command()
 @click.argument("preset")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …, or a card that is not here: h200, a100-80, rtx4090 …")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …, or one that is not here: h200, rtx4090 …")
 @click.option("--devices", "count", default=1, show_default=True, type=click.IntRange(1), help="So many of them share the model.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder, for data that was gathered there.  [default: runs/NAME]")
-@click.option("--data/--no-data", default=True, show_default=True, help="Read the data as the run would, or plan for the largest batch alone.")
+@click.option("--data/--no-data", default=True, show_default=True, help="Read the data as the run would, or plan for a largest batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def plan(

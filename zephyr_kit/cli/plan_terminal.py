@@ -11,7 +11,7 @@ from rich.text import Text
 from zephyr_kit.cli.planned import Planned, options
 from zephyr_kit.devices import CPU_EFFICIENCY, GPU_EFFICIENCY, Device
 from zephyr_kit.forecast import Forecast
-from zephyr_kit.preflight import gib
+from zephyr_kit.preflight import in_words
 from zephyr_kit.preset import Preset
 from zephyr_kit.workload import Workload
 
@@ -21,7 +21,7 @@ BAR = 40
 def show(preset: Preset, device: Device, planned: Sequence[Planned], console: Console) -> None:
     """Print every stage."""
     many = f"{device.count} x " if device.count > 1 else ""
-    console.print(f"{preset.name} on {many}{device.name}, {gib(device.memory)} GiB{' each' if many else ''}", markup=False, style="bold")
+    console.print(f"{preset.name} on {many}{device.name}, {in_words(device.memory)}{' each' if many else ''}", markup=False, style="bold")
     if many:
         console.print("fully sharded; a run on several devices is to come, this is its plan", markup=False)
     for each in planned:
@@ -40,13 +40,14 @@ def _show_stage(planned: Planned, console: Console) -> None:
     for remark in planned.remarks:
         console.print(f"  note: {remark}", markup=False)
     if planned.remedy is not None:
-        console.print(f"  it fits, with about {gib(planned.remedy.forecast.peak)} GiB, if you add:\n    {options(planned.remedy)}", markup=False)
+        peak = in_words(planned.remedy.forecast.peak)
+        console.print(f"  it fits, with about {peak}, if you add:\n    {options(planned.remedy)}", markup=False)
     elif not planned.fits:
         console.print("  no setting that is known makes it fit; take a smaller model, or more devices", markup=False)
 
 
 def _verdict(forecast: Forecast) -> Text:
-    told = f"about {gib(forecast.peak)} of {gib(forecast.device.memory)} GiB ({forecast.peak / forecast.device.memory:.0%})"
+    told = f"about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} ({forecast.peak / forecast.device.memory:.0%})"
     verdict = ("fits", "bold green") if forecast.fits else ("does not fit", "bold red")
     return Text.assemble((f"stage {forecast.stage}", "bold"), ": ", verdict, ", ", told)
 
@@ -58,7 +59,7 @@ def _parts(forecast: Forecast) -> Table:
     table.add_column()
     whole = max(forecast.peak, forecast.device.memory)
     for name, size in sorted(forecast.parts.items(), key=lambda part: -part[1]):
-        table.add_row(f"  {name}", f"{gib(size)} GiB", Text("█" * max(1, round(BAR * size / whole)), "cyan"))
+        table.add_row(f"  {name}", in_words(size), Text("█" * max(1, round(BAR * size / whole)), "cyan"))
     return table
 
 
@@ -73,15 +74,16 @@ def _figures(forecast: Forecast) -> Table:
 
 def _lines(forecast: Forecast) -> Iterator[tuple[str, str]]:
     shape, work = forecast.rehearsal.shape, forecast.workload
-    yield "model", f"{_count(shape.num_parameters)} parameters, {_count(shape.num_trained)} trained ({shape.num_trained / shape.num_parameters:.1%})"
-    by = "chosen by the plan" if forecast.chosen else "as set"
-    yield "batches", f"of up to {forecast.tokens_per_batch:,} tokens ({by}); the largest here has {forecast.rehearsal.num_tokens:,}"
+    share = shape.num_trained / shape.num_parameters
+    yield "model", f"{_count(shape.num_parameters)} parameters, {_count(shape.num_trained)} of them trained ({share:.1%})"
+    by = "chosen" if forecast.chosen else "set"
+    yield "batches", f"{by} to {forecast.tokens_per_batch:,} tokens at most, the largest has {forecast.rehearsal.num_tokens:,}"
     if work is not None:
         yield from _data_lines(work)
-    yield "a checkpoint", f"{gib(forecast.rehearsal.state)} GiB on the disk"
+    yield "a checkpoint", f"{in_words(forecast.rehearsal.state)} on the disk"
     yield "speed", _speed(forecast)
     if forecast.seconds is not None:
-        yield "time", f"about {_duration(forecast.seconds)}, held-out data, checkpoints and loading aside"
+        yield "time", f"about {_duration(forecast.seconds)} of training"
 
 
 def _data_lines(work: Workload) -> Iterator[tuple[str, str]]:
@@ -89,14 +91,15 @@ def _data_lines(work: Workload) -> Iterator[tuple[str, str]]:
     if work.saved:
         yield "shared prompts", f"save {work.saved:.0%} of the tokens"
     yield "steps", f"{work.num_steps:,} of about {work.tokens_per_step:,} tokens, {work.epochs:.3g} epochs"
-    yield "packing", f"{work.batches_per_step:.3g} batches a step, {work.packing:.0%} full; no padding"
+    packing = f"{work.batches_per_step:.3g} batches a step, {work.packing:.0%} full"
+    yield "packing", "each step is one batch" if work.batches_per_step == 1 else packing
 
 
 def _speed(forecast: Forecast) -> str:
     per_token = forecast.rehearsal.flops / forecast.rehearsal.num_tokens
     tabled = forecast.device.tabled_rate is not None
-    basis = f"the datasheet's rate x {GPU_EFFICIENCY}, not measured" if tabled else f"measured products x {CPU_EFFICIENCY}"
-    return f"about {forecast.rate / per_token:,.0f} tokens/s ({forecast.rate / 1e12:.3g} TFLOP/s: {basis})"
+    basis = f"{GPU_EFFICIENCY} of a datasheet's rate" if tabled else f"{CPU_EFFICIENCY} of a rate measured now"
+    return f"about {forecast.rate / per_token:,.0f} tokens/s, from {basis}"
 
 
 def _count(number: int) -> str:

@@ -44,11 +44,13 @@ class Planned:
         forecast = self.forecast
         if forecast is None:
             return common
+        shape = forecast.rehearsal.shape
+        memory = {"peak": forecast.peak, "of": forecast.device.memory, "by_part": forecast.parts, "checkpoint": forecast.rehearsal.state}
         return {
             **common,
             "tokens_per_batch": {"value": forecast.tokens_per_batch, "chosen_by_the_plan": forecast.chosen},
-            "parameters": {"all": forecast.rehearsal.shape.num_parameters, "trained": forecast.rehearsal.shape.num_trained},
-            "bytes": {"peak": forecast.peak, "of": forecast.device.memory, "by_part": forecast.parts, "checkpoint": forecast.rehearsal.state},
+            "parameters": {"all": shape.num_parameters, "trained": shape.num_trained},
+            "bytes": memory,
             "data": None if forecast.workload is None else asdict(forecast.workload),
             "seconds": None if forecast.seconds is None else round(forecast.seconds, 1),
             "operations_a_second": forecast.rate,
@@ -82,7 +84,7 @@ def _corpus(stage: Stage, task: TrainStage, seed: int, narrator: Narrator) -> tu
         return None, "its data has not been gathered yet"
     for number, portion in enumerate(task.data):
         for problem in [*portion.source.problems(), *(line for each in portion.filters for line in each.problems())]:
-            return None, f"data[{number}] is not at hand: {problem}"
+            return None, f"data[{number}] is not at hand, so steps and time are not known: {problem.partition('. ')[0]}"
     try:
         tokenizer = stage.model.tokenizer(Start(None, stage.changed, seed))
     except (OSError, ValueError, ZkitError) as error:
