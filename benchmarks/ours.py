@@ -58,7 +58,7 @@ def open_stage(case: Case, work: Work, folder: Path, watch: Watch) -> tuple[Trai
         clip=task.train.clip,
     )
     reference = _reference(policy, task, work, folder, device) if task.objective.needs_reference else None
-    return trainer, Feed(work.corpus, task.objective, task.train.tokens_per_batch, task.train.share_prompts, device, World(), reference)
+    return trainer, Feed(work.corpus, task.objective, task.train.capacity, task.train.share_prompts, device, World(), reference)
 
 
 def _reference(policy: Any, task: Any, work: Work, folder: Path, device: Any) -> Any:
@@ -66,7 +66,7 @@ def _reference(policy: Any, task: Any, work: Work, folder: Path, device: Any) ->
     from zephyr_kit.score_store import ScoreStore
 
     with closing(ScoreStore(folder, {"benchmark": folder.name}, "a benchmark")) as store:
-        scoring = Scoring(policy, store, device, task.train.tokens_per_batch, task.train.share_prompts, Silent())
+        scoring = Scoring(policy, store, device, task.train.capacity, task.train.share_prompts, Silent())
         return scoring.scores_of(work.corpus, "data")
 
 

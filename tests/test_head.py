@@ -15,7 +15,7 @@ def plainly(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def hold(monkeypatch: pytest.MonkeyPatch, max_logits: int, num_chunks: int) -> None:
     monkeypatch.setitem(head.CHUNK, "cpu", max_logits)
-    monkeypatch.setitem(head.BUFFER, "cpu", max_logits * num_chunks)
+    monkeypatch.setattr(head, "BUFFER", max_logits * num_chunks)
 
 
 def head_inputs(

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,21 @@ from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
+from zephyr_kit.corpus import Corpus
+from zephyr_kit.devices import this_device
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
+from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
 from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.preflight import refuse_what_cannot_run
+from zephyr_kit.preflight import foresee, refuse_what_cannot_run
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
-from zephyr_kit.stage_data import check_data
+from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.training import Training
 from zephyr_kit.world import give_back_memory
@@ -59,13 +62,13 @@ class Pipeline:
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), disk_errors_told(self.folder.path), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
-            self._check_data(answers)
+            forecasts = self._check_data(answers)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
             for stage in self._stages:
                 if isinstance(stage.task, TrainStage):
-                    trained.append(self._train(stage, stage.task, trained))
+                    trained.append(self._train(stage, stage.task, trained, forecasts))
                 elif isinstance(stage.task, EvaluateStage):
                     evaluations += self._evaluate(stage, stage.task, trained)
                 else:
@@ -97,11 +100,12 @@ class Pipeline:
         """With the rows that one takes from another found in the run's folder."""
         return [bound(stage, self.folder.path) for stage in self.preset.stages]
 
-    def _check_data(self, answers: Answers) -> None:
-        """Read and tokenise the data of every stage to come: a bad row must not be found after a day of training.
+    def _check_data(self, answers: Answers) -> dict[str, Forecast | None]:
+        """Read and tokenise the data of every stage to come, and foresee its memory: neither must be found out after a day of training.
 
         Nor after an earlier result has been set aside for it. What a stage has yet to gather is checked when it is there.
         """
+        forecasts: dict[str, Forecast | None] = {}
         before: Trained | None = None
         latest: Path | None = None
         to_come: set[str] = set()
@@ -115,7 +119,8 @@ class Pipeline:
                 if folder.is_done(key):
                     latest = folder.model
                 elif there:
-                    check_data(stage, task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
+                    corpus = check_data(stage, task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
+                    forecasts[stage.name] = self._foresee(stage, task, corpus)
                 before = Trained(stage, folder.model, digest(key))
             elif isinstance(task, (FeedbackStage, DistillStage)):
                 key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
@@ -124,29 +129,36 @@ class Pipeline:
                     if there:
                         (name,) = portions_of(task)
                         read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
+        return forecasts
+
+    def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus) -> Forecast | None:
+        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), this_device(self.device), self.preset.seed, corpus)
+        return foresee(outlook, self.narrator)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
         write_text(self.folder.path / "preset.toml", tomli_w.dumps(self.preset.table))
 
-    def _note_work(self, stage: Stage) -> None:
+    def _note_work(self, stage: Stage, **facts: Any) -> None:
         """Add to `run.json` with what, and where, a stage is worked on."""
         self.narrator.say(f"stage {stage.name}")
         notes = self.folder.path / "run.json"
         before = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-        note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **surroundings()}
+        note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
         write_json(notes, [*before, note])
 
-    def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained]) -> Trained:
+    def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
         start = Start(before.folder if before else None, stage.changed, self.preset.seed)
         key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
         folder = self._open(stage, key)
         if folder.done() is None:
-            self._note_work(stage)
+            forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start)
+            task = with_capacity(task, forecast)
+            self._note_work(stage, tokens_per_batch=task.train.capacity)
             Training(
                 self.preset.name,
-                stage,
+                replace(stage, task=task, settings={**stage.settings, "train.tokens_per_batch": task.train.capacity}),
                 task,
                 folder,
                 start,
@@ -157,6 +169,11 @@ class Pipeline:
                 tuple(one.stage.name for one in trained),
             ).run()
         return Trained(stage, folder.model, digest(key))
+
+    def _foresee_late(self, stage: Stage, task: TrainStage, start: Start) -> Forecast | None:
+        """Of a stage whose data was gathered by a stage before it."""
+        corpus = prepare_part(task, task.data, stage.model.tokenizer(start), self.narrator, f"data of {stage.name}")
+        return self._foresee(stage, task, corpus)
 
     def _gather(self, stage: Stage, task: FeedbackStage | DistillStage, bench: Bench) -> None:
         folder = self._open(stage, gathering_key(task, bench, seed=self.preset.seed, plugins=self.plugins))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,8 +11,12 @@ from pathlib import Path
 import torch
 
 from zephyr_kit import ZkitError
+from zephyr_kit.devices import GIB, this_device
+from zephyr_kit.forecast import Forecast, Outlook
+from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
 from zephyr_kit.protocols import Start
+from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, TrainStage
 
@@ -36,13 +40,52 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
         raise NotReady(f"{preset.file} cannot run here:\n{listed}\n{advice}")
 
 
+def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
+    """What a stage will take; raises `NotReady` when the device cannot hold it, None when that cannot be known."""
+    try:
+        forecast = outlook.forecast()
+    except Exception as error:  # whatever a model's code raises that cannot go without data; it must not stop a run that works
+        reason = (str(error).splitlines() or [""])[0]
+        narrator.say(f"stage {outlook.stage.name}: its memory cannot be foreseen ({type(error).__name__}: {reason})")
+        return None
+    if not forecast.fits:
+        raise NotReady(does_not_fit(forecast, find_remedy(outlook)))
+    narrator.say(
+        f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
+        f"in batches of up to {forecast.tokens_per_batch:,} tokens"
+    )
+    return forecast
+
+
+def does_not_fit(forecast: Forecast, remedy: Remedy | None) -> str:
+    """What is too much, and what would be less."""
+    device = forecast.device
+    parts = ", ".join(f"{name} {in_words(size)}" for name, size in sorted(forecast.parts.items(), key=lambda part: -part[1]))
+    told = f"stages.{forecast.stage} needs about {in_words(forecast.peak)}, and {device.name} has {in_words(device.memory)}: {parts}"
+    if remedy is None:
+        return f"{told}\nno setting that is known makes it fit; take a smaller model"
+    return f"{told}\nit fits, with about {in_words(remedy.forecast.peak)}, with:  {' '.join(map(as_option, remedy.changes))}"
+
+
+def as_option(change: str) -> str:
+    """As a shell takes it."""
+    return f"--set {shlex.quote(change)}"
+
+
+def in_words(size: float) -> str:
+    """Bytes, as they are told."""
+    if size < GIB:
+        return f"{size / 2**20:.3g} MiB"
+    return f"{size / GIB:.3g} GiB" if size < 100 * GIB else f"{size / GIB:.0f} GiB"
+
+
 def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
     """What the preset's `[needs]` names and this machine has not."""
     needs = preset.needs
     if needs.device == "cuda" and device.type != "cuda":
         yield f"[needs] a CUDA GPU with {needs.memory:g} GiB: torch finds none on this machine (device: {device.type})"
         return
-    total = _memory(device)
+    total = this_device(device).memory / GIB
     if total < needs.memory:
         yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.0f}"
 
@@ -84,9 +127,3 @@ def _checks_of(task: Task, where: str, device: torch.device) -> Iterator[Check]:
 def _located(table: str, problems: Check) -> list[str]:
     return [f"[{table}] {line}" for line in problems()]
 
-
-def _memory(device: torch.device) -> float:
-    """GiB of the device, or of the host."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

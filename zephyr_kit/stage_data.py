@@ -20,15 +20,16 @@ from zephyr_kit.protocols import Start, Tokenizer
 from zephyr_kit.stages import TrainStage
 
 
-def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> None:
-    """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`."""
+def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> Corpus:
+    """Tokenise a stage's data; if too many rows are bad, refuse it, and leave the list of them in `folder`. Gives its `data`."""
     problem = length_problem(stage, task, start)
     if problem:
         raise ZkitError(problem)
     tokenizer = stage.model.tokenizer(start)
+    found: dict[str, Corpus] = {}
     for name, portions in (("data", task.data), ("held_out", task.held_out)):
         if portions:
-            corpus = prepare_part(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
+            found[name] = corpus = prepare_part(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
             quarantine = folder / f"{stage.name}.{name}.quarantine.jsonl"
             try:
                 refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage.name}.{name}", quarantine=quarantine)
@@ -39,6 +40,7 @@ def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator,
             if name == "data":
                 listing = folder / f"{stage.name}.data.gate.jsonl"
                 refuse(task.gate, Inspection(corpus, tokenizer, portions), name=f"stages.{stage.name}.data", listing=listing)
+    return found["data"]
 
 
 def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:

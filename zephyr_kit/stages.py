@@ -15,6 +15,8 @@ from zephyr_kit.protocols import INLINE, Completer, Judge, Objective, OptimizerF
 
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+CPU_TOKENS_PER_BATCH = 2048
+"""More brings a CPU nothing but memory in use: the head's logits need no second computation in small batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class Train:
     examples_per_step: Positive | None = None
     tokens_per_step: Positive | None = None
     """Tokens with each prompt counted once."""
-    tokens_per_batch: Positive = 8192
-    """What one device takes at once; changes no result."""
+    tokens_per_batch: Positive | None = None
+    """What one device takes at once; as much as its memory holds and a step fills, unless given. Changes no result."""
     share_prompts: bool = True
     """Compute the prompt of several completions once; changes no result."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -44,6 +46,11 @@ class Train:
     keep_checkpoints: Positive = 2
     held_out_every: Positive = 100
     """Steps between two looks at the held-out data; there is always one at the end."""
+
+    @property
+    def capacity(self) -> int:
+        """`tokens_per_batch`, where nothing has chosen it: what suits a CPU."""
+        return self.tokens_per_batch or CPU_TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
         _just_one(self, "epochs", "steps")

@@ -102,7 +102,7 @@ class Training:
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
-            scoring = Scoring(policy, store, self.device, train.tokens_per_batch, train.share_prompts, self.narrator)
+            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator)
             return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
 
     def _score_store(self) -> ScoreStore:
@@ -135,7 +135,7 @@ class Training:
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
-        return Feed(corpus, self.task.objective, train.tokens_per_batch, train.share_prompts, self.device, World(), reference)
+        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, World(), reference)
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,31 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     from peft import PeftModel
 
     _check_targets(model, lora)
-    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False)
+    return _on_top(PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False), lora)
+
+
+def stack(model: Any, lora: Lora, *, rank: int) -> Adapters:
+    """The same on a frozen adapter of this rank that is not there yet."""
+    from peft import get_peft_model
+
+    _check_targets(model, lora)
+    return _on_top(get_peft_model(model, _config(replace(lora, rank=rank)), adapter_name=EARLIER), lora)
+
+
+def copy_frozen(adapters: Adapters, name: str) -> None:
+    """Add a copy of the trained adapter that is not trained itself."""
+    for layer in adapters._layers():
+        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
+            by_adapter = getattr(layer, attribute)
+            if TRAINED in by_adapter:
+                by_adapter[name] = copy.deepcopy(by_adapter[TRAINED])
+    for key, parameter in adapters.peft.named_parameters():
+        if f".{name}." in f"{key}.":
+            parameter.requires_grad_(requires_grad=False)
+    _silence_dropout(adapters.peft, name)
+
+
+def _on_top(peft: Any, lora: Lora) -> Adapters:
     if lora.dora or peft.peft_config[EARLIER].use_dora:
         raise ZkitError(
             "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.config import plain
-from zephyr_kit.protocols import Start
+from zephyr_kit.protocols import Leaner, Skeleton, Start
 from zephyr_kit.weights import weights_fingerprint
 from zkit_mistral.settings import Lora, Quantize, Scratch, Settings
 
@@ -61,6 +61,16 @@ class Mistral(Settings):
         from zkit_mistral.loading import load
 
         return load(self, device, start=start, train=train)
+
+    def skeleton(self, start: Start) -> Skeleton:
+        from zkit_mistral.skeleton import skeleton
+
+        return skeleton(self, start)
+
+    def leaner(self) -> Sequence[Leaner]:
+        from zkit_mistral.leaner import leaner
+
+        return leaner(self)
 
     def miniature(self, folder: Path) -> Mistral:
         from zkit_mistral.miniature import make_miniature

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = {"cpu": 1 << 23, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits computed at once; 32 MiB in float32 stay in a processor's cache."""
-BUFFER = {"cpu": 1 << 25, "cuda": 1 << 27}
+BUFFER = 1 << 25
 """Logits held at once."""
 
 
@@ -115,9 +115,9 @@ class _Buffer:
 
     @staticmethod
     def of(hidden_MD: Tensor, weight_VD: Tensor, *, kept: bool = True) -> _Buffer:
-        place = "cpu" if hidden_MD.device.type == "cpu" else "cuda"
         num_rows, vocabulary = len(hidden_MD), weight_VD.shape[0]
-        chunk, held = (max(1, size[place] // vocabulary) for size in (CHUNK, BUFFER))
+        at_once = CHUNK["cpu" if hidden_MD.device.type == "cpu" else "cuda"]
+        chunk, held = (max(1, size // vocabulary) for size in (at_once, BUFFER))
         # Whole chunks, so that the last ones end with the last row.
         held = held // chunk * chunk if kept else chunk
         return _Buffer(hidden_MD.new_empty(min(held, num_rows), vocabulary), chunk, num_rows, kept)

@@ -51,12 +51,20 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         fuse(model, getattr(torch, settings.dtype))
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
         adapters = _adapters(settings, model, start, train=train)
-        if adapters is None:
-            model.requires_grad_(train)
-        if train and settings.activation_checkpointing != "none":
-            compute_again(model, selective=settings.activation_checkpointing == "selective")
+        if train:
+            prepare_for_training(model, settings, adapters)
+        elif adapters is None:
+            model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"
     return MistralPolicy(model, adapters, chat, settings.attention, device, offload=offload)
+
+
+def prepare_for_training(model: Any, settings: Settings, adapters: Adapters | None) -> None:
+    """Let gradients reach what is trained, and keep what the settings say of the activations."""
+    if adapters is None:
+        model.requires_grad_(requires_grad=True)
+    if settings.activation_checkpointing != "none":
+        compute_again(model, selective=settings.activation_checkpointing == "selective")
 
 
 def max_length(settings: Settings, start: Start) -> int | None:

@@ -98,10 +98,13 @@ def _replace(module: Any, example: Tensor, ours: tuple[Callable[..., Tensor], ..
     theirs = module(example)
     for forward in ours:
         bound = MethodType(forward, module)
-        # Weights that are nowhere say nothing.
-        if example.is_meta or torch.allclose(bound(example), theirs, rtol=TOLERANCE, atol=TOLERANCE * float(theirs.abs().max())):
+        if example.is_meta or _agree(bound(example), theirs):  # weights without data cannot disagree
             module.forward = bound
             return
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * float(theirs.abs().max()))
 
 
 def _example(width: int, like: Tensor, dtype: torch.dtype) -> Tensor:

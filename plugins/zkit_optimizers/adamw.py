@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Interval
 
+from zephyr_kit.protocols import Leaner
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -31,6 +33,9 @@ class AdamW:
         import torch
 
         return torch.optim.AdamW(parameters, **self._settings(learning_rate), fused=True)
+
+    def leaner(self) -> Sequence[Leaner]:
+        return [Leaner("optimizer", '"adamw_8bit"', AdamW8bit(**vars(self)))]
 
     def _settings(self, learning_rate: float) -> dict[str, Any]:
         return {"lr": learning_rate, "betas": (self.beta1, self.beta2), "eps": self.epsilon, "weight_decay": self.weight_decay}
@@ -62,11 +67,17 @@ class AdamW8bit(_Bitsandbytes):
 
     name = "AdamW8bit"
 
+    def leaner(self) -> Sequence[Leaner]:
+        return []
+
 
 class PagedAdamW8bit(_Bitsandbytes):
     """The same, its state paged to the host when the device is full."""
 
     name, paged = "PagedAdamW8bit", True
+
+    def leaner(self) -> Sequence[Leaner]:
+        return []
 
 
 class PagedAdamW32bit(_Bitsandbytes):

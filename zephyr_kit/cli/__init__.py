@@ -15,6 +15,7 @@ import click
 from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
@@ -33,7 +34,7 @@ def build() -> click.Group:
     group = click.Group(
         "zkit",
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, preview, chat, presets, plugins, cache, schema],
+        commands=[run, plan, preview, chat, presets, plugins, cache, schema],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -188,10 +188,10 @@ def _work(data: Inspection, train: Train, seed: int) -> Iterator[Figure]:
     )
     lengths = data.corpus.row_lengths(share_prompts=train.share_prompts)
     steps = [plan.step(number) for number in range(min(plan.num_steps, NUM_STEPS_PACKED))]
-    packs = [batch for step in steps for batch in pack(step, lengths, train.tokens_per_batch)]
-    filled = sum(int(lengths[batch].sum()) for batch in packs) / (len(packs) * train.tokens_per_batch)
+    packs = [batch for step in steps for batch in pack(step, lengths, train.capacity)]
+    filled = sum(int(lengths[batch].sum()) for batch in packs) / (len(packs) * train.capacity)
     yield Figure("optimiser steps", (f"{plan.num_steps:,}",), f"of {_batches(len(packs) / len(steps))} each, on one device")
-    room = f"of tokens_per_batch = {train.tokens_per_batch:,}; there is no padding"
+    room = f"of tokens_per_batch = {train.capacity:,}; there is no padding"
     yield Figure("batches filled", (f"{filled:.1%}",), room)
 
 

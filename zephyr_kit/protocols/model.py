@@ -112,6 +112,8 @@ class Start:
     """Keys of `[model]` that the stage sets for itself."""
     seed: int = 0
     """For weights that start at random."""
+    earlier: tuple[tuple[Backend, frozenset[str]], ...] = ()
+    """The backends of the stages that train before, with the keys each sets for itself; for a skeleton, before `folder` is there."""
 
 
 class Policy(Protocol):
@@ -147,6 +149,32 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """The model that a stage would train, its weights nowhere: sizes are true, values are not."""
+
+    policy: Policy
+    vocabulary: int
+    """How many tokens the head tells apart: what has so many columns is its."""
+    mapped: int = 0
+    """Bytes of weight files that stay mapped on a CPU while the model holds them in another form."""
+    remark: str = ""
+    """What a reader of the plan should know, as that the model's shape is from a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaner:
+    """A setting that needs less memory than the present one."""
+
+    key: str
+    value: str
+    """As TOML writes it."""
+    offer: Any
+    """The table with it: a backend, or an optimizer."""
+    same_result: bool = False
+    """Whether the model that comes out is the same, up to rounding."""
+
+
 class Backend(Protocol):
     """A preset's `[model]` table."""
 
@@ -179,6 +207,18 @@ class Backend(Protocol):
         """The model, ready to be trained, or only to be read."""
         ...
 
+    def skeleton(self, start: Start) -> Skeleton:
+        """The module that `load` would make for training, without reading weights.
+
+        Called under `torch.device("meta")`: what it makes has a shape and no data. Raises when
+        the shape cannot be known on this machine.
+        """
+        ...
+
+    def leaner(self) -> Sequence[Leaner]:
+        """Settings that need less memory, the mildest first; each with those before it."""
+        ...
+
     def miniature(self, folder: Path) -> Backend:
         """The same model shrunken, with random weights and a tokenizer of its own, offline."""
         ...
@@ -207,6 +247,10 @@ class OptimizerFactory(Protocol):
 
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""
+        ...
+
+    def leaner(self) -> Sequence[Leaner]:
+        """Optimizers with a smaller state, the mildest first."""
         ...
 
 

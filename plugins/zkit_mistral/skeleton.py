@@ -1,0 +1,85 @@
+"""The model that a stage would train, made of tensors without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from zephyr_kit.protocols import Skeleton, Start
+from zkit_mistral import attention
+from zkit_mistral.adapters import REFERENCE, Adapters, copy_frozen, new_adapters, stack
+from zkit_mistral.loading import prepare_for_training
+from zkit_mistral.pointwise import fuse
+from zkit_mistral.policy import MistralPolicy
+from zkit_mistral.quiet import quiet
+from zkit_mistral.shapes import find_config
+from zkit_mistral.stand_ins import quantise
+
+if TYPE_CHECKING:
+    from zkit_mistral.settings import Settings
+    from zkit_mistral.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class _Continued(Adapters):
+    """An adapter that is gone on with; its folder may not be there yet, so the reference is a copy of it."""
+
+    def keep_reference(self) -> None:
+        copy_frozen(self, REFERENCE)
+
+    @property
+    def reference(self) -> tuple[str, ...]:
+        return (REFERENCE,)
+
+
+def skeleton(settings: Settings, start: Start) -> Skeleton:
+    """Raises when the shape of the model is not known on this machine."""
+    attention.register()
+    config, remark = find_config(settings)
+    with quiet():
+        model = _model(settings, config)
+        mapped = quantise(model, settings.quantize, dtype=_dtype_of_files(config, settings)) if settings.quantize is not None else 0
+        fuse(model, getattr(torch, settings.dtype))
+        adapters = _adapters(settings, model, start)
+        prepare_for_training(model, settings, adapters)
+    # It scores and writes nothing, so it needs no tokenizer.
+    policy = MistralPolicy(model, adapters, cast("ChatTokenizer", None), settings.attention, torch.device("cpu"), offload=False)
+    if settings.activation_offload:
+        remark = "; ".join(filter(None, (remark, "what activation_offload moves to the host is counted on the device")))
+    return Skeleton(policy, int(config.vocab_size), mapped, remark)
+
+
+def _model(settings: Settings, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype), attn_implementation=attention.NAME)
+
+
+def _dtype_of_files(config: Any, settings: Settings) -> torch.dtype:
+    found = getattr(config, "dtype", None) or settings.dtype
+    return found if isinstance(found, torch.dtype) else getattr(torch, str(found))
+
+
+def _adapters(settings: Settings, model: Any, start: Start) -> Adapters | None:
+    """As `loading` makes them, with what the stages before would leave, or have left."""
+    if settings.lora is None:
+        return None
+    rank = _earlier_rank(start)
+    if not rank:
+        return new_adapters(model, settings.lora)
+    if "lora" in start.changed:
+        return stack(model, settings.lora, rank=rank)
+    return _Continued(new_adapters(model, settings.lora).peft)
+
+
+def _earlier_rank(start: Start) -> int:
+    """The rank of the adapter that the stage starts from; 0 if it starts from whole weights."""
+    rank = 0
+    for backend, changed in start.earlier:
+        lora = getattr(backend, "lora", None)
+        if lora is not None and (not rank or "lora" in changed):
+            # Adapters that stand on each other are saved as one.
+            rank += lora.rank
+    return rank

@@ -1,0 +1,54 @@
+"""`zkit plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from zephyr_kit import ZkitError
+from zephyr_kit.cli.find import find_preset
+from zephyr_kit.plugins import Plugins
+
+
+@click.command()
+@click.argument("preset")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …, or one that is not here: h200, rtx4090 …")
+@click.option("--devices", "count", default=1, show_default=True, type=click.IntRange(1), help="So many of them share the model.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run's folder, for data that was gathered there.  [default: runs/NAME]")
+@click.option("--data/--no-data", default=True, show_default=True, help="Read the data as the run would, or plan for a largest batch.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def plan(
+    plugins: Plugins,
+    preset: str,
+    device: str,
+    count: int,
+    changes: tuple[str, ...],
+    output: Path | None,
+    data: bool,  # noqa: FBT001  click's way
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Tell what PRESET takes, before anything is loaded: steps, memory by part and time of each stage, and whether it fits."""
+    from rich.console import Console
+
+    from zephyr_kit.cli.plan_terminal import show
+    from zephyr_kit.cli.planned import look_ahead
+    from zephyr_kit.cli.tell import Teller
+    from zephyr_kit.devices import named_device
+    from zephyr_kit.preset import load
+
+    resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+    place = named_device(device, count=count)
+    teller = Teller(Console(highlight=False, soft_wrap=True, stderr=as_json))
+    planned = list(look_ahead(resolved, place, teller, output or Path("runs") / resolved.name, with_data=data))
+    if not planned:
+        raise ZkitError(f"{resolved.file}: no stage of it trains, so there is nothing to plan")
+    if as_json:
+        click.echo(json.dumps({"preset": resolved.name, "device": place.facts(), "stages": [each.facts() for each in planned]}, indent=1))
+    else:
+        show(resolved, place, planned, teller.console)
+    if not all(each.fits for each in planned):
+        click.get_current_context().exit(1)

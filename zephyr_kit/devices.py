@@ -1,0 +1,106 @@
+"""What a device holds and how fast it multiplies: measured for the one that is here, tabled for others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zephyr_kit import ZkitError
+from zephyr_kit.world import find_device
+
+GIB = 2**30
+CONTEXT = int(0.75 * GIB)
+"""Bytes that CUDA and its libraries hold beside the tensors: about as much on every card, not measured."""
+HOST_LIBRARIES = int(0.6 * GIB)
+"""Bytes of a process with torch and a model library in it, before there is a model."""
+GPU_EFFICIENCY, CPU_EFFICIENCY = 0.4, 0.6
+"""The share of the rate of large products that a training step reaches, attention and all: an assumption."""
+PROBE_SECONDS, PROBE_ROWS = 0.3, 512
+
+TABLED = {
+    "b200": (178.3, 2250),
+    "h200": (139.8, 989),
+    "h100-80": (79.1, 989),
+    "a100-80": (79.1, 312),
+    "a100-40": (39.4, 312),
+    "l40s": (44.4, 362),
+    "a6000": (47.4, 155),
+    "rtx5090": (31.3, 209),
+    "rtx4090": (23.5, 165),
+    "rtx3090": (23.6, 71),
+    "l4": (22.0, 121),
+    "a10g": (22.0, 70),
+}
+"""GiB that torch can use of it, and 10^12 operations a second in dense bfloat16, by the datasheets."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device to plan for."""
+
+    name: str
+    kind: str
+    """`cpu` or `cuda`."""
+    memory: int
+    libraries: int
+    """Bytes that are taken before there is a model, as far as that is known without loading anything."""
+    tabled_rate: float | None = None
+    """Operations a second, efficiency included; None where it must be measured."""
+    count: int = 1
+    """So many of them share the model."""
+
+    def facts(self) -> dict[str, Any]:
+        """For a program."""
+        return {"name": self.name, "bytes": self.memory, "count": self.count, "rate_from_a_table": self.tabled_rate is not None}
+
+
+def named_device(name: str, *, count: int = 1) -> Device:
+    """A device of the table, or one of this machine (`auto`, `cpu`, `cuda`, `cuda:1`)."""
+    if name.lower() in TABLED:
+        gib, peak = TABLED[name.lower()]
+        return Device(name.lower(), "cuda", int(gib * GIB), CONTEXT, peak * 1e12 * GPU_EFFICIENCY, count)
+    try:
+        return this_device(find_device(name), count=count)
+    except ZkitError as error:
+        raise ZkitError(f"{error}; or plan for one of {', '.join(sorted(TABLED))}") from error
+
+
+def this_device(device: torch.device, *, count: int = 1) -> Device:
+    """The device that is here."""
+    if device.type != "cuda":
+        return Device(device.type, "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), HOST_LIBRARIES, None, count)
+    facts = torch.cuda.get_device_properties(device)
+    return Device(str(device), "cuda", int(facts.total_memory), CONTEXT, _rate_by_name(facts.name), count)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in use."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  read in one go
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return HOST_LIBRARIES
+
+
+def measured_rate(matrix: tuple[int, int], dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Operations a second of products with a matrix of the model's own shape, efficiency included; takes a third of a second."""
+    width, depth = matrix
+    rows, weight = torch.ones(PROBE_ROWS, depth, dtype=dtype), torch.ones(depth, width, dtype=dtype)
+    torch.mm(rows, weight)  # the first one makes threads and buffers
+    begun, count = clock(), 0
+    while (spent := clock() - begun) < PROBE_SECONDS or not count:
+        torch.mm(rows, weight)
+        count += 1
+    return CPU_EFFICIENCY * count * 2 * PROBE_ROWS * width * depth / max(spent, 1e-9)
+
+
+def _rate_by_name(name: str) -> float | None:
+    """That of the table's card whose name stands in what the driver calls it."""
+    told = name.lower().replace(" ", "")
+    found = [key for key in TABLED if key.split("-")[0] in told]
+    return max((TABLED[key][1] for key in found), default=0) * 1e12 * GPU_EFFICIENCY or None

@@ -1,0 +1,186 @@
+"""What a stage will take on a device, before anything is loaded: memory by part, and time; and whether it fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from zephyr_kit.batch import Tree
+from zephyr_kit.corpus import Corpus
+from zephyr_kit.devices import Device, measured_rate, resident
+from zephyr_kit.footprint import GRADIENTS, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS
+from zephyr_kit.preset import Preset, Stage
+from zephyr_kit.protocols import Start
+from zephyr_kit.rehearsal import Parts, Play, Rehearsal, rehearse
+from zephyr_kit.stages import CPU_TOKENS_PER_BATCH, TrainStage
+from zephyr_kit.workload import Rows, Workload, made_up, most_in_a_step
+
+LADDER = (2048, 4096, 8192, 16_384, 32_768, 65_536)
+"""What `tokens_per_batch` is chosen from."""
+ROOM = 0.9
+"""The share of a device's memory that a chosen `tokens_per_batch` may come to."""
+SHARDED = (WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER)
+LIBRARIES, MAPPED, GATHERED = "libraries", "weight files", "gathered blocks"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a stage will take on a device."""
+
+    stage: str
+    device: Device
+    tokens_per_batch: int
+    chosen: bool
+    """Whether the plan has chosen that."""
+    workload: Workload | None
+    """None where the data is not at hand."""
+    rehearsal: Rehearsal
+    libraries: int
+    """Bytes that are taken before there is a model."""
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part at the highest moment, on each device."""
+        moments = [self.rehearsal.training, self.rehearsal.reference_pass]
+        return max((self._on_device(parts) for parts in moments), key=lambda parts: sum(parts.values()))
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the highest moment, on each device."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device holds it."""
+        return self.peak <= self.device.memory
+
+    @property
+    def room(self) -> float:
+        """What the peak may be for it to be chosen: whatever this process holds just now, so that the choice is the same each time."""
+        return ROOM * self.device.memory + self.libraries - self.device.libraries
+
+    @cached_property
+    def rate(self) -> float:
+        """Operations a second of all devices, efficiency included."""
+        shape = self.rehearsal.shape
+        return self.device.count * (self.device.tabled_rate or measured_rate(shape.matrix, shape.dtype))
+
+    @property
+    def seconds(self) -> float | None:
+        """From the first score of the reference to the last step; None if the amount of data is not known."""
+        if self.workload is None:
+            return None
+        epochs, here = self.workload.epochs, self.rehearsal
+        return self.workload.tokens_per_epoch * (epochs * here.flops + here.reference_flops) / here.num_tokens / self.rate
+
+    def _on_device(self, parts: Parts) -> dict[str, int]:
+        count = self.device.count
+        share = {name: size // count if name in SHARDED else size for name, size in parts.items() if size}
+        if count > 1:
+            # One block computes while the next one is gathered; the largest matrix is gathered for the head.
+            share[GATHERED] = 2 * self.rehearsal.shape.block + self.rehearsal.shape.largest
+        if self.device.kind == "cpu" and self.rehearsal.mapped:
+            share[MAPPED] = self.rehearsal.mapped
+        return {LIBRARIES: self.libraries, **share} if parts else {}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A stage, and where it would run."""
+
+    stage: Stage
+    task: TrainStage
+    start: Start
+    device: Device
+    seed: int
+    corpus: Corpus | None = None
+    libraries: int | None = None
+    """Bytes that are taken before there is a model; unless given, what this process has taken when it has rehearsed."""
+
+    def forecast(self) -> Forecast:
+        """Raises whatever a rehearsal raises."""
+        given = self.task.train.tokens_per_batch
+        if given is not None:
+            return self.with_batches_of(given)
+        rungs = self.rungs()
+        if self.device.kind == "cpu":
+            # Likely to fit, and then rehearsed once.
+            found = self.with_batches_of(rungs[-1])
+            if found.peak <= found.room:
+                return found
+        return highest(rungs, self.with_batches_of, lambda forecast: forecast.room)
+
+    def rungs(self) -> list[int]:
+        """From the lowest to the first that holds a whole step."""
+        rungs = [rung for rung in LADDER if self.device.kind != "cpu" or rung <= CPU_TOKENS_PER_BATCH]
+        step = most_in_a_step(self.task) if self._rows is None else self._rows.fullest_step
+        enough = sum(rung < step for rung in rungs)
+        return rungs[: enough + 1]
+
+    def with_batches_of(self, tokens: int) -> Forecast:
+        """With this `tokens_per_batch`."""
+        trees, workload, accumulates = self._batch(tokens)
+        train = self.task.train
+        play = Play(
+            self.stage.model,
+            self.start,
+            self.task.objective,
+            train.optimizer,
+            trees,
+            share_prompts=train.share_prompts,
+            cached_reference=self.task.reference != "live",
+            accumulates=accumulates,
+            clip=train.clip,
+        )
+        rehearsal = rehearse(play)
+        libraries = self.device.libraries if self.device.kind != "cpu" else self.libraries or resident()
+        chosen = train.tokens_per_batch is None
+        return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries)
+
+    def changed(self, **task: object) -> Outlook:
+        """With other keys of the stage."""
+        return replace(self, task=replace(self.task, **task))  # type: ignore[arg-type]
+
+    @cached_property
+    def _rows(self) -> Rows | None:
+        return None if self.corpus is None else Rows(self.corpus, self.task.train, self.seed)
+
+    def _batch(self, tokens: int) -> tuple[tuple[Tree, ...], Workload | None, bool]:
+        """The largest batch, the figures, and whether a step has several."""
+        if self._rows is None:
+            return made_up(self.task, tokens), None, tokens < most_in_a_step(self.task)
+        packs = self._rows.packs(tokens)
+        return self._rows.largest(packs), self._rows.workload(packs, tokens), any(len(step) > 1 for step in packs)
+
+
+def skeleton_start(preset: Preset, stage: Stage) -> Start:
+    """What the stage starts from, none of which need be there."""
+    before = itertools.takewhile(lambda each: each.name != stage.name, preset.stages)
+    earlier = tuple((each.model, each.changed) for each in before if isinstance(each.task, TrainStage))
+    return Start(None, stage.changed, preset.seed, earlier)
+
+
+def with_capacity(task: TrainStage, forecast: Forecast | None) -> TrainStage:
+    """The stage with the batches that were chosen for it."""
+    return task if forecast is None else replace(task, train=replace(task.train, tokens_per_batch=forecast.tokens_per_batch))
+
+
+def highest(rungs: list[int], forecast: Callable[[int], Forecast], limit: Callable[[Forecast], float]) -> Forecast:
+    """The forecast of the highest rung whose peak is within the limit, of the lowest if none is.
+
+    Large batches take long to rehearse, and memory grows in proportion to tokens: two small ones tell where to look.
+    """
+    found = forecast(rungs[0])
+    if len(rungs) == 1 or found.peak > limit(found):
+        return found
+    second = forecast(rungs[1])
+    tokens = max(1, second.rehearsal.num_tokens - found.rehearsal.num_tokens)
+    slope = max(second.peak - found.peak, 1) / tokens
+    reach = found.rehearsal.num_tokens + (limit(found) - found.peak) / slope
+    for rung in reversed([rung for rung in rungs[1:] if rung <= reach]):
+        higher = second if rung == rungs[1] else forecast(rung)
+        if higher.peak <= limit(higher):
+            return higher
+    return found

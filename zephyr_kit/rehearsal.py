@@ -1,0 +1,230 @@
+"""A training step rehearsed on tensors without data: the code that will run, its memory and its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from zephyr_kit.batch import Batch, Tree, lay_out
+from zephyr_kit.engine import Trainer
+from zephyr_kit.feed import StepWork, Work
+from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS, Footprint, nbytes
+from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Skeleton, Start, num_units
+
+Parts = Mapping[str, int]
+"""Bytes of each part."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """What is rehearsed."""
+
+    backend: Backend
+    start: Start
+    objective: Objective
+    optimizer: OptimizerFactory
+    trees: tuple[Tree, ...]
+    """The largest batch."""
+    share_prompts: bool = True
+    cached_reference: bool = True
+    accumulates: bool = True
+    """Whether steps have several batches, so that gradients are there when the last one comes."""
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan wants to know of the model."""
+
+    num_parameters: int
+    num_trained: int
+    block: int
+    """Bytes of the largest of its repeated blocks, which ranks gather when they share the weights."""
+    matrix: tuple[int, int]
+    """Shape of the largest matrix in a block."""
+    largest: int
+    """Bytes of the largest matrix outside them."""
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it."""
+
+    shape: Shape
+    training: Parts
+    """At the highest moment of a step."""
+    reference_pass: Parts
+    """At the highest moment of scoring the reference, once, before the first step; empty if there is no such pass."""
+    state: int
+    """Bytes of a checkpoint."""
+    num_tokens: int
+    flops: int
+    """Of the batch: forward and backward, and a live reference."""
+    reference_flops: int
+    """Of the batch, in the pass of the reference."""
+    mapped: int
+    """See `Skeleton`."""
+    remark: str
+
+
+def rehearse(play: Play) -> Rehearsal:
+    """Run one step; raises whatever code raises that cannot go without data."""
+    # Forked outside the mode, for the state of the random numbers is real.
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            skeleton = play.backend.skeleton(play.start)
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            batch = _without_data(lay_out(play.trees, share_prompts=play.share_prompts), fake)
+            with Footprint(vocabulary=skeleton.vocabulary) as footprint:
+                with footprint.counted_as(WEIGHTS):
+                    _give_storage(skeleton.policy.module)
+                return _Stage(play, skeleton, footprint, batch).run()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of training in one batch."""
+
+    play: Play
+    skeleton: Skeleton
+    footprint: Footprint
+    batch: Batch
+
+    def run(self) -> Rehearsal:
+        reference_pass, reference_flops, scores = self._reference()
+        with self.footprint.counted_as(MASTERS):
+            trainer = self._trainer()
+        self._take_up(trainer)
+        self.footprint.begin()
+        units = num_units(self.play.objective, self.batch)
+        trainer.step(StepWork([Work(self.batch, scores)], units, len(self.batch.tokens_T), len(self.batch.target_M)))
+        return Rehearsal(
+            _shape(self.skeleton.policy.module),
+            dict(self.footprint.peak),
+            reference_pass,
+            _state(trainer),
+            len(self.batch.tokens_T),
+            self.footprint.flops,
+            reference_flops,
+            self.skeleton.mapped,
+            self.skeleton.remark,
+        )
+
+    def _reference(self) -> tuple[Parts, int, Tensor | None]:
+        if not self.play.objective.needs_reference:
+            return {}, 0, None
+        if not self.play.cached_reference:
+            with self.footprint.counted_as(REFERENCE):
+                self.skeleton.policy.keep_reference()
+            return {}, 0, None
+        self.footprint.begin()
+        self.skeleton.policy.module.eval()
+        with torch.no_grad():
+            scores = self.skeleton.policy.score(self.batch)
+        return dict(self.footprint.peak), self.footprint.flops, scores
+
+    def _trainer(self) -> Trainer:
+        factory = self.play.optimizer
+        return Trainer(
+            self.skeleton.policy,
+            self.play.objective,
+            optimizer=lambda parameters: factory.build(parameters, learning_rate=1e-3),
+            learning_rate=lambda _: 1e-3,
+            seed=0,
+            clip=self.play.clip,
+        )
+
+    def _take_up(self, trainer: Trainer) -> None:
+        """As it is after some steps: with the optimizer's state, and the gradients of the batch before."""
+        masters = trainer.masters
+        with self.footprint.counted_as(GRADIENTS):
+            for parameter in trainer.parameters:
+                parameter.grad = torch.empty_like(parameter)
+        with self.footprint.counted_as(OPTIMIZER):
+            trainer.optimizer.step()
+        if not self.play.accumulates:
+            trainer.optimizer.zero_grad()
+        for name, short in masters.model.items():
+            short.register_post_accumulate_grad_hook(_Mover(self.footprint, masters.optimized[name]))  # type: ignore[no-untyped-call]
+        trainer.optimizer.register_step_pre_hook(lambda *_: _switch(self.footprint, OPTIMIZER))
+        trainer.optimizer.register_step_post_hook(lambda *_: _switch(self.footprint, ACTIVATIONS))
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """Counts a gradient as one as soon as it is there."""
+
+    footprint: Footprint
+    full: nn.Parameter
+
+    def __call__(self, short: Tensor) -> None:
+        for parameter in (short, self.full):
+            if parameter.grad is not None:
+                self.footprint.move(parameter.grad, GRADIENTS)
+
+
+def _switch(footprint: Footprint, part: str) -> None:
+    footprint.switch(part)
+
+
+def _give_storage(module: nn.Module) -> None:
+    """Put tensors of a CPU, still without data, for those of no device; what was one stays one."""
+    found: dict[int, Tensor] = {}
+    for each in module.modules():
+        for name, old in each._parameters.items():
+            if old is not None:
+                fresh = found.setdefault(id(old), nn.Parameter(torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad))
+                each._parameters[name] = cast("nn.Parameter", fresh)
+        for name, kept in each._buffers.items():
+            if kept is not None:
+                each._buffers[name] = found.setdefault(id(kept), torch.empty_like(kept, device="cpu"))
+
+
+def _without_data(batch: Batch, fake: FakeTensorMode) -> Batch:
+    tensors: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name[-2:] in ("_T", "_S", "_M")}
+    return replace(batch, **{name: cast("Any", fake.from_tensor(tensor)) for name, tensor in tensors.items()})
+
+
+def _state(trainer: Trainer) -> int:
+    kept: list[Any] = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(map(nbytes, [*trainer.parameters, *kept]))
+
+
+def _shape(module: nn.Module) -> Shape:
+    blocks = [child for each in module.modules() if isinstance(each, nn.ModuleList) for child in each]
+    largest_block = max(blocks, key=_size, default=module)
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    matrices = [_matrix(layer) for layer in largest_block.modules() if isinstance(layer, nn.Linear)]
+    parameters = list(module.parameters())
+    return Shape(
+        _num_parameters(module),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        _size(largest_block),
+        max(matrices, key=lambda pair: pair[0] * pair[1], default=(1, 1)),
+        max((nbytes(p) for p in parameters if id(p) not in inside), default=0),
+        next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.float32),
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(map(nbytes, module.parameters()))
+
+
+def _matrix(layer: nn.Linear) -> tuple[int, int]:
+    return layer.out_features, layer.in_features
+
+
+def _num_parameters(module: nn.Module) -> int:
+    """A packed linear layer's as they would be unpacked."""
+    sizes: dict[int, int] = {}
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            unpacked = _matrix(layer) if isinstance(layer, nn.Linear) and name == "weight" else (1, parameter.numel())
+            sizes[id(parameter)] = unpacked[0] * unpacked[1]
+    return sum(sizes.values())
