@@ -8,6 +8,7 @@ to tell it whether the row is packed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,11 +52,11 @@ def check_layers(model: Any) -> None:
         raise ZkitError(f"{name} caps its attention softly (attn_logit_softcapping = {cap}), which packed rows do not offer")
 
 
-def register() -> None:
-    """Make `attn_implementation="zephyr_kit"` known to transformers; again changes nothing."""
+def register(wrapped: Callable[[Any], Any] = lambda function: function) -> None:
+    """Make `attn_implementation="zephyr_kit"` known to transformers; again changes nothing but what the function is wrapped in."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attend)
+    AttentionInterface.register(NAME, wrapped(_attend))
 
 
 def _attend(

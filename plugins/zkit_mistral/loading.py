@@ -15,6 +15,7 @@ from zkit_mistral import attention, scratch
 from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
+from zkit_mistral.compiled import compile_layers
 from zkit_mistral.pointwise import fuse
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
@@ -53,6 +54,8 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         adapters = _adapters(settings, model, start, train=train)
         if train:
             prepare_for_training(model, settings, adapters)
+            if settings.compile:
+                compile_layers(model)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"

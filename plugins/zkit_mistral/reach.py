@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,8 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
     found = [*settings.attention.problems(device), *refusals(settings, start)]
     if settings.activation_offload and device.type != "cuda":
         found.append(f"[model] activation_offload: moves what a CUDA GPU keeps to the host, but the device is {device.type}; leave it out")
+    if settings.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        found.append("[model] compile: torch.compile needs a C++ compiler on a CPU, and there is no g++ (nor what CXX names); leave it out")
     template = Path(settings.template)
     if settings.template.endswith(".jinja") and not template.exists():
         found.append(f"[model] template: there is no file {template.absolute()}")

@@ -95,6 +95,8 @@ class Settings:
     """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
     activation_offload: bool = False
     """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
+    compile: bool = False
+    """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
 
     def __post_init__(self) -> None:
         if (self.weights is None) == (self.scratch is None):
@@ -109,6 +111,8 @@ class Settings:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
         if self.activation_offload and self.activation_checkpointing == "selective":
             raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')

@@ -1,0 +1,49 @@
+"""Layers compiled with torch.compile say what they say without it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_model
+from zkit_attentions.segments import Segments
+from zkit_mistral.backend import Lora, Mistral
+
+from zephyr_kit.batch import lay_out
+from zephyr_kit.protocols import Policy, Start
+from zephyr_kit.testing.random_data import random_trees
+
+CPU = torch.device("cpu")
+
+
+def gradients(policy: Policy, seed: int) -> list[torch.Tensor]:
+    policy.module.zero_grad()
+    torch.manual_seed(seed)
+    logp_M = policy.score(lay_out(random_trees(3, 2, seed=seed, longest=20)))
+    logp_M.sum().backward()
+    return [logp_M.detach(), *(p.grad.clone() for p in policy.module.parameters() if p.grad is not None)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_scores_and_gradients_are_the_same_for_rows_of_any_length(tmp_path: Path, lora: Lora | None) -> None:
+    folder = write_model(tmp_path, dtype=torch.float32, num_hidden_layers=2)
+    models = (Mistral(weights=str(folder), dtype="float32", lora=lora, attention=Segments(), compile=way) for way in (False, True))
+    plain, compiled = (model.load(CPU, start=Start(seed=1), train=True) for model in models)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for seed in range(4):
+        for one, other in zip(gradients(compiled, seed), gradients(plain, seed), strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        assert seed < 2 or graphs == before, "no length is compiled for itself"
+        before = graphs
+    assert before > 0
+
+
+def test_what_selective_keeps_is_not_chosen_by_a_compiler() -> None:
+    with pytest.raises(ValueError, match="compile"):
+        Mistral(weights="somewhere", compile=True, activation_checkpointing="selective", attention=Segments())
