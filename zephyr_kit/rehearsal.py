@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
@@ -120,7 +121,8 @@ class _Stage:
         if not self.play.objective.needs_reference:
             return {}, 0, None
         if not self.play.cached_reference:
-            with self.footprint.counted_as(REFERENCE):
+            # A copy of a module asks its tensors where their data is, and is told off for it.
+            with self.footprint.counted_as(REFERENCE), warnings.catch_warnings(action="ignore", category=UserWarning):
                 self.skeleton.policy.keep_reference()
             return {}, 0, None
         self.footprint.begin()

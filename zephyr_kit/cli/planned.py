@@ -52,7 +52,7 @@ class Planned:
             "parameters": {"all": shape.num_parameters, "trained": shape.num_trained},
             "bytes": memory,
             "data": None if forecast.workload is None else asdict(forecast.workload),
-            "seconds": None if forecast.seconds is None else round(forecast.seconds, 1),
+            "seconds": None if forecast.seconds is None else round(forecast.seconds, 3),
             "operations_a_second": forecast.rate,
             "would_fit_with": None if self.remedy is None else list(self.remedy.changes),
         }

@@ -1,0 +1,92 @@
+"""Peak memory as `zkit plan` foretells it, and as a fresh `zkit run` has it, on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.dialogues import shared
+from benchmarks.measure import GIB, apart, report
+from zephyr_kit.cache import cache_folder
+
+TRAINED = {
+    "full": "",
+    "lora": "lora = { rank = 16, alpha = 16 }",
+    "qlora": 'lora = { rank = 16, alpha = 16 }\nquantize = { bits = 4, kind = "nf4" }',
+}
+STAGES = {
+    "sft": """objective = "sft"
+data = [{{ use = "jsonl", path = "{data}/chat_sgd.jsonl.gz", limit = 60 }}]""",
+    "dpo": """objective = {{ use = "dpo", beta = 0.1 }}
+bad_rows = 0.2
+data = [{{ use = "ultrafeedback", path = "{data}/feedback_arena.jsonl.gz", limit = 40, binarise = {{ rule = "best_random" }} }}]""",
+}
+PRESET = """name = "memory"
+[model]
+use = "mistral"
+weights = "{weights}"
+dtype = "float32"
+template = "zephyr"
+{trained}
+[stages.it]
+{stage}
+max_length = 1024
+train = {{ steps = 2, examples_per_step = 16, learning_rate = 1e-4, tokens_per_batch = 4096, checkpoint_every = 2 }}
+"""
+ZKIT = (sys.executable, "-c", "from zephyr_kit.cli import main; main()")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of which models."""
+    parser.add_argument("--model", nargs="+", choices=models.SHAPES, default=["37m", "160m"])
+
+
+def run(given: argparse.Namespace) -> None:
+    """Plan and run every combination, tell."""
+    rows = []
+    home = cache_folder("benchmarks")
+    with tempfile.TemporaryDirectory(prefix="zkit-memory-") as folder:
+        for model, stage, trained in itertools.product(given.model, STAGES, TRAINED):
+            weights = apart(models.make, model, "float32", home, folder=home, processors=given.processors)
+            text = PRESET.format(weights=weights, trained=TRAINED[trained], stage=STAGES[stage].format(data=shared() / "data"))
+            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, {"model": model, "stage": stage, "trained": trained}))
+            print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+    names = dict.fromkeys(name for row in rows for name in row)
+    report("memory", [{name: row.get(name, 0.0) for name in names} for row in rows], processors=given.processors)
+
+
+def measure(folder: Path, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """One combination: the plan's figure, and the peak of a process that trains."""
+    folder.mkdir()
+    preset = folder / "memory.toml"
+    preset.write_text(text, "utf-8")
+    told = subprocess.run([*ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True, env=_surroundings(folder))  # noqa: S603
+    foretold = json.loads(told.stdout)["stages"][0]["bytes"]
+    measured = _peak([*ZKIT, "run", str(preset), "--output", str(folder / "run")], folder)
+    parts = {f"GiB, {name}": round(size / GIB, 3) for name, size in foretold["by_part"].items()}
+    totals = {"foretold GiB": round(foretold["peak"] / GIB, 3), "measured GiB": round(measured / GIB, 3)}
+    return {**facts, **totals, "foretold / measured": round(foretold["peak"] / measured, 3), **parts}
+
+
+def _peak(command: list[str], folder: Path) -> int:
+    """Bytes that a process had resident at its highest."""
+    with (folder / "told.txt").open("w") as told:
+        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, env=_surroundings(folder))  # noqa: S603
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit((folder / "told.txt").read_text())
+    return usage.ru_maxrss * 1024
+
+
+def _surroundings(folder: Path) -> dict[str, str]:
+    return {**os.environ, "ZKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+

@@ -1,0 +1,219 @@
+"""`zkit plan`, and the same as preflight: what fits is known before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from zkit_mistral.shapes import TABLED as SHAPES
+
+from tests.tiny import write_model
+from tests.toys import Listener
+from zephyr_kit import ZkitError
+from zephyr_kit.cli import build, main
+from zephyr_kit.devices import GIB, TABLED, Device, named_device
+from zephyr_kit.forecast import LADDER, Outlook, skeleton_start
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.preflight import NotReady, foresee
+from zephyr_kit.preset import Preset, load
+from zephyr_kit.protocols import Leaner
+from zephyr_kit.remedy import find_remedy
+from zephyr_kit.stages import TrainStage
+from zephyr_kit.workload import made_up, most_in_a_step
+
+PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.toml"))
+MIB = 2**20
+
+PRESET = """
+name = "tiny"
+[model]
+use = "mistral"
+weights = "{folder}/model"
+dtype = "float32"
+template = "zephyr"
+[stages.sft]
+objective = "sft"
+data = [{{ use = "jsonl", path = "{folder}/chat.jsonl" }}]
+max_length = 256
+train = {{ steps = 2, examples_per_step = 8, learning_rate = 1e-3 }}
+[stages.dpo]
+objective = {{ use = "dpo", beta = 0.1 }}
+data = [{{ use = "jsonl", path = "{folder}/pairs.jsonl" }}]
+max_length = 256
+train = {{ steps = 2, examples_per_step = 8, learning_rate = 1e-3 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A preset of two stages, with a model of 2.6 million parameters and its data beside it."""
+    folder = tmp_path_factory.mktemp("plan")
+    write_model(folder / "model", hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
+    words = ["sun", "moon", "star", "tree", "river"]
+    chat = [{"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": word * 9}]} for word in words * 8]
+    pairs = [{"prompt": word * 5, "chosen": word, "rejected": word * 2} for word in words * 8]
+    for name, rows in (("chat", chat), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "preset.toml").write_text(PRESET.format(folder=folder))
+    return folder / "preset.toml"
+
+
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    return Plugins()
+
+
+def outlook(preset: Preset, name: str, memory: int, kind: str = "cuda") -> Outlook:
+    (stage,) = (each for each in preset.stages if each.name == name)
+    assert isinstance(stage.task, TrainStage)
+    return Outlook(stage, stage.task, skeleton_start(preset, stage), Device("toy", kind, memory, 0, 1e12), preset.seed)
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
+def test_what_a_preset_of_ours_needs_holds_what_is_planned(file, plugins):
+    """Offline, from tabled shapes; in small batches, since larger ones are chosen only where there is room."""
+    preset = load(file, plugins.offers)
+    names = [stage.name for stage in preset.stages if isinstance(stage.task, TrainStage)]
+    for name in names:
+        view = outlook(preset, name, int((preset.needs.memory or 2) * GIB), preset.needs.device.replace("any", "cpu"))
+        forecast = replace(view, libraries=GIB // 2).with_batches_of(2048)
+        assert forecast.fits
+        assert forecast.rehearsal.shape.num_parameters > 1e6
+
+
+def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
+    """With all weights, one GPU of 139 GiB or eight of 80; with adapters on a 4-bit base, 12 GiB for pairs of 1,024 tokens."""
+    full, qlora = (load(file, plugins.offers) for file in PRESETS if file.stem in ("zephyr-7b-full", "zephyr-qlora"))
+    one = outlook(full, "dpo", 0)
+    rehearsed = one.with_batches_of(2048)
+    for device in (named_device("h200"), named_device("a100-80", count=8)):
+        assert replace(rehearsed, device=device).fits
+    assert not replace(rehearsed, device=named_device("a100-80")).fits
+    assert outlook(qlora, "dpo", 12 * GIB).with_batches_of(2048).peak < 12 * GIB
+
+
+def test_quantised_weights_take_half_a_byte_and_their_constants(plugins):
+    preset = load(next(file for file in PRESETS if file.stem == "zephyr-qlora"), plugins.offers)
+    weights = outlook(preset, "sft", GIB).with_batches_of(2048).parts["weights"]
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    embeddings = 2 * 2 * 32_000 * 4096
+    adapters = 4 * 41_943_040
+    assert weights == pytest.approx(linear * (0.5 + 0.127 / 8) + embeddings + adapters, rel=0.002)
+
+
+def test_what_does_not_fit_is_refused_with_settings_that_do(preset, plugins):
+    """Each step is milder than the next: batches, recomputing, another optimizer, adapters, a quantised base."""
+    read = load(preset, plugins.offers)
+    seen = []
+    for memory in (100 * MIB, 70 * MIB, 54 * MIB, 40 * MIB, 22 * MIB):
+        view = outlook(read, "dpo", memory)
+        with pytest.raises(NotReady, match=r"stages.dpo needs about .* toy has .*: .*gradients.*\nit fits, with about .*, with:  --set "):
+            foresee(view, Listener())
+        remedy = find_remedy(view)
+        assert remedy is not None
+        seen.append(" ".join(remedy.changes))
+        changed = load(preset, plugins.offers, changes=remedy.changes)
+        assert outlook(changed, "dpo", memory).forecast().fits
+    for told, key in zip(seen, ("tokens_per_batch", "activation_checkpointing", "adamw_8bit", "model.lora", "model.quantize"), strict=True):
+        assert key in told
+    assert "model." not in seen[0]
+    assert "optimizer" not in seen[1] + seen[3]
+    with pytest.raises(NotReady, match="no setting that is known makes it fit; take a smaller model"):
+        foresee(outlook(read, "dpo", 1000), Listener())
+
+
+def test_batches_are_the_largest_that_leave_room_and_no_larger_than_a_step(preset, plugins):
+    read = load(preset, plugins.offers, changes=["stages.sft.train.examples_per_step=64"])
+    enough = outlook(read, "sft", 64 * GIB).forecast()
+    assert (enough.chosen, enough.tokens_per_batch) == (True, 16_384)
+    assert most_in_a_step(read.stages[0].task) == 64 * 256
+    tight = outlook(read, "sft", int(enough.peak * 0.7)).forecast()
+    assert tight.tokens_per_batch in LADDER
+    assert tight.tokens_per_batch < enough.tokens_per_batch
+    assert tight.peak <= 0.9 * enough.peak * 0.7
+    assert replace(outlook(read, "sft", 64 * GIB, "cpu"), libraries=MIB).forecast().tokens_per_batch == 8192
+    given = load(preset, plugins.offers, changes=["stages.sft.train.tokens_per_batch=512"])
+    assert outlook(given, "sft", 64 * GIB).forecast().tokens_per_batch == 512
+
+
+def test_made_up_batches_are_as_full_as_they_may_be(preset, plugins):
+    dpo = load(preset, plugins.offers).stages[1].task
+    for capacity in (100, 448, 1000, 2048):
+        trees = made_up(dpo, capacity)
+        tokens = sum(tree.num_tokens for tree in trees)
+        assert max(0, capacity - 8) <= tokens <= max(capacity, 448)
+    assert len(made_up(dpo, 10**6)) == dpo.train.examples_per_step
+
+
+def test_more_devices_share_all_but_the_activations(preset, plugins):
+    rehearsed = outlook(load(preset, plugins.offers), "sft", GIB).with_batches_of(2048)
+    one, four = (replace(rehearsed, device=replace(rehearsed.device, count=count)).parts for count in (1, 4))
+    for name in ("weights", "optimizer", "gradients"):
+        assert four.get(name, 0) == one.get(name, 0) // 4
+    assert four["activations"] == one["activations"]
+    assert four["gathered blocks"] > 0
+
+
+def test_a_model_that_cannot_be_foreseen_is_told_and_runs(preset, plugins):
+    class Closed:
+        def skeleton(self, start: object) -> None:
+            raise NotImplementedError("a closed shop\nwith details")
+
+        def leaner(self) -> list[Leaner]:
+            return []
+
+    view, listener = outlook(load(preset, plugins.offers), "sft", GIB), Listener()
+    assert foresee(replace(view, stage=replace(view.stage, model=Closed())), listener) is None
+    assert listener.lines == ["stage sft: its memory cannot be foreseen (NotImplementedError: a closed shop)"]
+
+
+def planned(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(build(), ["plan", *arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_tells_steps_memory_and_time(preset):
+    code, told = planned(str(preset), "--device", "rtx4090")
+    assert code == 0
+    assert told.startswith("tiny on rtx4090, 23.5 GiB")
+    for line in ("stage sft: fits", "stage dpo: fits", "40 examples", "2 of about", "shared prompts", "save", "of training"):
+        assert line in told
+    code, told = planned(str(preset), "--device", "cpu", "--json")
+    facts = json.loads(told[told.index("{") :])
+    sft, dpo = facts["stages"]
+    assert sft["data"]["num_steps"] == 2
+    assert 0 < dpo["data"]["saved"] < 1
+    assert sft["bytes"]["peak"] == sum(sft["bytes"]["by_part"].values())
+    assert sft["seconds"] > 0
+
+
+def test_the_command_says_no_with_what_would_fit(preset, plugins, monkeypatch):
+    least = outlook(load(preset, plugins.offers), "sft", 1).with_batches_of(512).peak
+    monkeypatch.setitem(TABLED, "rtx4090", (0.9 * least / GIB, 165))
+    monkeypatch.setattr("zephyr_kit.devices.CONTEXT", 0)
+    code, told = planned(str(preset), "--device", "rtx4090", "--no-data")
+    assert code == 1
+    assert "does not fit" in told
+    assert "--set" in told
+    with pytest.raises(ZkitError, match=r"rtx4091: torch knows no such device.*; or plan for one of .*h200.*rtx4090"):
+        named_device("rtx4091")
+
+
+def test_a_run_chooses_notes_and_tells_its_batches(preset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(preset), "--output", str(tmp_path / "run"), "--device", "cpu"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert "stage sft: about " in told
+    assert "in batches of up to 2,048 tokens" in told
+    assert [note["tokens_per_batch"] for note in json.loads((tmp_path / "run" / "run.json").read_text())] == [2048, 2048]
+
+
+def test_tabled_shapes_are_configurations(plugins):
+    from transformers import MistralConfig
+
+    for shape in SHAPES.values():
+        assert MistralConfig(**shape).num_hidden_layers == 32
