@@ -31,7 +31,10 @@ def plan(
     data: bool,  # noqa: FBT001  click's way
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Tell what PRESET takes, before anything is loaded: steps, memory by part and time of each stage, and whether it fits."""
+    """Tell what PRESET takes: memory, steps, time.
+
+    Before anything is loaded, by part and for each stage, and whether it fits the device.
+    """
     from rich.console import Console
 
     from zephyr_kit.cli.plan_terminal import show
