@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from zkit_mistral.shapes import TABLED as SHAPES
 
+from benchmarks import memory
 from tests.tiny import write_model
 from tests.toys import Listener
 from zephyr_kit import ZkitError
@@ -108,15 +109,15 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(preset, plugins):
     """Each step is milder than the next: batches, recomputing, another optimizer, adapters, a quantised base."""
     read = load(preset, plugins.offers)
     seen = []
-    for memory in (100 * MIB, 70 * MIB, 54 * MIB, 40 * MIB, 22 * MIB):
-        view = outlook(read, "dpo", memory)
+    for room in (100 * MIB, 70 * MIB, 54 * MIB, 40 * MIB, 22 * MIB):
+        view = outlook(read, "dpo", room)
         with pytest.raises(NotReady, match=r"stages.dpo needs about .* toy has .*: .*gradients.*\nit fits, with about .*, with:  --set "):
             foresee(view, Listener())
         remedy = find_remedy(view)
         assert remedy is not None
         seen.append(" ".join(remedy.changes))
         changed = load(preset, plugins.offers, changes=remedy.changes)
-        assert outlook(changed, "dpo", memory).forecast().fits
+        assert outlook(changed, "dpo", room).forecast().fits
     for told, key in zip(seen, ("tokens_per_batch", "activation_checkpointing", "adamw_8bit", "model.lora", "model.quantize"), strict=True):
         assert key in told
     assert "model." not in seen[0]
@@ -210,6 +211,17 @@ def test_a_run_chooses_notes_and_tells_its_batches(preset, tmp_path, capsys):
     assert "stage sft: about " in told
     assert "in batches of up to 2,048 tokens" in told
     assert [note["tokens_per_batch"] for note in json.loads((tmp_path / "run" / "run.json").read_text())] == [2048, 2048]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["full", "qlora"])
+def test_a_process_that_trains_takes_what_was_foretold(trained, shared, tmp_path):
+    """Within 10 %, of a small model on real data; `python -m benchmarks memory` does it for larger ones."""
+    shape = {**memory.SHAPES[37], "num_hidden_layers": 4}
+    stage = memory.STAGES["sft"].format(data=shared / "data")
+    weights = memory._weights(tmp_path / "model", shape)
+    text = memory.PRESET.format(weights=weights, trained=memory.TRAINED[trained], stage=stage)
+    assert memory.measure(tmp_path / "run", text, {})["foretold / measured"] == pytest.approx(1, abs=0.1)
 
 
 def test_tabled_shapes_are_configurations(plugins):

@@ -49,13 +49,20 @@ def find_remedy(outlook: Outlook) -> Remedy | None:
     given = outlook.task.train.tokens_per_batch
     rungs = [rung for rung in (*LOWER, *LADDER) if rung <= (given or outlook.rungs()[-1])] or [LOWER[0]]
     for candidate in _candidates(_Candidate(outlook)):
-        if candidate.outlook.with_batches_of(rungs[0]).fits:
+        if _fits(candidate.outlook, rungs[0]):
             own = candidate.outlook.forecast()
             if own.fits:
                 return Remedy(candidate.changes, own)
             largest = highest(rungs, candidate.outlook.with_batches_of, lambda forecast: forecast.device.memory)
             return Remedy((*candidate.changes, f"stages.{outlook.stage.name}.train.tokens_per_batch={largest.tokens_per_batch}"), largest)
     return None
+
+
+def _fits(outlook: Outlook, tokens: int) -> bool:
+    try:
+        return outlook.with_batches_of(tokens).fits
+    except Exception:  # settings that the model's code cannot go with are no remedy
+        return False
 
 
 def _candidates(bare: _Candidate) -> Iterator[_Candidate]:
