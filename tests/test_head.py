@@ -101,3 +101,21 @@ def test_a_second_backward_pass_says_the_same() -> None:
     found = target_logp(hidden, weight, target)
     once = torch.autograd.grad(found, (hidden, weight), upstream, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(found, (hidden, weight), upstream), once, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("margin", [3.0, 6.0, 9.0])
+def test_what_is_almost_certain_has_a_gradient_in_bfloat16(*, frozen: bool, margin: float) -> None:
+    """1 - p is lost when p is rounded to a short type first; it is known from log p."""
+    draw = torch.Generator().manual_seed(5)
+    weight = torch.randn(40, 64, generator=draw).bfloat16()
+    target = torch.arange(20)
+    hidden = (margin * weight[:20].float() / weight[:20].float().square().sum(-1, keepdim=True) * 2).bfloat16().requires_grad_()
+    weight.requires_grad_(not frozen)
+    target_logp(hidden, weight, target).sum().backward()
+    wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    plainly(*wide, target).sum().backward()
+    pairs = [(hidden, wide[0])] + ([] if frozen else [(weight, wide[1])])
+    for short, full in pairs:
+        error = (short.grad.double() - full.grad).norm() / full.grad.norm()
+        assert error < 0.06, error

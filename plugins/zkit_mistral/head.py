@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits computed at once; 32 MiB in float32 stay in a processor's cache."""
@@ -21,62 +22,69 @@ BUFFER = 1 << 25
 
 
 def target_logp(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
-    """Give log softmax(hidden weight^T)[target], (M,), in float32 or better; never holds (M, V) logits.
+    """Give log softmax(hidden weight^T)[target], (M,), in float32 or better; never holds more logits than `BUFFER`.
 
     The gradient is softmax's: d logp / d logits = onehot(target) - p. For a trained weight, p is
     computed anew in the backward pass where it is no longer in the buffer. With a frozen one all
-    that is ever needed of p is the weights that it expects, p weight, (M, D): they are taken while
-    p is at hand, and the backward pass multiplies no matrices.
+    that is ever needed is (p - onehot) weight, (M, D): it is taken while p is at hand, and the
+    backward pass multiplies no matrices.
     """
-    frozen = torch.is_grad_enabled() and hidden_MD.requires_grad and not weight_VD.requires_grad
-    logp_M: Tensor = (_FrozenHead if frozen else _TrainedHead).apply(hidden_MD, weight_VD, target_M)  # type: ignore[no-untyped-call]
+    with_gradient = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
+    frozen = with_gradient and not weight_VD.requires_grad
+    head = _FrozenHead if frozen else _TrainedHead
+    logp_M: Tensor = head.apply(hidden_MD, weight_VD, target_M, with_gradient and not frozen)  # type: ignore[no-untyped-call]
     return logp_M
 
 
 class _TrainedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, keep: bool) -> Tensor:  # noqa: FBT001  torch's signature
         logp_M, normaliser_M, total_M = (_empty(hidden_MD) for _ in range(3))
-        ctx.buffer = _Buffer.of(hidden_MD, weight_VD)
+        ctx.buffer = _Buffer.of(hidden_MD, weight_VD, kept=keep)
         for rows, logits in ctx.buffer.chunks(hidden_MD, weight_VD):
             logp_M[rows], normaliser_M[rows], total_M[rows] = _normalise(logits, target_M[rows])
-        ctx.save_for_backward(hidden_MD, weight_VD, target_M, normaliser_M, total_M)
+        ctx.save_for_backward(hidden_MD, weight_VD, target_M, logp_M, normaliser_M, total_M)
         return logp_M
 
     @staticmethod
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden_MD, weight_VD, target_M, normaliser_M, total_M = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_MD, weight_VD, target_M, logp_M, normaliser_M, total_M = ctx.saved_tensors
         to_hidden, to_weight = ctx.needs_input_grad[:2]
-        expected_MD = torch.empty_like(hidden_MD) if to_hidden else None
+        grad_hidden = torch.empty_like(hidden_MD) if to_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=_wide(hidden_MD)) if to_weight else None
         # The factor of each row goes into the (M, D) sides of the products, not into the chunk.
         scaled_MD = hidden_MD * grad_M[:, None].to(hidden_MD.dtype)
         # A second backward pass finds nothing in the buffer that it could use.
         buffer, ctx.buffer = ctx.buffer or _Buffer.of(hidden_MD, weight_VD, kept=False), None
         for rows, p in buffer.probabilities(hidden_MD, weight_VD, normaliser_M, total_M):
-            if expected_MD is not None:
-                torch.mm(p, weight_VD, out=expected_MD[rows])
+            _less_one(p, target_M[rows], logp_M[rows])
+            if grad_hidden is not None:
+                torch.mm(p, weight_VD, out=grad_hidden[rows])
             if grad_weight is not None:
                 _subtract_product(grad_weight, p.T, scaled_MD[rows])
-        if grad_weight is not None:
-            grad_weight = grad_weight.index_add_(0, target_M, scaled_MD.to(grad_weight.dtype)).to(weight_VD.dtype)
-        return _to_hidden(grad_M, weight_VD, target_M, expected_MD), grad_weight, None
+        if grad_hidden is not None:
+            grad_hidden *= -grad_M[:, None].to(grad_hidden.dtype)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
-        logp_M, expected_MD = _empty(hidden_MD), torch.empty_like(hidden_MD)
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, _keep: bool) -> Tensor:  # noqa: FBT001  torch's signature
+        logp_M, missed_MD = _empty(hidden_MD), torch.empty_like(hidden_MD)
         for rows, logits in _Buffer.of(hidden_MD, weight_VD, kept=False).chunks(hidden_MD, weight_VD):
             logp_M[rows], _, total = _normalise(logits, target_M[rows])
-            torch.mm(logits, weight_VD, out=expected_MD[rows])
-            expected_MD[rows] /= total[:, None].to(hidden_MD.dtype)
-        ctx.save_for_backward(weight_VD, target_M, expected_MD)
+            p = logits.div_(total[:, None])
+            _less_one(p, target_M[rows], logp_M[rows])
+            torch.mm(p, weight_VD, out=missed_MD[rows])
+        ctx.save_for_backward(missed_MD)
         return logp_M
 
     @staticmethod
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, None, None]:
-        return _to_hidden(grad_M, *ctx.saved_tensors), None, None
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor, None, None, None]:
+        (missed_MD,) = ctx.saved_tensors
+        return missed_MD * -grad_M[:, None].to(missed_MD.dtype), None, None, None
 
 
 def _normalise(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,11 +97,9 @@ def _normalise(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return picked - normaliser, normaliser, total
 
 
-def _to_hidden(grad_M: Tensor, weight_VD: Tensor, target_M: Tensor, expected_MD: Tensor | None) -> Tensor | None:
-    """The weights of the targets less those that were expected, by row."""
-    if expected_MD is None:
-        return None
-    return (weight_VD[target_M] - expected_MD).mul_(grad_M[:, None].to(expected_MD.dtype))
+def _less_one(p: Tensor, target: Tensor, logp: Tensor) -> None:
+    """Put p - 1 in the place of each target's p: from its logarithm, for next to 1 a short type cannot tell p from it."""
+    p.scatter_(-1, target[:, None], logp.expm1()[:, None].to(p.dtype))
 
 
 def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -114,7 +120,7 @@ class _Buffer:
     kept: bool
 
     @staticmethod
-    def of(hidden_MD: Tensor, weight_VD: Tensor, *, kept: bool = True) -> _Buffer:
+    def of(hidden_MD: Tensor, weight_VD: Tensor, *, kept: bool) -> _Buffer:
         num_rows, vocabulary = len(hidden_MD), weight_VD.shape[0]
         at_once = CHUNK["cpu" if hidden_MD.device.type == "cpu" else "cuda"]
         chunk, held = (max(1, size // vocabulary) for size in (at_once, BUFFER))
