@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy
-from zkit_mistral.activations import Dear, on_the_host
+from zkit_mistral.activations import Dear, Mover, on_the_host
 from zkit_mistral.backend import Lora, Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW
@@ -169,7 +169,7 @@ def test_activations_that_wait_on_the_host_come_back(weights: Path, way: str) ->
     score = policy.score
 
     def moved(batch: Batch, smallest: int) -> Tensor:
-        with on_the_host(policy.module, smallest=smallest):
+        with on_the_host(policy.module, Mover(), smallest=smallest):
             return score(batch)
 
     for smallest in (0, 4096, 1 << 40):
@@ -181,7 +181,7 @@ def test_parameters_and_small_tensors_stay_on_the_device(weights: Path) -> None:
     policy = load(weights)
     weight = policy.module.model.model.layers[0].mlp.up_proj.weight
     wide, narrow = torch.ones(64, 64, requires_grad=True), torch.ones(4, requires_grad=True)
-    with on_the_host(policy.module, smallest=4096):
+    with on_the_host(policy.module, Mover(), smallest=4096):
         product, small = wide @ weight.T, narrow * narrow
     left, right = product.grad_fn._saved_self, product.grad_fn._saved_mat2  # type: ignore[union-attr]
     assert right.data_ptr() == weight.data_ptr()

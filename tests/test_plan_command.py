@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from zkit_mistral.shapes import TABLED as SHAPES
 
-from benchmarks import memory
+from benchmarks import memory, models
 from tests.tiny import write_model
 from tests.toys import Listener
 from zephyr_kit import ZkitError
@@ -135,7 +135,7 @@ def test_batches_are_the_largest_that_leave_room_and_no_larger_than_a_step(prese
     assert tight.tokens_per_batch in LADDER
     assert tight.tokens_per_batch < enough.tokens_per_batch
     assert tight.peak <= 0.9 * enough.peak * 0.7
-    assert replace(outlook(read, "sft", 64 * GIB, "cpu"), libraries=MIB).forecast().tokens_per_batch == 8192
+    assert replace(outlook(read, "sft", 64 * GIB, "cpu"), libraries=MIB).forecast().tokens_per_batch == 2048
     given = load(preset, plugins.offers, changes=["stages.sft.train.tokens_per_batch=512"])
     assert outlook(given, "sft", 64 * GIB).forecast().tokens_per_batch == 512
 
@@ -217,9 +217,8 @@ def test_a_run_chooses_notes_and_tells_its_batches(preset, tmp_path, capsys):
 @pytest.mark.parametrize("trained", ["full", "qlora"])
 def test_a_process_that_trains_takes_what_was_foretold(trained, shared, tmp_path):
     """Within 10 %, of a small model on real data; `python -m benchmarks memory` does it for larger ones."""
-    shape = {**memory.SHAPES[37], "num_hidden_layers": 4}
     stage = memory.STAGES["sft"].format(data=shared / "data")
-    weights = memory._weights(tmp_path / "model", shape)
+    weights = models.make("5m", "float32", tmp_path)
     text = memory.PRESET.format(weights=weights, trained=memory.TRAINED[trained], stage=stage)
     assert memory.measure(tmp_path / "run", text, {})["foretold / measured"] == pytest.approx(1, abs=0.1)
 

@@ -131,8 +131,8 @@ class Pipeline:
                         read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
         return forecasts
 
-    def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus) -> Forecast | None:
-        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), this_device(self.device), self.preset.seed, corpus)
+    def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus, libraries: int | None = None) -> Forecast | None:
+        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), this_device(self.device), self.preset.seed, corpus, libraries)
         return foresee(outlook, self.narrator)
 
     def _note_preset(self) -> None:
@@ -153,7 +153,7 @@ class Pipeline:
         key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
         folder = self._open(stage, key)
         if folder.done() is None:
-            forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start)
+            forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
             self._note_work(stage, tokens_per_batch=task.train.capacity)
             Training(
@@ -170,10 +170,15 @@ class Pipeline:
             ).run()
         return Trained(stage, folder.model, digest(key))
 
-    def _foresee_late(self, stage: Stage, task: TrainStage, start: Start) -> Forecast | None:
+    def _foresee_late(
+        self, stage: Stage, task: TrainStage, start: Start, forecasts: Mapping[str, Forecast | None]
+    ) -> Forecast | None:
         """Of a stage whose data was gathered by a stage before it."""
+        give_back_memory()
+        # What this process held before its first model: now it holds as well what that one left.
+        libraries = next((forecast.libraries for forecast in forecasts.values() if forecast is not None), None)
         corpus = prepare_part(task, task.data, stage.model.tokenizer(start), self.narrator, f"data of {stage.name}")
-        return self._foresee(stage, task, corpus)
+        return self._foresee(stage, task, corpus, libraries)
 
     def _gather(self, stage: Stage, task: FeedbackStage | DistillStage, bench: Bench) -> None:
         folder = self._open(stage, gathering_key(task, bench, seed=self.preset.seed, plugins=self.plugins))

@@ -70,17 +70,22 @@ class ScoreStore:
                 if row is not None and _checksum(key, row[:2]) == row[2]:
                     found[key] = row[:2]
         finally:
-            self._database.execute("ROLLBACK")
+            self._end()
         return found
 
     def _put(self, rows: list[tuple[bytes, str, bytes, int]]) -> None:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            self._end()
             raise
-        self._database.execute("COMMIT")
+
+    def _end(self) -> None:
+        """Undo what is under way, unless SQLite has done so itself, as on a full disk."""
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.folder / DATABASE, timeout=SECONDS_TO_WAIT, isolation_level=None)

@@ -32,7 +32,7 @@ from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
-from zephyr_kit.world import World
+from zephyr_kit.world import World, give_back_memory
 
 NUM_ROWS_NAMED = 3
 
@@ -59,6 +59,8 @@ class Training:
         corpus = self._corpus(self.task.data, tokenizer, "data")
         held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
         plan = self._plan(corpus)
+        # What the stage before it held goes before this one's comes.
+        give_back_memory()
         with self.narrator.track("loading the model"):
             policy = self.stage.model.load(self.device, start=self.start, train=True)
         references = self._references(policy, {"data": corpus, "held_out": held_out})

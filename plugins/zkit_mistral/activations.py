@@ -53,7 +53,7 @@ class Dear:
         return Dear(getattr(config, "intermediate_size", None) or float("inf"), not getattr(config, "attention_dropout", 0.0))
 
     def __call__(self, context: Any, operator: Any, *args: Any, **_: Any) -> CheckpointPolicy:
-        name = operator.name().partition("::")[2].partition(".")[0]
+        name = operator.name().rpartition("::")[2].partition(".")[0]
         if name in PRODUCTS:
             kept = self._is_dear(args[PRODUCTS[name]], context.op_output)
         else:
@@ -84,11 +84,9 @@ def _forget_input(layer: nn.Module, given: Any, result: Tensor) -> None:  # noqa
 
 
 @contextmanager
-def on_the_host(module: nn.Module, *, smallest: int = SMALLEST_MOVED) -> Iterator[None]:
+def on_the_host(module: nn.Module, mover: Mover, *, smallest: int = SMALLEST_MOVED) -> Iterator[None]:
     """Let large activations wait on the host for the backward pass; parameters stay where they are."""
     stay = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    device = next(module.parameters()).device
-    mover = _OnStream(torch.cuda.Stream(device)) if device.type == "cuda" else _Mover()  # type: ignore[no-untyped-call]
 
     def pack(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         own = tensor.untyped_storage().data_ptr() not in stay
@@ -101,8 +99,13 @@ def on_the_host(module: nn.Module, *, smallest: int = SMALLEST_MOVED) -> Iterato
         yield
 
 
-class _Mover:
+class Mover:
     """Copies that wait for each other."""
+
+    @staticmethod
+    def of(device: torch.device) -> Mover:
+        """One for a whole training: torch keeps freed memory for the stream on which it was asked for."""
+        return _OnStream(torch.cuda.Stream(device)) if device.type == "cuda" else Mover()  # type: ignore[no-untyped-call]
 
     def away(self, tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
@@ -112,7 +115,7 @@ class _Mover:
 
 
 @dataclass(frozen=True)
-class _OnStream(_Mover):
+class _OnStream(Mover):
     """Copies on a stream beside the one that computes, in both directions, so that the one back comes after the one away."""
 
     stream: torch.cuda.Stream

@@ -18,7 +18,7 @@ def leaner(model: Mistral) -> list[Leaner]:
     kind: Any
     kinds = {"none": ("selective", "block"), "selective": ("block",), "block": ()}[model.activation_checkpointing]
     for kind in kinds:
-        if kind == "block" or not model.activation_offload:
+        if kind == "block" or not (model.activation_offload or model.compile):
             model = replace(model, activation_checkpointing=kind)
             steps.append(Leaner("activation_checkpointing", f'"{kind}"', model, same_result=True))
     if model.lora is None and model.scratch is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zephyr_kit.batch import Batch
 from zephyr_kit.protocols import Attention, Reply, Request
-from zkit_mistral.activations import on_the_host
+from zkit_mistral.activations import Mover, on_the_host
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
@@ -34,14 +34,14 @@ class Scorer(nn.Module):
         check_layers(bare(model))
         self.model = model
         self.attention = attention
-        self.offload = offload
+        self.mover = Mover.of(next(model.parameters()).device) if offload else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
         body = getattr(causal, causal.base_model_prefix)
         packed = Packed(self.attention, batch)
-        with on_the_host(self) if self.offload and torch.is_grad_enabled() else nullcontext():
+        with on_the_host(self, self.mover) if self.mover is not None and torch.is_grad_enabled() else nullcontext():
             hidden = body(
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],

@@ -37,6 +37,7 @@ def plan(
     """
     from rich.console import Console
 
+    from zephyr_kit.cache import cache_in_use
     from zephyr_kit.cli.plan_terminal import show
     from zephyr_kit.cli.planned import look_ahead
     from zephyr_kit.cli.tell import Teller
@@ -46,7 +47,8 @@ def plan(
     resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
     place = named_device(device, count=count)
     teller = Teller(Console(highlight=False, soft_wrap=True, stderr=as_json))
-    planned = list(look_ahead(resolved, place, teller, output or Path("runs") / resolved.name, with_data=data))
+    with cache_in_use():
+        planned = list(look_ahead(resolved, place, teller, output or Path("runs") / resolved.name, with_data=data))
     if not planned:
         raise ZkitError(f"{resolved.file}: no stage of it trains, so there is nothing to plan")
     if as_json:
