@@ -42,7 +42,7 @@ template = "zephyr"
 max_length = 1024
 train = {{ steps = 2, examples_per_step = 16, learning_rate = 1e-4, tokens_per_batch = 4096, checkpoint_every = 2 }}
 """
-ZKIT = (sys.executable, "-c", "from zephyr_kit.cli import main; main()")
+ZKIT = (str(Path(sys.executable).with_name("zkit")),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,4 @@ def _peak(command: list[str], folder: Path) -> int:
 
 
 def _surroundings(folder: Path) -> dict[str, str]:
-    """With large blocks mapped on their own, so that what is freed is given back: else a heap's gaps are measured."""
-    own = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    return {**own, **os.environ, "ZKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
+    return {**os.environ, "ZKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

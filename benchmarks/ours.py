@@ -41,9 +41,8 @@ def open_stage(case: Case, work: Work, folder: Path, watch: Watch) -> tuple[Trai
     from zephyr_kit.engine import Trainer
     from zephyr_kit.feed import Feed
     from zephyr_kit.protocols import Start
-    from zephyr_kit.world import World, keep_freed_memory
+    from zephyr_kit.world import World
 
-    keep_freed_memory()
     stage, device = case.stage(), torch.device(case.device)
     task: Any = stage.task
     policy = stage.model.load(device, start=Start(seed=SEED), train=True)

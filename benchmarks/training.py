@@ -18,6 +18,7 @@ from benchmarks.plot import plot
 from benchmarks.trace import Trace, Watch
 from benchmarks.workloads import WORKLOADS
 from zephyr_kit.cache import cache_folder
+from zephyr_kit.cli.allocator import NAME, SETTINGS
 
 OURS = "zephyr-kit"
 PACKAGES = ("numpy", "peft", "torch", "transformers", "trl")
@@ -25,9 +26,8 @@ KEY = ("model", "method", "workload", "allocator", "dtype", "device")
 """What tells one cell of the results from another."""
 MAX_DIFFERENCE = 1e-3
 """Of the loss of a step, as a share of it; more is no comparison."""
-HELD = str(2**35)
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
-    "kept": {"MALLOC_MMAP_THRESHOLD_": HELD, "MALLOC_TRIM_THRESHOLD_": HELD, "MALLOC_TOP_PAD_": str(2**28)},
+    "kept": {NAME: SETTINGS},
     "glibc": {},
 }
 """Whether freed memory stays with the process, or glibc gives large blocks back to the system, which has to clear them anew."""

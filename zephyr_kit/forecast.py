@@ -22,7 +22,7 @@ LADDER = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 ROOM = 0.9
 """The share of a device's memory that a chosen `tokens_per_batch` may come to."""
 SHARDED = (WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER)
-LIBRARIES, MAPPED, GATHERED = "libraries", "weight files", "gathered blocks"
+LIBRARIES, MAPPED, GATHERED, CHECKPOINT = "libraries", "weight files", "gathered blocks", "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Forecast:
     rehearsal: Rehearsal
     libraries: int
     """Bytes that are taken before there is a model."""
+    checkpoint_every: int = 1
+
+    @property
+    def goes_on_beside_a_checkpoint(self) -> bool:
+        """Whether there are steps while the copy of an earlier one is written."""
+        return self.workload is None or self.workload.num_steps > self.checkpoint_every
 
     @cached_property
     def parts(self) -> dict[str, int]:
@@ -83,6 +89,8 @@ class Forecast:
             share[GATHERED] = 2 * self.rehearsal.shape.block + self.rehearsal.shape.largest
         if self.device.kind == "cpu" and self.rehearsal.mapped:
             share[MAPPED] = self.rehearsal.mapped
+        if self.device.kind == "cpu" and self.goes_on_beside_a_checkpoint:
+            share[CHECKPOINT] = self.rehearsal.state
         return {LIBRARIES: self.libraries, **share} if parts else {}
 
 
@@ -137,7 +145,7 @@ class Outlook:
         rehearsal = rehearse(play)
         libraries = self.device.libraries if self.device.kind != "cpu" else self.libraries or resident()
         chosen = train.tokens_per_batch is None
-        return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries)
+        return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries, train.checkpoint_every)
 
     def changed(self, **task: object) -> Outlook:
         """With other keys of the stage."""

@@ -16,8 +16,6 @@ from zephyr_kit import ZkitError
 
 Item = TypeVar("Item")
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
-"""Of glibc's mallopt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +47,6 @@ def find_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
     return device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors leave for those that follow.
-
-    It returns large blocks to the system as they are freed, and the system clears each of their pages
-    when it is touched again: a tenth of a training step on a CPU. Another C library is left as it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP_MAX, 0)
-        mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_memory() -> None:

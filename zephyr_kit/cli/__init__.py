@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from zephyr_kit import ZkitError, __version__
+from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.plan import plan
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch starts its threads: on a machine that others use too, threads that spin for long while they
     # wait for each other make small models several times slower; threads that never spin, on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if arguments is None and sys.argv[1:2] == ["run"]:
+        begin_anew()
     sys.exit(_exit_code(arguments))
 
 

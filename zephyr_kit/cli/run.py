@@ -38,9 +38,8 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
     from zephyr_kit.pipeline import Pipeline
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.smoke import miniature
-    from zephyr_kit.world import find_device, keep_freed_memory
+    from zephyr_kit.world import find_device
 
-    keep_freed_memory()
     teller = Teller()
     plugins.add(teller, "zkit-teller")
     if smoke:
