@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(preset, plugins):
     """Each step is milder than the next: batches, recomputing, another optimizer, adapters, a quantised base."""
     read = load(preset, plugins.offers)
     seen = []
-    for room in (100 * MIB, 70 * MIB, 54 * MIB, 40 * MIB, 22 * MIB):
+    for room in (100 * MIB, 64 * MIB, 48 * MIB, 34 * MIB, 22 * MIB):
         view = outlook(read, "dpo", room)
         with pytest.raises(NotReady, match=r"stages.dpo needs about .* toy has .*: .*gradients.*\nit fits, with about .*, with:  --set "):
             foresee(view, Listener())

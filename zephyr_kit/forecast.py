@@ -10,7 +10,7 @@ from functools import cached_property
 from zephyr_kit.batch import Tree
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device, measured_rate, resident
-from zephyr_kit.footprint import GRADIENTS, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS
+from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, HEAD, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS
 from zephyr_kit.preset import Preset, Stage
 from zephyr_kit.protocols import Start
 from zephyr_kit.rehearsal import Parts, Play, Rehearsal, rehearse
@@ -21,8 +21,10 @@ LADDER = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 """What `tokens_per_batch` is chosen from."""
 ROOM = 0.9
 """The share of a device's memory that a chosen `tokens_per_batch` may come to."""
+HEAP_GAPS = 0.5
+"""What a CPU's heap holds in gaps beside activations and head, as a share of them: 0.45 to 0.58 were measured."""
 SHARDED = (WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER)
-LIBRARIES, MAPPED, GATHERED, CHECKPOINT = "libraries", "weight files", "gathered blocks", "checkpoint"
+LIBRARIES, MAPPED, GATHERED, CHECKPOINT, GAPS = "libraries", "weight files", "gathered blocks", "checkpoint", "gaps of the heap"
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,15 @@ class Forecast:
         if count > 1:
             # One block computes while the next one is gathered; the largest matrix is gathered for the head.
             share[GATHERED] = 2 * self.rehearsal.shape.block + self.rehearsal.shape.largest
-        if self.device.kind == "cpu" and self.rehearsal.mapped:
-            share[MAPPED] = self.rehearsal.mapped
-        if self.device.kind == "cpu" and self.goes_on_beside_a_checkpoint:
-            share[CHECKPOINT] = self.rehearsal.state
-        return {LIBRARIES: self.libraries, **share} if parts else {}
+        if not parts:
+            return {}
+        return {LIBRARIES: self.libraries, **share, **(self._on_a_cpu(parts) if self.device.kind == "cpu" else {})}
+
+    def _on_a_cpu(self, parts: Parts) -> dict[str, int]:
+        """What a host's memory holds besides."""
+        gaps = int(HEAP_GAPS * sum(parts.get(name, 0) for name in (ACTIVATIONS, HEAD)))
+        copied = self.rehearsal.state if self.goes_on_beside_a_checkpoint else 0
+        return {name: size for name, size in ((MAPPED, self.rehearsal.mapped), (CHECKPOINT, copied), (GAPS, gaps)) if size}
 
 
 @dataclass(frozen=True)
