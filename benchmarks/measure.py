@@ -22,6 +22,8 @@ from unittest import mock
 RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_LOOKS = 0.2
 GIB = 2**30
+ZKIT = str(Path(sys.executable).with_name("zkit"))
+"""The command, as a user starts it."""
 PACKAGES = ("datasketch", "tokenizers", "transformers")
 
 

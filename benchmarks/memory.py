@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from benchmarks import models
 from benchmarks.dialogues import shared
-from benchmarks.measure import GIB, apart, report
+from benchmarks.measure import GIB, ZKIT, apart, report
 from zephyr_kit.cache import cache_folder
 
 TRAINED = {
@@ -42,7 +41,6 @@ template = "zephyr"
 max_length = 1024
 train = {{ steps = 2, examples_per_step = 16, learning_rate = 1e-4, tokens_per_batch = 4096, checkpoint_every = 2 }}
 """
-ZKIT = (str(Path(sys.executable).with_name("zkit")),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +67,9 @@ def measure(folder: Path, text: str, facts: Mapping[str, Any]) -> dict[str, Any]
     folder.mkdir()
     preset = folder / "memory.toml"
     preset.write_text(text, "utf-8")
-    told = subprocess.run([*ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True, env=_surroundings(folder))  # noqa: S603
+    told = subprocess.run([ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True, env=_surroundings(folder))  # noqa: S603
     foretold = json.loads(told.stdout)["stages"][0]["bytes"]
-    measured = _peak([*ZKIT, "run", str(preset), "--output", str(folder / "run")], folder)
+    measured = _peak([ZKIT, "run", str(preset), "--output", str(folder / "run")], folder)
     parts = {f"GiB, {name}": round(size / GIB, 3) for name, size in foretold["by_part"].items()}
     totals = {"foretold GiB": round(foretold["peak"] / GIB, 3), "measured GiB": round(measured / GIB, 3)}
     return {**facts, **totals, "foretold / measured": round(foretold["peak"] / measured, 3), **parts}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +60,7 @@ def open_stage(case: Case, work: Work, folder: Path, watch: Watch) -> tuple[Trai
 
 
 def _reference(policy: Any, task: Any, work: Work, folder: Path, device: Any) -> Any:
+    from benchmarks.cases import Silent
     from zephyr_kit.reference import Scoring
     from zephyr_kit.score_store import ScoreStore
 
@@ -68,13 +68,3 @@ def _reference(policy: Any, task: Any, work: Work, folder: Path, device: Any) ->
         scoring = Scoring(policy, store, device, task.train.capacity, task.train.share_prompts, Silent())
         return scoring.scores_of(work.corpus, "data")
 
-
-class Silent:
-    """A narrator that tells nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def track(self, label: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]:
-        """Nothing."""
-        return nullcontext(lambda _: None)

@@ -14,7 +14,7 @@ METHODS = {"full": "full weights", "lora": "LoRA"}
 
 
 def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Both panels, against trl's fastest setting, freed memory being kept by both sides."""
+    """Both panels, against the fastest of trl's settings that were measured, freed memory being kept by both sides."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -30,7 +30,7 @@ def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle("zephyr-kit beside trl 1.16 in its fastest setting: same model, examples, order, optimizer and losses")
+    figure.suptitle("zephyr-kit beside trl 1.16 (the fastest setting measured): same model, examples, order, optimizer, losses")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,13 +13,12 @@ from statistics import median
 import tomli_w
 
 from benchmarks.cases import Case, prepare
-from benchmarks.measure import apart, report
+from benchmarks.measure import ZKIT, apart, report
 from benchmarks.models import SHAPES
 from benchmarks.training import PACKAGES
 from benchmarks.workloads import WORKLOADS
 from zephyr_kit.cache import cache_folder
 
-COMMAND = (sys.executable, "-c", "from zephyr_kit.cli import main; main()", "run")
 SECONDS_BETWEEN_LOOKS = 0.01
 
 
@@ -52,7 +50,7 @@ def _seconds(preset: Path, output: Path, home: Path) -> float:
     environment = {**os.environ, "ZKIT_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
     metrics = output / "train" / "metrics.jsonl"
     begun = time.perf_counter()
-    command = [*COMMAND, str(preset), "--output", str(output)]
+    command = [ZKIT, "run", str(preset), "--output", str(output)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603  our own command
     while not (metrics.exists() and metrics.stat().st_size):
         if process.poll():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy
-from zkit_mistral.activations import Dear, Mover, on_the_host
+from zkit_mistral.activations import Mover, SavePolicy, on_the_host
 from zkit_mistral.backend import Lora, Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW
@@ -127,10 +127,10 @@ def test_attention_is_kept_unless_it_draws_random_numbers(dropout: float) -> Non
     """A GPU's kernel draws inside: what is drawn after a kernel that was skipped would be others."""
     from transformers import MistralConfig
 
-    dear = Dear.of(MistralConfig(attention_dropout=dropout))
+    policy = SavePolicy.of(MistralConfig(attention_dropout=dropout))
     kernels = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_efficient_attention
     for kernel in kernels:
-        assert dear(None, kernel.default) is (CheckpointPolicy.PREFER_RECOMPUTE if dropout else CheckpointPolicy.MUST_SAVE)
+        assert policy(None, kernel.default) is (CheckpointPolicy.PREFER_RECOMPUTE if dropout else CheckpointPolicy.MUST_SAVE)
 
 
 @pytest.mark.parametrize("way", ["selective", "block"])

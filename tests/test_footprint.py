@@ -14,7 +14,7 @@ from zkit_sft.objective import Sft
 from tests.tiny import Table, TablePolicy, random_trees
 from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, HEAD, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS, Footprint
 from zephyr_kit.protocols import Skeleton, Start
-from zephyr_kit.rehearsal import Play, rehearse
+from zephyr_kit.rehearsal import PlannedStep, rehearse
 
 V = 16
 MATRIX = V * V * 4
@@ -70,14 +70,14 @@ def _copy(module: Table) -> Table:
     return copy.deepcopy(module)
 
 
-def play(**changes: object) -> Play:
+def planned_step(**changes: object) -> PlannedStep:
     backend = changes.pop("backend", Toy())
     trees = tuple(random_trees(4, completions=2, vocabulary=V))
-    return replace(Play(backend, Start(), Dpo(), AdamW(), trees), **changes)
+    return replace(PlannedStep(backend, Start(), Dpo(), AdamW(), trees), **changes)
 
 
 def test_parts_of_a_step_are_what_they_must_be():
-    held = rehearse(play()).training
+    held = rehearse(planned_step()).training
     assert held[WEIGHTS] == MATRIX + 3 * 4
     assert held[OPTIMIZER] >= 2 * MATRIX
     assert held[GRADIENTS] == MATRIX
@@ -86,37 +86,37 @@ def test_parts_of_a_step_are_what_they_must_be():
 
 
 def test_a_step_of_one_batch_holds_no_gradients_when_it_comes():
-    many, one = (sum(rehearse(play(accumulates=several)).training.values()) for several in (True, False))
+    many, one = (sum(rehearse(planned_step(accumulates=several)).training.values()) for several in (True, False))
     assert 0 <= many - one <= MATRIX
 
 
 def test_short_weights_have_masters_and_gradients_in_float32():
-    held = rehearse(play(backend=Toy(torch.bfloat16))).training
+    held = rehearse(planned_step(backend=Toy(torch.bfloat16))).training
     assert held[WEIGHTS] == MATRIX // 2 + 3 * 4
     assert held[MASTERS] == held[GRADIENTS] == MATRIX
 
 
 def test_a_live_reference_is_a_second_model_and_a_cached_one_is_a_pass():
-    cached, live = rehearse(play()), rehearse(play(cached_reference=False))
+    cached, live = rehearse(planned_step()), rehearse(planned_step(cached_reference=False))
     assert cached.reference_pass
     assert cached.reference_flops <= cached.flops
     assert REFERENCE not in cached.training
     assert not live.reference_pass
     assert live.training[REFERENCE] == MATRIX + 3 * 4
-    assert not rehearse(play(objective=Sft())).reference_pass
+    assert not rehearse(planned_step(objective=Sft())).reference_pass
 
 
 def test_a_checkpoint_is_the_weights_and_the_optimizers_state():
-    assert rehearse(play()).state == 3 * MATRIX + 4
+    assert rehearse(planned_step()).state == 3 * MATRIX + 4
 
 
 def test_an_optimizer_that_reads_values_is_rehearsed_all_the_same():
-    assert rehearse(play(optimizer=AdamW8bit())).training[OPTIMIZER] > 0
+    assert rehearse(planned_step(optimizer=AdamW8bit())).training[OPTIMIZER] > 0
 
 
 def test_nothing_of_a_rehearsal_stays_and_random_numbers_go_on_as_before():
     before = torch.random.get_rng_state()
-    rehearse(play())
+    rehearse(planned_step())
     assert torch.equal(torch.random.get_rng_state(), before)
     assert type(torch.empty(1)) is torch.Tensor
 
@@ -127,4 +127,4 @@ def test_code_that_cannot_go_without_data_says_so():
             raise RuntimeError("looks at values")
 
     with pytest.raises(RuntimeError, match="looks at values"):
-        rehearse(play(backend=Peeking()))
+        rehearse(planned_step(backend=Peeking()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from zkit_attentions.segments import Segments
+from zkit_mistral.backend import Lora, Mistral
 from zkit_mistral.shapes import TABLED as SHAPES
 
 from benchmarks import memory, models
@@ -15,18 +18,18 @@ from tests.tiny import write_model
 from tests.toys import Listener
 from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
-from zephyr_kit.devices import GIB, TABLED, Device, named_device
+from zephyr_kit.devices import TABLED, Device, host_memory, named_device
 from zephyr_kit.forecast import LADDER, Outlook, skeleton_start
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
 from zephyr_kit.preset import Preset, load
 from zephyr_kit.protocols import Leaner
 from zephyr_kit.remedy import find_remedy
+from zephyr_kit.sizes import GIB, MIB, in_words
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.workload import made_up, most_in_a_step
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.toml"))
-MIB = 2**20
 
 PRESET = """
 name = "tiny"
@@ -138,6 +141,43 @@ def test_batches_are_the_largest_that_leave_room_and_no_larger_than_a_step(prese
     assert replace(outlook(read, "sft", 64 * GIB, "cpu"), libraries=MIB).forecast().tokens_per_batch == 2048
     given = load(preset, plugins.offers, changes=["stages.sft.train.tokens_per_batch=512"])
     assert outlook(given, "sft", 64 * GIB).forecast().tokens_per_batch == 512
+
+
+def test_every_leaner_model_can_be_made(plugins):
+    """Of all settings that go together, also where one of them leaves no choice."""
+    choices = {"activation_checkpointing": ("none", "selective", "block"), "activation_offload": (False, True), "compile": (False, True)}
+    for values in itertools.product(*choices.values(), (None, Lora())):
+        try:
+            model = Mistral(weights="some/where", **dict(zip((*choices, "lora"), values, strict=True)), attention=Segments())
+        except ValueError:
+            continue
+        keys = [step.key for step in model.leaner()]
+        assert keys[-1] == "quantize"
+        assert model.leaner()[-1].offer.leaner() == []
+
+
+def test_a_card_that_is_not_in_the_table_has_no_speed(preset, plugins):
+    known = outlook(load(preset, plugins.offers), "sft", GIB).with_batches_of(2048)
+    assert known.rate == 1e12
+    unknown = replace(known, device=replace(known.device, tabled_rate=None))
+    assert unknown.rate is None
+    assert unknown.seconds is None
+
+
+def test_a_container_has_what_it_may_take(tmp_path):
+    limit = tmp_path / "memory.max"
+    whole = host_memory(limit)
+    for text, expected in ((f"{2**20}\n", 2**20), ("max\n", whole), (str(2**60), whole)):
+        limit.write_text(text)
+        assert host_memory(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1 KiB"), (1010 * MIB, "1,010 MiB"), (3.51 * GIB, "3.51 GiB"), (126.3 * GIB, "126 GiB")],
+)
+def test_bytes_in_words(size, told):
+    assert in_words(size) == told
 
 
 def test_made_up_batches_are_as_full_as_they_may_be(preset, plugins):

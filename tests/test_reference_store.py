@@ -331,6 +331,17 @@ def test_processes_share_it_and_what_they_put_outlives_them(tmp_path: Path) -> N
     assert found == {number.to_bytes(16, "big"): ("<f4", number.to_bytes(4, "big")) for number in range(700)}
 
 
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    """SQLite has undone what was under way by then; what was put before stands."""
+    with closing(ScoreStore(tmp_path, {"who": "it"}, "a test")) as store:
+        store.put({b"one": ("<f4", b"1234")})
+        (pages,) = store._database.execute("PRAGMA page_count").fetchone()
+        store._database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            store.put({b"two": ("<f4", bytes(1 << 20))})
+        assert store.known([b"one", b"two"]) == {b"one": ("<f4", b"1234")}
+
+
 @pytest.mark.parametrize("damage", ["UPDATE scores SET logp = zeroblob(length(logp))", "UPDATE scores SET dtype = '<f2'"])
 def test_a_damaged_score_is_computed_again(tmp_path: Path, counted: list[int], damage: str) -> None:
     pairs = corpus()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from zephyr_kit.cache import used
+from zephyr_kit.cache import SECONDS_TO_WAIT, count_rows, used
 
 DATABASE = "answers.sqlite"
-SECONDS_TO_WAIT = 60.0
-"""For another process that writes to the same file."""
 
 
 class Answers:
@@ -50,8 +47,7 @@ class Answers:
 
 def count_answers(folder: Path) -> int:
     """How many answers a file has."""
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
-        return int(database.execute("SELECT count(*) FROM answers").fetchone()[0])
+    return count_rows(folder / DATABASE, "answers")
 
 
 def digest(question: Any) -> bytes:

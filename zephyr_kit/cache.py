@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 LOCK = ".lock"
+SECONDS_TO_WAIT = 60.0
+"""For another process that writes to the same database."""
 
 
 def cache_root() -> Path:
@@ -27,6 +30,12 @@ def used(file: Path) -> None:
     """Note that what this file belongs to is of use: what was not for long may be cleared."""
     with suppress(OSError):  # one that others own may be read all the same
         os.utime(file)
+
+
+def count_rows(database: Path, table: str) -> int:
+    """How many rows a table of what is kept has."""
+    with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  a name of ours
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from zephyr_kit import ZkitError
+from zephyr_kit.sizes import GIB
 from zephyr_kit.world import find_device
 
-GIB = 2**30
 CONTEXT = int(0.75 * GIB)
 """Bytes that CUDA and its libraries hold beside the tensors: about as much on every card, not measured."""
 HOST_LIBRARIES = int(0.6 * GIB)
@@ -73,9 +74,18 @@ def named_device(name: str, *, count: int = 1) -> Device:
 def this_device(device: torch.device, *, count: int = 1) -> Device:
     """The device that is here."""
     if device.type != "cuda":
-        return Device(device.type, "cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), HOST_LIBRARIES, None, count)
+        return Device(device.type, "cpu", host_memory(), HOST_LIBRARIES, None, count)
     facts = torch.cuda.get_device_properties(device)
     return Device(str(device), "cuda", int(facts.total_memory), CONTEXT, _rate_by_name(facts.name), count)
+
+
+def host_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of the host, or as many as the container of this process may take."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(limit.read_text("ascii")))
+    except (OSError, ValueError):  # there is no such file, or no limit, which is written "max"
+        return whole
 
 
 def resident() -> int:

@@ -13,7 +13,7 @@ from zephyr_kit.devices import Device, measured_rate, resident
 from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, HEAD, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS
 from zephyr_kit.preset import Preset, Stage
 from zephyr_kit.protocols import Start
-from zephyr_kit.rehearsal import Parts, Play, Rehearsal, rehearse
+from zephyr_kit.rehearsal import Parts, PlannedStep, Rehearsal, rehearse
 from zephyr_kit.stages import CPU_TOKENS_PER_BATCH, TrainStage
 from zephyr_kit.workload import Rows, Workload, made_up, most_in_a_step
 
@@ -70,15 +70,16 @@ class Forecast:
         return ROOM * self.device.memory + self.libraries - self.device.libraries
 
     @cached_property
-    def rate(self) -> float:
-        """Operations a second of all devices, efficiency included."""
+    def rate(self) -> float | None:
+        """Operations a second of all devices, efficiency included; None for a card that is not in the table."""
         shape = self.rehearsal.shape
-        return self.device.count * (self.device.tabled_rate or measured_rate(shape.matrix, shape.dtype))
+        one = measured_rate(shape.matrix, shape.dtype) if self.device.kind == "cpu" else self.device.tabled_rate
+        return None if one is None else self.device.count * one
 
     @property
     def seconds(self) -> float | None:
-        """From the first score of the reference to the last step; None if the amount of data is not known."""
-        if self.workload is None:
+        """From the first score of the reference to the last step; None if the amount of data, or the rate, is not known."""
+        if self.workload is None or self.rate is None:
             return None
         epochs, here = self.workload.epochs, self.rehearsal
         return self.workload.tokens_per_epoch * (epochs * here.flops + here.reference_flops) / here.num_tokens / self.rate
@@ -118,13 +119,7 @@ class Outlook:
         given = self.task.train.tokens_per_batch
         if given is not None:
             return self.with_batches_of(given)
-        rungs = self.rungs()
-        if self.device.kind == "cpu":
-            # Likely to fit, and then rehearsed once.
-            found = self.with_batches_of(rungs[-1])
-            if found.peak <= found.room:
-                return found
-        return highest(rungs, self.with_batches_of, lambda forecast: forecast.room)
+        return highest(self.rungs(), self.with_batches_of, lambda forecast: forecast.room)
 
     def rungs(self) -> list[int]:
         """From the lowest to the first that holds a whole step."""
@@ -137,7 +132,7 @@ class Outlook:
         """With this `tokens_per_batch`."""
         trees, workload, accumulates = self._batch(tokens)
         train = self.task.train
-        play = Play(
+        planned = PlannedStep(
             self.stage.model,
             self.start,
             self.task.objective,
@@ -148,7 +143,7 @@ class Outlook:
             accumulates=accumulates,
             clip=train.clip,
         )
-        rehearsal = rehearse(play)
+        rehearsal = rehearse(planned)
         libraries = self.device.libraries if self.device.kind != "cpu" else self.libraries or resident()
         chosen = train.tokens_per_batch is None
         return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries, train.checkpoint_every)
@@ -167,6 +162,14 @@ class Outlook:
             return made_up(self.task, tokens), None, tokens < most_in_a_step(self.task)
         packs = self._rows.packs(tokens)
         return self._rows.largest(packs), self._rows.workload(packs, tokens), any(len(step) > 1 for step in packs)
+
+
+def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
+    """The forecast, or why there is none: that must not stop a run that works."""
+    try:
+        return outlook.forecast(), ""
+    except Exception as error:  # whatever a model's code raises that cannot go without data
+        return None, f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
 
 
 def skeleton_start(preset: Preset, stage: Stage) -> Start:

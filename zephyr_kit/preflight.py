@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,13 +10,14 @@ from pathlib import Path
 import torch
 
 from zephyr_kit import ZkitError
-from zephyr_kit.devices import GIB, this_device
-from zephyr_kit.forecast import Forecast, Outlook
+from zephyr_kit.devices import this_device
+from zephyr_kit.forecast import Forecast, Outlook, foretell
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
 from zephyr_kit.protocols import Start
 from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.runs import RunFolder
+from zephyr_kit.sizes import GIB, in_words
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, TrainStage
 
 Check = Callable[[], Sequence[str]]
@@ -42,11 +42,9 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
 
 def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
     """What a stage will take; raises `NotReady` when the device cannot hold it, None when that cannot be known."""
-    try:
-        forecast = outlook.forecast()
-    except Exception as error:  # whatever a model's code raises that cannot go without data; it must not stop a run that works
-        reason = (str(error).splitlines() or [""])[0]
-        narrator.say(f"stage {outlook.stage.name}: its memory cannot be foreseen ({type(error).__name__}: {reason})")
+    forecast, reason = foretell(outlook)
+    if forecast is None:
+        narrator.say(f"stage {outlook.stage.name}: {reason}")
         return None
     if not forecast.fits:
         raise NotReady(does_not_fit(forecast, find_remedy(outlook)))
@@ -64,19 +62,7 @@ def does_not_fit(forecast: Forecast, remedy: Remedy | None) -> str:
     told = f"stages.{forecast.stage} needs about {in_words(forecast.peak)}, and {device.name} has {in_words(device.memory)}: {parts}"
     if remedy is None:
         return f"{told}\nno setting that is known makes it fit; take a smaller model"
-    return f"{told}\nit fits, with about {in_words(remedy.forecast.peak)}, with:  {' '.join(map(as_option, remedy.changes))}"
-
-
-def as_option(change: str) -> str:
-    """As a shell takes it."""
-    return f"--set {shlex.quote(change)}"
-
-
-def in_words(size: float) -> str:
-    """Bytes, as they are told."""
-    if size < GIB:
-        return f"{size / 2**20:.3g} MiB"
-    return f"{size / GIB:.3g} GiB" if size < 100 * GIB else f"{size / GIB:.0f} GiB"
+    return f"{told}\nit fits, with about {in_words(remedy.forecast.peak)}, with:  {remedy.options}"
 
 
 def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:

@@ -22,7 +22,7 @@ Parts = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Play:
+class PlannedStep:
     """What is rehearsed."""
 
     backend: Backend
@@ -74,25 +74,25 @@ class Rehearsal:
     remark: str
 
 
-def rehearse(play: Play) -> Rehearsal:
+def rehearse(planned: PlannedStep) -> Rehearsal:
     """Run one step; raises whatever code raises that cannot go without data."""
     # Forked outside the mode, for the state of the random numbers is real.
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            skeleton = play.backend.skeleton(play.start)
+            skeleton = planned.backend.skeleton(planned.start)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            batch = _without_data(lay_out(play.trees, share_prompts=play.share_prompts), fake)
+            batch = _without_data(lay_out(planned.trees, share_prompts=planned.share_prompts), fake)
             with Footprint(vocabulary=skeleton.vocabulary) as footprint:
                 with footprint.counted_as(WEIGHTS):
                     _give_storage(skeleton.policy.module)
-                return _Stage(play, skeleton, footprint, batch).run()
+                return _Rehearsing(planned, skeleton, footprint, batch).run()
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Rehearsing:
     """A stage of training in one batch."""
 
-    play: Play
+    planned: PlannedStep
     skeleton: Skeleton
     footprint: Footprint
     batch: Batch
@@ -103,7 +103,7 @@ class _Stage:
             trainer = self._trainer()
         self._take_up(trainer)
         self.footprint.begin()
-        units = num_units(self.play.objective, self.batch)
+        units = num_units(self.planned.objective, self.batch)
         trainer.step(StepWork([Work(self.batch, scores)], units, len(self.batch.tokens_T), len(self.batch.target_M)))
         return Rehearsal(
             _shape(self.skeleton.policy.module),
@@ -118,9 +118,9 @@ class _Stage:
         )
 
     def _reference(self) -> tuple[Parts, int, Tensor | None]:
-        if not self.play.objective.needs_reference:
+        if not self.planned.objective.needs_reference:
             return {}, 0, None
-        if not self.play.cached_reference:
+        if not self.planned.cached_reference:
             # A copy of a module asks its tensors where their data is, and is told off for it.
             with self.footprint.counted_as(REFERENCE), warnings.catch_warnings(action="ignore", category=UserWarning):
                 self.skeleton.policy.keep_reference()
@@ -132,14 +132,14 @@ class _Stage:
         return dict(self.footprint.peak), self.footprint.flops, scores
 
     def _trainer(self) -> Trainer:
-        factory = self.play.optimizer
+        factory = self.planned.optimizer
         return Trainer(
             self.skeleton.policy,
-            self.play.objective,
+            self.planned.objective,
             optimizer=lambda parameters: factory.build(parameters, learning_rate=1e-3),
             learning_rate=lambda _: 1e-3,
             seed=0,
-            clip=self.play.clip,
+            clip=self.planned.clip,
         )
 
     def _take_up(self, trainer: Trainer) -> None:
@@ -150,7 +150,7 @@ class _Stage:
                 parameter.grad = torch.empty_like(parameter)
         with self.footprint.counted_as(OPTIMIZER):
             trainer.optimizer.step()
-        if not self.play.accumulates:
+        if not self.planned.accumulates:
             trainer.optimizer.zero_grad()
         for name, short in masters.model.items():
             short.register_post_accumulate_grad_hook(_Mover(self.footprint, masters.optimized[name]))  # type: ignore[no-untyped-call]

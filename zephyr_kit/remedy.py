@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,11 @@ class Remedy:
     changes: tuple[str, ...]
     """As `--set` takes them."""
     forecast: Forecast
+
+    @property
+    def options(self) -> str:
+        """What to add to the command, as a shell takes it."""
+        return " ".join(f"--set {shlex.quote(change)}" for change in self.changes)
 
 
 @dataclass(frozen=True)

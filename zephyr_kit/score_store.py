@@ -12,17 +12,14 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zephyr_kit.cache import used
+from zephyr_kit.cache import SECONDS_TO_WAIT, count_rows, used
 
 FORMAT = 1
 """Part of every key: scores of another format are computed anew."""
 SCORER, DATABASE = "scorer.json", "scores.sqlite"
-SECONDS_TO_WAIT = 60.0
-"""For another process that writes to the same file."""
 
 Kept = tuple[str, bytes]
 """Type of the values, as numpy writes it, and the values."""
@@ -111,8 +108,7 @@ class ScoreStore:
 
 def count_scores(folder: Path) -> int:
     """How many completions a store has scores of."""
-    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as database:
-        return int(database.execute("SELECT count(*) FROM scores").fetchone()[0])
+    return count_rows(folder / DATABASE, "scores")
 
 
 def _checksum(key: bytes, kept: Kept) -> int:

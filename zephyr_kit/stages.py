@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -12,6 +12,9 @@ from zephyr_kit.config import default_use
 from zephyr_kit.gate import Gate
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import INLINE, Completer, Judge, Objective, OptimizerFactory, Suite
+
+if TYPE_CHECKING:
+    from zephyr_kit.plan import Indices, Plan
 
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -46,6 +49,19 @@ class Train:
     keep_checkpoints: Positive = 2
     held_out_every: Positive = 100
     """Steps between two looks at the held-out data; there is always one at the end."""
+
+    def plan(self, lengths: Indices, seed: int) -> Plan:
+        """The steps over examples of these lengths (examples,), in tokens."""
+        from zephyr_kit.plan import Plan
+
+        return Plan(
+            lengths,
+            seed,
+            examples_per_step=self.examples_per_step,
+            tokens_per_step=self.tokens_per_step,
+            epochs=self.epochs,
+            steps=self.steps,
+        )
 
     @property
     def capacity(self) -> int:

@@ -58,7 +58,7 @@ class Training:
         tokenizer = self.stage.model.tokenizer(self.start)
         corpus = self._corpus(self.task.data, tokenizer, "data")
         held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
-        plan = self._plan(corpus)
+        plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
         with self.narrator.track("loading the model"):
@@ -83,17 +83,6 @@ class Training:
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
         return corpus
-
-    def _plan(self, corpus: Corpus) -> Plan:
-        train = self.task.train
-        return Plan(
-            corpus.lengths,
-            self.seed,
-            examples_per_step=train.examples_per_step,
-            tokens_per_step=train.tokens_per_step,
-            epochs=train.epochs,
-            steps=train.steps,
-        )
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""

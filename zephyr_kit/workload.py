@@ -49,15 +49,7 @@ class Rows:
     @cached_property
     def plan(self) -> Plan:
         """The steps."""
-        train = self.train
-        return Plan(
-            self.corpus.lengths,
-            self.seed,
-            examples_per_step=train.examples_per_step,
-            tokens_per_step=train.tokens_per_step,
-            epochs=train.epochs,
-            steps=train.steps,
-        )
+        return self.train.plan(self.corpus.lengths, self.seed)
 
     @cached_property
     def lengths(self) -> Indices:

@@ -26,13 +26,13 @@ def compute_again(model: Any, *, selective: bool) -> None:
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, Dear.of(model.config))
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, SavePolicy.of(model.config))
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
 
 
 @dataclass(frozen=True, slots=True)
-class Dear:
+class SavePolicy:
     """Which results are kept, by what a byte of them costs.
 
     A product of K inputs costs 2K operations a value, whatever its width, and attention more the
@@ -48,9 +48,9 @@ class Dear:
     attention: bool = True
 
     @staticmethod
-    def of(config: Any) -> Dear:
+    def of(config: Any) -> SavePolicy:
         # Attention that drops out draws random numbers: were it skipped, all that is drawn after it would be others.
-        return Dear(getattr(config, "intermediate_size", None) or float("inf"), not getattr(config, "attention_dropout", 0.0))
+        return SavePolicy(getattr(config, "intermediate_size", None) or float("inf"), not getattr(config, "attention_dropout", 0.0))
 
     def __call__(self, context: Any, operator: Any, *args: Any, **_: Any) -> CheckpointPolicy:
         name = operator.name().rpartition("::")[2].partition(".")[0]

@@ -52,11 +52,14 @@ def check_layers(model: Any) -> None:
         raise ZkitError(f"{name} caps its attention softly (attn_logit_softcapping = {cap}), which packed rows do not offer")
 
 
-def register(wrapped: Callable[[Any], Any] = lambda function: function) -> None:
-    """Make `attn_implementation="zephyr_kit"` known to transformers; again changes nothing but what the function is wrapped in."""
+def register(wrapper: Callable[[Any], Any] | None = None) -> None:
+    """Make `attn_implementation="zephyr_kit"` known to transformers; again changes nothing but to put it in a wrapper."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, wrapped(_attend))
+    if wrapper is not None:
+        AttentionInterface.register(NAME, wrapper(_attend))
+    elif NAME not in AttentionInterface().valid_keys():
+        AttentionInterface.register(NAME, _attend)
 
 
 def _attend(

@@ -45,7 +45,7 @@ def skeleton(settings: Settings, start: Start) -> Skeleton:
         adapters = _adapters(settings, model, start)
         prepare_for_training(model, settings, adapters)
     # It scores and writes nothing, so it needs no tokenizer.
-    policy = MistralPolicy(model, adapters, cast("ChatTokenizer", None), settings.attention, torch.device("cpu"), offload=False)
+    policy = MistralPolicy(model, adapters, cast("ChatTokenizer", None), settings.attention, torch.device("cpu"))
     if settings.activation_offload:
         remark = "; ".join(filter(None, (remark, "what activation_offload moves to the host is counted on the device")))
     return Skeleton(policy, int(config.vocab_size), mapped, remark)

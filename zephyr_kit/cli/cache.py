@@ -18,6 +18,7 @@ from zephyr_kit.cache import cache_at_rest, cache_root
 from zephyr_kit.cache_kinds import ABOUT, ANSWERS, Entry, Kind, kinds, remove
 from zephyr_kit.config import suggest
 from zephyr_kit.score_store import SCORER, count_scores
+from zephyr_kit.sizes import in_words
 
 SECONDS = {"h": 3600, "d": 86_400, "w": 604_800}
 ALL = "all"
@@ -34,8 +35,8 @@ def cache(context: click.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     found = kinds(cache_root())
-    click.echo(f"{cache_root()}: {shown_size(sum(kind.size for kind in found))}")
-    for line in _columns([(kind.name, f"{kind.count():,}", shown_size(kind.size), _last_used(kind.entries), kind.about) for kind in found]):
+    click.echo(f"{cache_root()}: {in_words(sum(kind.size for kind in found))}")
+    for line in _columns([(kind.name, f"{kind.count():,}", in_words(kind.size), _last_used(kind.entries), kind.about) for kind in found]):
         click.echo(f"  {line}")
 
 
@@ -58,19 +59,10 @@ def clear(names: tuple[str, ...], older_than: str | None, yes: bool) -> None:  #
     if not going:
         click.echo("nothing to clear")
         return
-    for line in _columns([(kind.name, f"{kind.count():,}", shown_size(kind.size), _warning(kind)) for kind in going]):
+    for line in _columns([(kind.name, f"{kind.count():,}", in_words(kind.size), _warning(kind)) for kind in going]):
         click.echo(line)
     _ask(going, yes=yes)
-    click.echo(f"freed {shown_size(_remove(going))} in {cache_root()}")
-
-
-def shown_size(size: float) -> str:
-    """Bytes for the reader."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit != "MiB" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"
+    click.echo(f"freed {in_words(_remove(going))} in {cache_root()}")
 
 
 def _chosen(names: Sequence[str]) -> list[Kind]:
@@ -131,9 +123,9 @@ def _scorer(entry: Entry) -> Iterator[str]:
     try:
         count, notes = f"{count_scores(entry.path):,} completions", json.loads((entry.path / SCORER).read_text("utf-8"))
     except (OSError, ValueError, sqlite3.Error):
-        yield f"{entry.path.name}  cannot be read, {shown_size(entry.size)}"
+        yield f"{entry.path.name}  cannot be read, {in_words(entry.size)}"
         return
-    yield f"{entry.path.name}  {count}, {shown_size(entry.size)}, {_last_used([entry])}"
+    yield f"{entry.path.name}  {count}, {in_words(entry.size)}, {_last_used([entry])}"
     yield from (f"    {key} = {_value(value)}" for key, value in notes["scorer"].items() if value is not None)
     yield f"    first for {notes['about']}"
 

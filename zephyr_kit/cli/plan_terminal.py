@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zephyr_kit.cli.planned import Planned, options
+from zephyr_kit.cli.planned import Planned
 from zephyr_kit.devices import CPU_EFFICIENCY, GPU_EFFICIENCY, Device
 from zephyr_kit.forecast import Forecast
-from zephyr_kit.preflight import in_words
 from zephyr_kit.preset import Preset
+from zephyr_kit.sizes import in_words
 from zephyr_kit.workload import Workload
 
 BAR = 40
@@ -41,7 +41,7 @@ def _show_stage(planned: Planned, console: Console) -> None:
         console.print(f"  note: {remark}", markup=False)
     if planned.remedy is not None:
         peak = in_words(planned.remedy.forecast.peak)
-        console.print(f"  it fits, with about {peak}, if you add:\n    {options(planned.remedy)}", markup=False)
+        console.print(f"  it fits, with about {peak}, if you add:\n    {planned.remedy.options}", markup=False)
     elif not planned.fits:
         console.print("  no setting that is known makes it fit; take a smaller model, or more devices", markup=False)
 
@@ -96,6 +96,8 @@ def _data_lines(work: Workload) -> Iterator[tuple[str, str]]:
 
 
 def _speed(forecast: Forecast) -> str:
+    if forecast.rate is None:
+        return "not known: the card is not in the table"
     per_token = forecast.rehearsal.flops / forecast.rehearsal.num_tokens
     tabled = forecast.device.tabled_rate is not None
     basis = f"{GPU_EFFICIENCY} of a datasheet's rate" if tabled else f"{CPU_EFFICIENCY} of a rate measured now"

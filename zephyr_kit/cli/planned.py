@@ -10,10 +10,9 @@ from typing import Any
 from zephyr_kit import ZkitError
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device
-from zephyr_kit.forecast import Forecast, Outlook, skeleton_start
+from zephyr_kit.forecast import Forecast, Outlook, foretell, skeleton_start
 from zephyr_kit.gathered import are_there
 from zephyr_kit.observe import Narrator
-from zephyr_kit.preflight import as_option
 from zephyr_kit.preset import Preset, Stage, bound
 from zephyr_kit.protocols import Start
 from zephyr_kit.remedy import Remedy, find_remedy
@@ -69,10 +68,8 @@ def look_ahead(preset: Preset, device: Device, narrator: Narrator, run: Path, *,
 
 def _planned(outlook: Outlook, remark: str) -> Planned:
     stage, task = outlook.stage, outlook.task
-    try:
-        forecast = outlook.forecast()
-    except Exception as error:  # whatever a model's code raises that cannot go without data
-        reason = f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    forecast, reason = foretell(outlook)
+    if forecast is None:
         return Planned(stage, task, None, None, (reason,))
     remedy = None if forecast.fits else find_remedy(outlook)
     return Planned(stage, task, forecast, remedy, tuple(filter(None, (forecast.rehearsal.remark, remark))))
@@ -91,8 +88,3 @@ def _corpus(stage: Stage, task: TrainStage, seed: int, narrator: Narrator) -> tu
         return None, f"its tokenizer is not at hand: {(str(error).splitlines() or [''])[0]}"
     corpus = prepare_part(task, task.data, tokenizer, narrator, f"data of {stage.name}")
     return (corpus, "") if len(corpus) else (None, "none of its data is left to train on")
-
-
-def options(remedy: Remedy) -> str:
-    """What to add to the command."""
-    return " ".join(map(as_option, remedy.changes))

@@ -11,7 +11,7 @@ import numpy as np
 from zephyr_kit.cli.passages import Passage, passages
 from zephyr_kit.gate import Threshold, thresholds
 from zephyr_kit.inspection import BLANKS
-from zephyr_kit.plan import Plan, pack
+from zephyr_kit.plan import pack
 
 if TYPE_CHECKING:
     from zephyr_kit.gate import Gate
@@ -178,14 +178,7 @@ def _leak(data: Inspection, held_out: Inspection | None) -> Iterator[Figure]:
 
 
 def _work(data: Inspection, train: Train, seed: int) -> Iterator[Figure]:
-    plan = Plan(
-        data.corpus.lengths,
-        seed,
-        examples_per_step=train.examples_per_step,
-        tokens_per_step=train.tokens_per_step,
-        epochs=train.epochs,
-        steps=train.steps,
-    )
+    plan = train.plan(data.corpus.lengths, seed)
     lengths = data.corpus.row_lengths(share_prompts=train.share_prompts)
     steps = [plan.step(number) for number in range(min(plan.num_steps, NUM_STEPS_PACKED))]
     packs = [batch for step in steps for batch in pack(step, lengths, train.capacity)]
