@@ -56,35 +56,37 @@ def run(given: argparse.Namespace) -> None:
         for model, stage, trained in itertools.product(given.model, STAGES, TRAINED):
             weights = apart(models.make, model, "float32", home, folder=home, processors=given.processors)
             text = PRESET.format(weights=weights, trained=TRAINED[trained], stage=STAGES[stage].format(data=shared() / "data"))
-            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, {"model": model, "stage": stage, "trained": trained}))
+            facts = {"model": model, "stage": stage, "trained": trained}
+            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, facts, given.processors))
             print(json.dumps(rows[-1]), flush=True)  # noqa: T201
     names = dict.fromkeys(name for row in rows for name in row)
     report("memory", [{name: row.get(name, 0.0) for name in names} for row in rows], processors=given.processors)
 
 
-def measure(folder: Path, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def measure(folder: Path, text: str, facts: Mapping[str, Any], processors: int) -> dict[str, Any]:
     """One combination: the plan's figure, and the peak of a process that trains."""
     folder.mkdir()
-    preset = folder / "memory.toml"
-    preset.write_text(text, "utf-8")
-    told = subprocess.run([ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True, env=_surroundings(folder))  # noqa: S603
-    foretold = json.loads(told.stdout)["stages"][0]["bytes"]
-    measured = _peak([ZKIT, "run", str(preset), "--output", str(folder / "run")], folder)
+    foretold, measured = apart(_plan_and_run, folder, text, folder=folder, processors=processors)
     parts = {f"GiB, {name}": round(size / GIB, 3) for name, size in foretold["by_part"].items()}
     totals = {"foretold GiB": round(foretold["peak"] / GIB, 3), "measured GiB": round(measured / GIB, 3)}
     return {**facts, **totals, "foretold / measured": round(foretold["peak"] / measured, 3), **parts}
 
 
-def _peak(command: list[str], folder: Path) -> int:
+def _plan_and_run(folder: Path, text: str) -> tuple[dict[str, Any], int]:
+    """Called in a small process: Linux counts what a process had before it became another one."""
+    preset = folder / "memory.toml"
+    preset.write_text(text, "utf-8")
+    told = subprocess.run([ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True)  # noqa: S603
+    measured = _peak([ZKIT, "run", str(preset), "--output", str(folder / "run")], folder / "told.txt")
+    return json.loads(told.stdout)["stages"][0]["bytes"], measured
+
+
+def _peak(command: list[str], told: Path) -> int:
     """Bytes that a process had resident at its highest."""
-    with (folder / "told.txt").open("w") as told:
-        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, env=_surroundings(folder))  # noqa: S603
+    with told.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit((folder / "told.txt").read_text())
+        raise SystemExit(told.read_text())
     return usage.ru_maxrss * 1024
-
-
-def _surroundings(folder: Path) -> dict[str, str]:
-    return {**os.environ, "ZKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -260,7 +260,7 @@ def test_a_process_that_trains_takes_what_was_foretold(trained, shared, tmp_path
     stage = memory.STAGES["sft"].format(data=shared / "data")
     weights = models.make("5m", "float32", tmp_path)
     text = memory.PRESET.format(weights=weights, trained=memory.TRAINED[trained], stage=stage)
-    assert memory.measure(tmp_path / "run", text, {})["foretold / measured"] == pytest.approx(1, abs=0.1)
+    assert memory.measure(tmp_path / "run", text, {}, processors=2)["foretold / measured"] == pytest.approx(1, abs=0.1)
 
 
 def test_tabled_shapes_are_configurations(plugins):
