@@ -18,7 +18,7 @@ from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
-from zephyr_kit.devices import this_device
+from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
@@ -34,7 +34,6 @@ from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundin
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.training import Training
-from zephyr_kit.world import give_back_memory
 
 CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
 """Why a stage runs again, where the keys themselves would say little."""

@@ -15,6 +15,7 @@ from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.engine import Meter, Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
@@ -32,7 +33,7 @@ from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
-from zephyr_kit.world import World, give_back_memory
+from zephyr_kit.world import World
 
 NUM_ROWS_NAMED = 3
 

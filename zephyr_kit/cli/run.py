@@ -35,10 +35,10 @@ def run(plugins: Plugins, preset: str, changes: tuple[str, ...], output: Path | 
 
 def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: bool) -> None:
     from zephyr_kit.cli.tell import Teller
+    from zephyr_kit.devices import find_device
     from zephyr_kit.pipeline import Pipeline
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.smoke import miniature
-    from zephyr_kit.world import find_device
 
     teller = Teller()
     plugins.add(teller, "zkit-teller")
