@@ -1,8 +1,8 @@
 """Checkpoints that are whole or are not there.
 
-A checkpoint is a folder `step-00000120` with `state.safetensors`, `state.json` and
-`manifest.json`, which holds the digests of the other two. It is written beside its place,
-synced to the disk, and renamed; while training, by a thread beside it.
+A checkpoint is a folder `step-00000120` of files and `manifest.json`, which holds the checksum of
+each, its own, the step, and what the run depends on. It is written beside its place, hashed on the
+way, synced to the disk, and renamed; while training, by a thread beside it. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from zephyr_kit.disk import Checksum, checksum, put, sync, write_hashed
+from zephyr_kit.tensor_file import pieces
+
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -40,10 +44,38 @@ class State:
     def on_host(self) -> State:
         """A copy that training does not change, each tensor in storage of its own.
 
-        bitsandbytes shares a table among all its states, which safetensors refuses.
+        bitsandbytes shares a table among all its states, which would change with any of them.
         """
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
         return State(self.step, tensors, dict(self.facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint is of, and what it is made up of."""
+
+    step: int
+    run: Mapping[str, Any]
+    """What the run depends on: the key of its stage."""
+    files: Mapping[str, Checksum]
+
+    def text(self) -> str:
+        """As it stands in the file, its own checksum included."""
+        facts = {"format": FORMAT, "step": self.step, "run": self.run, "files": {name: asdict(each) for name, each in self.files.items()}}
+        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**facts, "blake2b": digest}, indent=1, sort_keys=True)
+
+    @staticmethod
+    def read(path: Path) -> Manifest:
+        """From its file, every byte of which must be as it was written."""
+        text = path.read_text("utf-8")
+        facts = json.loads(text)
+        if facts["format"] != FORMAT:
+            raise CheckpointError(f"{path.name} is of format {facts['format']}, not {FORMAT}")
+        manifest = Manifest(facts["step"], facts["run"], {name: Checksum(**each) for name, each in facts["files"].items()})
+        if manifest.text() != text:
+            raise CheckpointError(f"{path.name} does not match its checksum")
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +84,12 @@ class Checkpoints:
 
     folder: Path
     keep: int = 2
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """What the run depends on, in JSON values; those of another run are not used."""
+    beside: tuple[Path, ...] = ()
+    """Files that must be on the disk when a checkpoint is."""
+    worth: Callable[[], Mapping[int, float]] | None = None
+    """How good steps are, the more the better: the best of the checkpoints is kept besides the last ones."""
 
     def save(self, state: State) -> Path:
         """Write a checkpoint, and wait for it."""
@@ -77,76 +115,111 @@ class Checkpoints:
             written.result()
 
     def write(self, state: State) -> Path:
-        """Write a state that is on the host; then remove later ones, which are of no use, and all but the last `keep`."""
-        place = self.folder / f"step-{state.step:08d}"
+        """Write a state that is on the host; then remove later ones, which are of no use, and those that are not to be kept."""
+        place = self.folder / _name(state.step)
         staging = self.folder / f".{place.name}.{os.getpid()}"
         self.clean()
-        staging.mkdir(parents=True)
-        save_file(dict(state.tensors), staging / TENSORS)
-        (staging / FACTS).write_text(json.dumps({"step": state.step, **state.facts}, sort_keys=True), "utf-8")
-        manifest = {name: _digest(staging / name) for name in (TENSORS, FACTS)}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-        for path in (*staging.iterdir(), staging):
-            sync(path)
-        _remove(place)
-        staging.rename(place)
-        sync(self.folder)
-        # A later one was found damaged, or training would have gone on from there.
-        later, kept = [p for p in self._places() if p.name > place.name], [p for p in self._places() if p.name <= place.name]
-        for useless in (*later, *kept[self.keep :]):
-            _remove(useless)
+        try:
+            self._write(state, staging)
+            _remove(place)
+            put(staging, place)
+        except OSError:
+            # On a full disk, what is half written is in the way of all else.
+            _remove(staging)
+            raise
+        sync(self.folder.parent)
+        self._prune(state.step)
         return place
+
+    def _write(self, state: State, staging: Path) -> None:
+        staging.mkdir(parents=True)
+        facts = json.dumps(dict(state.facts), sort_keys=True)
+        files = {
+            TENSORS: write_hashed(staging / TENSORS, pieces(state.tensors)),
+            FACTS: write_hashed(staging / FACTS, [facts.encode()]),
+        }
+        write_hashed(staging / MANIFEST, [Manifest(state.step, self.run, files).text().encode()])
+        for path in self.beside:
+            sync(path)
 
     def newest(self) -> tuple[State | None, list[str]]:
         """The newest checkpoint that is whole, and what is wrong with newer ones."""
         remarks: list[str] = []
         for place in self._places():
             try:
-                return read(place), remarks
+                return read(place, self.run), remarks
             except CheckpointError as error:
                 remarks.append(f"checkpoint {place.name} is not used: {error}")
         return None, remarks
+
+    def best(self) -> int | None:
+        """The best of the steps that have a checkpoint; None if that is not known of any."""
+        worth = self.worth() if self.worth is not None else {}
+        known = {step: worth[step] for place in self._places() if (step := _step(place)) in worth}
+        return max(known, key=lambda step: known[step], default=None)
 
     def clean(self) -> None:
         """Remove what a killed process left half written."""
         for leftover in self.folder.glob(".step-*"):
             _remove(leftover)
 
+    def _prune(self, step: int) -> None:
+        # A later one was found damaged, or training would have gone on from there.
+        for later in [place for place in self._places() if place.name > _name(step)]:
+            _remove(later)
+        best = self.best()
+        for older in list(self._places())[self.keep :]:
+            if best is None or older.name != _name(best):
+                _remove(older)
+
     def _places(self) -> Iterator[Path]:
         return iter(sorted(self.folder.glob("step-*"), reverse=True))
 
 
-def read(place: Path) -> State:
-    """Read a checkpoint, verifying every byte of it."""
+def read(place: Path, run: Mapping[str, Any] | None = None) -> State:
+    """Read a checkpoint, verifying every byte of it, and that it is of this run if that is given."""
     try:
-        found = {path.name for path in place.iterdir()}
-        if found != {TENSORS, FACTS, MANIFEST}:
-            raise CheckpointError(_odd(found))
-        manifest = json.loads((place / MANIFEST).read_text("utf-8"))
-        for name in (TENSORS, FACTS):
-            if manifest.get(name) != _digest(place / name):
-                raise CheckpointError(f"{name} does not match its digest")
-        facts = json.loads((place / FACTS).read_text("utf-8"))
-        return State(facts.pop("step"), load_file(place / TENSORS), facts)
+        manifest = Manifest.read(place / MANIFEST)
+        _verify(place, manifest)
+        if run is not None and manifest.run != run:
+            raise CheckpointError("it is of another run: what that depends on is not the same")
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {}
+        for name in manifest.files:
+            if name.endswith(".safetensors"):
+                tensors.update(load_file(place / name))
+            else:
+                facts.update(json.loads((place / name).read_text("utf-8")))
+        return State(manifest.step, tensors, facts)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
 
 
-def sync(path: Path) -> None:
-    """Force a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _verify(place: Path, manifest: Manifest) -> None:
+    if place.name != _name(manifest.step):
+        raise CheckpointError(f"it is of step {manifest.step}")
+    found, expected = {path.name for path in place.iterdir()}, {*manifest.files, MANIFEST}
+    if found != expected:
+        raise CheckpointError(_odd(expected - found, found - expected))
+    for name, written in manifest.files.items():
+        if checksum(place / name) != written:
+            raise CheckpointError(f"{name} does not match its checksum")
 
 
-def _odd(found: set[str]) -> str:
-    expected = {TENSORS, FACTS, MANIFEST}
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    return "; ".join(f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (extra, "does not belong there")) if names)
+def _odd(missing: set[str], extra: set[str]) -> str:
+    told = ((missing, "missing"), (extra, "does not belong there"))
+    return "; ".join(f"{', '.join(sorted(names))} {what}" for names, what in told if names)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _step(place: Path) -> int:
+    digits = place.name.partition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _remove(place: Path) -> None:
@@ -157,8 +230,3 @@ def _remove(place: Path) -> None:
         shutil.rmtree(hidden)
     else:
         place.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,7 +1,6 @@
 """The command `zkit`. Nothing here imports torch: commands import what they need when they run.
 
-Exit codes: 0 done; 1 it cannot be done here; 2 it was not understood (the command line, a preset
-or its name); 130 interrupted.
+How it ends is told by `zephyr_kit.exits`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,9 @@ from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
-from zephyr_kit.config import PresetError
+from zephyr_kit.exits import Exit
 from zephyr_kit.plugins import Plugins
-
-FAILED = 1
-NOT_UNDERSTOOD = 2
-INTERRUPTED = 130
+from zephyr_kit.stopping import Stopped
 
 
 def build() -> click.Group:
@@ -59,11 +55,14 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
-        return NOT_UNDERSTOOD if isinstance(error, PresetError) else FAILED
+        return error.exit
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        return stopped.exit
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     return code if isinstance(code, int) else 0

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
+from zephyr_kit.exits import table
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.stopping import Stop
 
 if TYPE_CHECKING:
     from zephyr_kit.cli.tell import Teller
@@ -17,23 +20,41 @@ if TYPE_CHECKING:
     from zephyr_kit.protocols import Evaluation
 
 
-@click.command()
+ENDS = "\b\nHow it ends:\n" + "\n".join(table())
+
+
+@click.command(epilog=ENDS)
 @click.argument("preset")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--accept", "accepted", multiple=True, metavar="NAME", help="Accept that an input has changed. Repeatable.")
+@click.option("--max-time", callback=seconds, metavar="TIME", help="Save and leave after so long: 2h30m, 45m, 90s.")
 @click.option("--smoke", is_flag=True, help="The same pipeline in miniature: shrunken random model, generated rows, a few steps, offline.")
 @click.pass_obj
-def run(plugins: Plugins, preset: str, changes: tuple[str, ...], output: Path | None, device: str, smoke: bool) -> None:  # noqa: FBT001  click's way
+def run(
+    plugins: Plugins,
+    preset: str,
+    changes: tuple[str, ...],
+    output: Path | None,
+    device: str,
+    accepted: tuple[str, ...],
+    max_time: float | None,
+    smoke: bool,  # noqa: FBT001  click's way
+) -> None:
     """Run PRESET, a file or a name: start it, or go on where it stood."""
-    from zephyr_kit.preset import load
+    stop = Stop()
+    with stop.listening(max_time):
+        from zephyr_kit.disk import disk_errors_told
+        from zephyr_kit.preset import load
 
-    resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
-    folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
-    _run(plugins, resolved, folder, device, smoke=smoke)
+        resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+        folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
+        with disk_errors_told(folder):
+            _run(plugins, resolved, folder, device, stop, accepted, smoke=smoke)
 
 
-def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: bool) -> None:
+def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, stop: Stop, accepted: tuple[str, ...], *, smoke: bool) -> None:
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.pipeline import Pipeline
     from zephyr_kit.runs import RunFolder
@@ -45,16 +66,12 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
     if smoke:
         _make(folder)
         preset = miniature(preset, folder / "smoke")
-    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, find_device(device))
+    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, find_device(device), stop, accepted)
     if not smoke:
         pipeline.check()
         _make(folder)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}")
-    try:
-        evaluations = pipeline.run()
-    except KeyboardInterrupt:
-        teller.say("the same command goes on where it stood: after the last checkpoint, and with every answer that came")
-        raise
+    evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
 
 
