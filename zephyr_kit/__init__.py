@@ -6,8 +6,11 @@ What a plugin author needs first is importable from here; nothing here imports t
 from __future__ import annotations
 
 from enum import Enum
+from typing import ClassVar
 
 import pluggy
+
+from zephyr_kit.exits import Exit
 
 NAME = "zephyr_kit"
 __version__ = "0.1.0"
@@ -25,6 +28,9 @@ class Unit(Enum):
 
 class ZkitError(Exception):
     """Something the user can mend; the message says what, where and how."""
+
+    exit: ClassVar[Exit] = Exit.CANNOT
+    """How the command ends with it."""
 
 
 __all__ = ["NAME", "Unit", "ZkitError", "__version__", "hookimpl", "hookspec"]

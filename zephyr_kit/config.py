@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
 from zephyr_kit.protocols import INLINE
 
 USE = "use"
@@ -48,6 +49,8 @@ WORDS: Mapping[str, str] = {
 
 class PresetError(ZkitError):
     """A preset that cannot be understood; the message names file, table, key and value."""
+
+    exit = Exit.NOT_UNDERSTOOD
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class Train:
     """Highest norm of the gradient; 0 for no limit."""
     checkpoint_every: Positive = 100
     keep_checkpoints: Positive = 2
+    """The last ones."""
+    keep_best: str | None = None
+    """A metric by which the best checkpoint is kept besides: `held_out/loss`, say. The lowest of a loss, the highest of others."""
     held_out_every: Positive = 100
     """Steps between two looks at the held-out data; there is always one at the end."""
 
@@ -99,6 +102,8 @@ class TrainStage:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
+        if (self.train.keep_best or "").startswith("held_out/") and not self.held_out:
+            raise ValueError(f'`train.keep_best` = "{self.train.keep_best}": there is no `held_out` data to be measured on')
         for portion in (*self.data, *self.held_out):
             _check_rule(portion.binarise, self.objective)
         if self.reference is not None and not self.objective.needs_reference:

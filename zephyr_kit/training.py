@@ -16,13 +16,15 @@ from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
 from zephyr_kit.devices import give_back_memory
-from zephyr_kit.engine import Meter, Trainer
+from zephyr_kit.disk import put
+from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
+from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
-from zephyr_kit.observe import Narrator, Report, Run
-from zephyr_kit.plan import Plan, pack, together
+from zephyr_kit.observe import Narrator, Run
+from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
@@ -33,9 +35,8 @@ from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
+from zephyr_kit.stopping import Stop
 from zephyr_kit.world import World
-
-NUM_ROWS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Training:
     before: tuple[str, ...] = ()
     """The stages that the model has been through."""
     world: World = field(default_factory=World)
+    stop: Stop = field(default_factory=Stop)
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
@@ -68,13 +70,15 @@ class Training:
             policy = self._policy()
         references = self._references(policy, {"data": corpus, "held_out": held_out})
         trainer = self._trainer(policy, plan)
-        checkpoints = Checkpoints(self.folder.checkpoints, self.task.train.keep_checkpoints)
-        with self.world.leader_first():
-            self._resume(trainer, checkpoints)
+        checkpoints = self._checkpoints()
+        self._resume(trainer, checkpoints)
         feed = self._feed(corpus, references.get("data"))
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
-        _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
+        self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
+        best = checkpoints.best()
+        if best is not None:
+            self.narrator.say(f"best by {self.task.train.keep_best}: step {best}, in {self.folder.checkpoints}")
 
     def _policy(self) -> Policy:
         policy = self.stage.model.load(self.device, start=self.start, train=True)
@@ -135,19 +139,39 @@ class Training:
             world=self.world,
         )
 
+    def _checkpoints(self) -> Checkpoints:
+        train, log = self.task.train, MetricLog(self.folder.metrics)
+        best = train.keep_best
+        worth = None if best is None else lambda: log.worth(best)
+        return Checkpoints(self.folder.checkpoints, train.keep_checkpoints, self.folder.key() or {}, (log.path,), worth, self.world)
+
     def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
         state, remarks = checkpoints.newest()
         for remark in remarks:
             self.narrator.say(remark)
         if state is not None:
             trainer.load_state(state)
-            self.narrator.say(f"going on after step {state.step}")
         if self.world.leads:
-            MetricLog(self.folder.metrics).rewind(trainer.num_steps_taken)
+            self._rewind(trainer.num_steps_taken, resumed=state is not None)
+
+    def _rewind(self, step: int, *, resumed: bool) -> None:
+        log = MetricLog(self.folder.metrics)
+        lost = log.last_step() - step
+        if resumed or lost > 0:
+            again = f"; {lost} that came after are taken again" if lost > 0 else ""
+            self.narrator.say(f"going on after step {step}{again}")
+        log.rewind(step)
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
         return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
+
+    def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
+        about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)
+        log = MetricLog(self.folder.metrics)
+        return Loop(
+            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop
+        )
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"
@@ -174,90 +198,8 @@ class Training:
         )
         _let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
-        staging.rename(self.folder.model)
+        put(staging, self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """Steps until the plan is fulfilled, with reports, held-out looks and checkpoints between them."""
-
-    training: Training
-    trainer: Trainer
-    plan: Plan
-    feed: Feed
-    held_out: Feed | None
-    checkpoints: Checkpoints
-
-    def run(self) -> None:
-        """Run, and tell observers of the start, of every step, and of the end."""
-        run = self._about()
-        error: BaseException | None = None
-        try:
-            self._tell("zkit_run_started", run=run)
-            self._steps(run)
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._tell("zkit_run_ended", run=run, error=error)
-
-    def _about(self) -> Run:
-        training = self.training
-        return Run(
-            training.run_name,
-            training.stage.name,
-            training.folder.path,
-            self.plan.num_steps,
-            self.trainer.num_steps_taken,
-            training.stage.settings,
-        )
-
-    def _steps(self, run: Run) -> None:
-        train = self.training.task.train
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows)
-        with self.checkpoints.saving() as save:
-            for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
-                self._report(run, meter.add(self.trainer.step(work)))
-                step = self.trainer.num_steps_taken
-                last = step == self.plan.num_steps
-                look, keep = (last or step % every == 0 for every in (train.held_out_every, train.checkpoint_every))
-                if look or keep:
-                    # Flushed first: a figure that is not a number must stop the run before it is kept.
-                    self._report(run, meter.flush())
-                if look and self.held_out is not None:
-                    self._look(run, self.held_out, step)
-                if keep and self.training.world.leads:
-                    save(self.trainer.state())
-                if look or keep:
-                    meter.restart()
-
-    def _report(self, run: Run, reports: Sequence[Report]) -> None:
-        if not self.training.world.leads:
-            return
-        MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)
-        for report in reports:
-            self._tell("zkit_step_ended", run=run, report=report)
-
-    def _look(self, run: Run, feed: Feed, step: int) -> None:
-        packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-        means = self.trainer.evaluate(feed.step(group) for group in together(packs, feed.world.size))
-        if not self.training.world.leads:
-            return
-        MetricLog(self.training.folder.metrics).append([{"step": step, **{f"held_out/{name}": value for name, value in means.items()}}])
-        self._tell("zkit_held_out", run=run, step=step, metrics=means)
-
-    def _rows(self, step: int) -> str:
-        """Where the first rows of a step stand."""
-        indices = self.plan.step(step)
-        named = [self.feed.corpus.origins[index] for index in indices[:NUM_ROWS_NAMED]]
-        return f" ({', '.join(named)}{' …' if len(indices) > len(named) else ''})"
-
-    def _tell(self, hook: str, **facts: Any) -> None:
-        if not self.training.world.leads:
-            return
-        for complaint in self.training.plugins.tell(hook, **facts):
-            self.training.narrator.say(complaint)
 
 
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
@@ -265,7 +207,8 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
-    return {name: value for name, value in newest.items() if name not in ("step", "tokens_per_second", "num_tokens", "num_targets")}
+    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "skipped", "rows")
+    return {name: value for name, value in newest.items() if name not in beside}
 
 
 def _let_others_read(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The command `zkit`. Nothing here imports torch: commands import what they need when they run.
 
-Exit codes: 0 done; 1 it cannot be done here; 2 it was not understood (the command line, a preset
-or its name); 130 interrupted.
+How it ends is told by `zephyr_kit.exits`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,10 @@ from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
-from zephyr_kit.config import PresetError
-from zephyr_kit.heartbeat import CRASHED, own_signs
+from zephyr_kit.exits import Exit
+from zephyr_kit.heartbeat import own_signs
 from zephyr_kit.plugins import Plugins
-
-FAILED = 1
-NOT_UNDERSTOOD = 2
-INTERRUPTED = 130
+from zephyr_kit.stopping import Stopped
 
 
 def build() -> click.Group:
@@ -74,19 +70,23 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
         _note(str(error))
-        return NOT_UNDERSTOOD if isinstance(error, PresetError) else FAILED
+        return error.exit
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        _note(str(stopped))
+        return stopped.exit
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except Exception as error:
         if own_signs() is None:
             raise
         traceback.print_exc()
         _note(f"{type(error).__name__}: {error}")
-        return CRASHED
+        return Exit.CRASHED
     return code if isinstance(code, int) else 0
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from zephyr_kit.cli.find import find_preset
-from zephyr_kit.cli.run import Devices, launch_job, run
+from zephyr_kit.cli.ranks import Devices, launch_job
+from zephyr_kit.cli.run import run
 from zephyr_kit.plugins import Plugins
 
 OWN = ("devices", "nodes", "rendezvous", "output")
