@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,11 @@ from zephyr_kit.feed import StepWork, Work
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
+
+BUCKET = 1 << 28
+"""Bytes of gradients in one message."""
 
 
 class TrainingError(ZkitError):
@@ -74,7 +78,7 @@ class Trainer:
             _add(totals, outcome)
         norm = self._update(self.learning_rate(step))
         self.num_steps_taken += 1
-        means = {name: self.world.total(value) / work.num_units for name, value in totals.items()}
+        means = self._means(totals, work.num_units)
         return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
 
     @torch.no_grad()
@@ -87,7 +91,7 @@ class Trainer:
             for item in work.works:
                 _add(totals, self._outcome(item))
             count += work.num_units
-        return {name: float(self.world.total(value)) / count for name, value in totals.items()}
+        return {name: float(value) for name, value in self._means(totals, count).items()}
 
     def state(self) -> State:
         """All that the next step depends on, to be saved before it is taken; raises when something is no number."""
@@ -95,7 +99,7 @@ class Trainer:
         values.update(_flatten(self.optimizer.state_dict()["state"], "optimizer"))
         tensors = {path: value for path, value in values.items() if isinstance(value, Tensor)}
         for path, value in tensors.items():
-            if not torch.isfinite(value).all():
+            if not torch.isfinite(local(value)).all():
                 raise TrainingError(f"step {self.num_steps_taken}: {path} is no longer finite, so it is not kept; lower the learning rate")
         return State(self.num_steps_taken, tensors, {path: value for path, value in values.items() if path not in tensors})
 
@@ -103,9 +107,19 @@ class Trainer:
         """Go back to where `state` was taken."""
         values = _unflatten({**state.tensors, **state.facts})
         self.masters.load(values["trained"])
-        optimizer = {int(index): value for index, value in values.get("optimizer", {}).items()}
+        optimizer = {int(index): self._shared_out(int(index), value) for index, value in values.get("optimizer", {}).items()}
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.num_steps_taken = state.step
+
+    def _means(self, totals: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
+        """Over all ranks, in one message."""
+        means = self.world.total(torch.stack(list(totals.values()))) / num_units
+        return dict(zip(totals, means, strict=True))
+
+    def _shared_out(self, index: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The optimizer's state of a parameter, shared out as that is."""
+        parameter = self.parameters[index]
+        return {name: like(value, parameter) if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def _outcome(self, work: Work) -> Outcome:
         reference = self._reference(work)
@@ -124,7 +138,7 @@ class Trainer:
 
     def _update(self, learning_rate: float) -> Tensor:
         self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -133,13 +147,14 @@ class Trainer:
         return norm.detach()
 
     def _sum_gradients(self) -> None:
-        """Add up the gradients of replicated parameters over ranks, in one message."""
+        """Add up the gradients of replicated parameters over ranks, in few messages; `fully_shard` has added up the others."""
         if self.world.size == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for parameter, piece in zip(self.parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+        for bucket in _buckets([p for p in self.parameters if share_of(p) is None]):
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+            flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+                parameter.grad = piece.view_as(parameter)
 
 
 class Meter:
@@ -189,6 +204,19 @@ class Meter:
 def seed_everything(*numbers: int) -> None:
     """Set torch's random state to a pure function of these numbers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters whose gradients go into one message: of one type, and of no more than `BUCKET` bytes, unless it is a single one."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        filled = sum(p.nbytes for p in bucket) + parameter.nbytes > BUCKET
+        if bucket and (filled or bucket[0].dtype != parameter.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Narrator, Report, Run
-from zephyr_kit.plan import Plan, pack
+from zephyr_kit.plan import Plan, pack, together
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
@@ -53,28 +53,49 @@ class Training:
     narrator: Narrator
     before: tuple[str, ...] = ()
     """The stages that the model has been through."""
+    world: World = field(default_factory=World)
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
         tokenizer = self.stage.model.tokenizer(self.start)
-        corpus = self._corpus(self.task.data, tokenizer, "data")
-        held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        with self.world.leader_first():
+            corpus = self._corpus(self.task.data, tokenizer, "data")
+            held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
         with self.narrator.track("loading the model"):
-            policy = self.stage.model.load(self.device, start=self.start, train=True)
+            policy = self._policy()
         references = self._references(policy, {"data": corpus, "held_out": held_out})
         trainer = self._trainer(policy, plan)
         checkpoints = Checkpoints(self.folder.checkpoints, self.task.train.keep_checkpoints)
-        self._resume(trainer, checkpoints)
+        with self.world.leader_first():
+            self._resume(trainer, checkpoints)
         feed = self._feed(corpus, references.get("data"))
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
         _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
 
+    def _policy(self) -> Policy:
+        policy = self.stage.model.load(self.device, start=self.start, train=True)
+        if self.task.reference == "live":
+            policy.keep_reference()
+        if self._is_sharded:
+            policy.shard(self.world.mesh(self.device.type, hybrid=self.task.train.sharding == "hybrid"))
+        return policy
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.world.size > 1 and self.task.train.sharding in ("sharded", "hybrid")
+
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
         corpus = prepare_part(self.task, portions, tokenizer, self.narrator, name)
+        if self.world.leads:
+            self._account_for(corpus, portions, tokenizer, name)
+        return corpus
+
+    def _account_for(self, corpus: Corpus, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> None:
+        """Write down what became of every row; refuse what must not be trained on."""
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
         shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
@@ -83,18 +104,16 @@ class Training:
         if name == "data":
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
-        return corpus
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference:
             return {}
         if self.task.reference == "live":
-            policy.keep_reference()
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
-            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator)
+            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
             return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
 
     def _score_store(self) -> ScoreStore:
@@ -113,27 +132,35 @@ class Training:
             ),
             seed=self.seed,
             clip=train.clip,
+            world=self.world,
         )
 
     def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
         state, remarks = checkpoints.newest()
         for remark in remarks:
             self.narrator.say(remark)
-        log = MetricLog(self.folder.metrics)
         if state is not None:
             trainer.load_state(state)
             self.narrator.say(f"going on after step {state.step}")
-        log.rewind(trainer.num_steps_taken)
+        if self.world.leads:
+            MetricLog(self.folder.metrics).rewind(trainer.num_steps_taken)
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
-        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, World(), reference)
+        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"
-        shutil.rmtree(staging, ignore_errors=True)
+        if self.world.leads:
+            shutil.rmtree(staging, ignore_errors=True)
         with self.narrator.track("saving the model"):
-            policy.save(staging)
+            if self.world.leads or self._is_sharded:
+                policy.save(staging)
+        if self.world.leads:
+            self._conclude(staging, corpus, plan)
+
+    def _conclude(self, staging: Path, corpus: Corpus, plan: Plan) -> None:
+        """Put the model in its place, with its card, and mark the stage as done."""
         last = _last(MetricLog(self.folder.metrics).lines())
         write_card(
             staging,
@@ -200,19 +227,23 @@ class _Loop:
                     self._report(run, meter.flush())
                 if look and self.held_out is not None:
                     self._look(run, self.held_out, step)
-                if keep:
+                if keep and self.training.world.leads:
                     save(self.trainer.state())
                 if look or keep:
                     meter.restart()
 
     def _report(self, run: Run, reports: Sequence[Report]) -> None:
+        if not self.training.world.leads:
+            return
         MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)
         for report in reports:
             self._tell("zkit_step_ended", run=run, report=report)
 
     def _look(self, run: Run, feed: Feed, step: int) -> None:
-        groups = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-        means = self.trainer.evaluate(feed.step(group) for group in groups)
+        packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
+        means = self.trainer.evaluate(feed.step(group) for group in together(packs, feed.world.size))
+        if not self.training.world.leads:
+            return
         MetricLog(self.training.folder.metrics).append([{"step": step, **{f"held_out/{name}": value for name, value in means.items()}}])
         self._tell("zkit_held_out", run=run, step=step, metrics=means)
 
@@ -223,6 +254,8 @@ class _Loop:
         return f" ({', '.join(named)}{' …' if len(indices) > len(named) else ''})"
 
     def _tell(self, hook: str, **facts: Any) -> None:
+        if not self.training.world.leads:
+            return
         for complaint in self.training.plugins.tell(hook, **facts):
             self.training.narrator.say(complaint)
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
@@ -53,9 +54,19 @@ class World:
             dist.all_reduce(value)
         return value
 
-    def any(self, wish: bool) -> bool:  # noqa: FBT001  a value, not a switch
-        """Whether any rank wishes so; all ranks learn the same."""
-        return bool(self.total(torch.tensor(int(wish)))) if self.size > 1 else wish
+    def highest(self, value: int) -> int:
+        """The highest value of any rank; the host waits for the others, and no device does."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def mesh(self, device: str, *, hybrid: bool) -> DeviceMesh:
+        """Of all ranks; in two dimensions, machines and their devices, if `hybrid`."""
+        if hybrid:
+            return init_device_mesh(device, (self.size // self.local_size, self.local_size), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device, (self.size,), mesh_dim_names=("shard",))
 
     def gather(self, value: Any) -> list[Any]:
         """A JSON value of every rank, by rank."""
@@ -100,12 +111,15 @@ def is_a_rank() -> bool:
 
 @contextmanager
 def joined(device_type: str) -> Iterator[World]:
-    """The world that this process's launcher has made, until the work is done."""
+    """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
+    local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()))
+        return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, size)))
         yield World(rank, size, *local, PrefixStore("zkit", store))
     finally:
         dist.destroy_process_group()
