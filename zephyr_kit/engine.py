@@ -19,7 +19,11 @@ from zephyr_kit.feed import StepWork, Work
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
+
+BUCKET = 1 << 28
+"""Bytes of gradients in one message."""
 
 
 class TrainingError(ZkitError):
@@ -67,8 +71,9 @@ class Trainer:
         self.learning_rate, self.seed, self.clip = learning_rate, seed, clip
         self.world = world or World()
         self.num_steps_taken = 0
-        # torch's fused optimizers look on the device whether to step, so that the host need not wait for what it would say.
-        self.skips_on_device: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        # torch's fused optimizers look on the device whether to step, so that the host need not wait; not at what is shared out.
+        shared = any(share_of(p) is not None for p in self.parameters)
+        self.skips_on_device: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False) and not shared
         self._began: Tensor | None = None
 
     def step(self, work: StepWork) -> Totals:
@@ -79,7 +84,7 @@ class Trainer:
         self.policy.module.train()
         seed_everything(self.seed, step, self.world.rank)
         totals = self._gradients(work)
-        means = {name: self.world.total(value) / work.num_units for name, value in totals.items()}
+        means = self._means(totals, work.num_units)
         norm = self._update(self.learning_rate(step), means["loss"])
         self.num_steps_taken += 1
         return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
@@ -107,7 +112,7 @@ class Trainer:
             for item in work.works:
                 _add(totals, self._outcome(item))
             count += work.num_units
-        return {name: float(self.world.total(value)) / count for name, value in totals.items()}
+        return {name: float(value) for name, value in self._means(totals, count).items()}
 
     def state(self) -> State:
         """All that the next step depends on, to be saved before it is taken; raises when something is no number."""
@@ -115,7 +120,7 @@ class Trainer:
         values.update(_flatten(self.optimizer.state_dict()["state"], "optimizer"))
         tensors = {path: value for path, value in values.items() if isinstance(value, Tensor)}
         for path, value in tensors.items():
-            if not torch.isfinite(value).all():
+            if not torch.isfinite(local(value)).all():
                 raise NumbersError(f"step {self.num_steps_taken}: {path} is no longer finite, so it is not kept; lower the learning rate")
         return State(self.num_steps_taken, tensors, {path: value for path, value in values.items() if path not in tensors})
 
@@ -123,7 +128,7 @@ class Trainer:
         """Go back to where `state` was taken."""
         values = _unflatten({**state.tensors, **state.facts})
         self.masters.load(values["trained"])
-        optimizer = {int(index): value for index, value in values.get("optimizer", {}).items()}
+        optimizer = {int(index): self._shared_out(int(index), value) for index, value in values.get("optimizer", {}).items()}
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.num_steps_taken = state.step
 
@@ -140,6 +145,16 @@ class Trainer:
             self.optimizer.zero_grad()
             raise
         return totals
+
+    def _means(self, totals: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
+        """Over all ranks, in one message."""
+        means = self.world.total(torch.stack(list(totals.values()))) / num_units
+        return dict(zip(totals, means, strict=True))
+
+    def _shared_out(self, index: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The optimizer's state of a parameter, shared out as that is."""
+        parameter = self.parameters[index]
+        return {name: like(value, parameter) if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def _outcome(self, work: Work) -> Outcome:
         reference = self._reference(work)
@@ -158,7 +173,7 @@ class Trainer:
 
     def _update(self, learning_rate: float, loss: Tensor) -> Tensor:
         self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimize(skip=~(torch.isfinite(loss) & torch.isfinite(norm)))
@@ -182,16 +197,17 @@ class Trainer:
     @torch.no_grad()
     def _sketch(self) -> Tensor:
         """A figure for each parameter, which changes when one of its weights does."""
-        return torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for p in self.parameters])
+        return torch.stack([torch.linalg.vector_norm(local(p), dtype=torch.float64) for p in self.parameters])
 
     def _sum_gradients(self) -> None:
-        """Add up the gradients of replicated parameters over ranks, in one message."""
+        """Add up the gradients of replicated parameters over ranks, in few messages; `fully_shard` has added up the others."""
         if self.world.size == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for parameter, piece in zip(self.parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+        for bucket in _buckets([p for p in self.parameters if share_of(p) is None]):
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+            flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+                parameter.grad = piece.view_as(parameter)
 
 
 class Meter:
@@ -254,6 +270,19 @@ class Meter:
 def seed_everything(*numbers: int) -> None:
     """Set torch's random state to a pure function of these numbers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters whose gradients go into one message: of one type, and of no more than `BUCKET` bytes, unless it is a single one."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        filled = sum(p.nbytes for p in bucket) + parameter.nbytes > BUCKET
+        if bucket and (filled or bucket[0].dtype != parameter.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:

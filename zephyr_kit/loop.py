@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 import torch
 
 from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.engine import Meter, NumbersError, Totals, Trainer, TrainingError
+from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.metrics import HELD_OUT, MetricLog, as_text
 from zephyr_kit.observe import Narrator, Report, Run
-from zephyr_kit.plan import Plan, pack
+from zephyr_kit.plan import Plan, pack, together
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.stages import Train
 from zephyr_kit.stopping import Stop, Stopped
-from zephyr_kit.world import give_back_memory
+from zephyr_kit.world import World
 
 NUM_ROWS_NAMED = 3
 NUM_SKIPPED = 3
@@ -44,6 +47,7 @@ class Loop:
     plugins: Plugins
     narrator: Narrator
     stop: Stop
+    world: World
 
     def run(self) -> None:
         """Run, and tell observers of the start, of every step, and of the end."""
@@ -66,7 +70,7 @@ class Loop:
                 self._look(first)  # the run was left before it came to that
             for totals in self._steps():
                 self._report(meter.add(totals))
-                step, asked = totals.step, self.stop.requested()
+                step, asked = totals.step, self._asked()
                 if step - first == NUM_STEPS_TO_MOVE:
                     self._report(meter.flush())
                     self._refuse_stillness()
@@ -74,7 +78,7 @@ class Loop:
                 if keep or look:
                     # Flushed first: what stops the run must do so before a checkpoint is kept.
                     self._report(meter.flush())
-                if keep:
+                if keep and self.world.leads:
                     save(self.trainer.state())
                 if asked is not None:
                     raise Stopped(asked)
@@ -102,6 +106,8 @@ class Loop:
         try:
             return self.trainer.step(work), ""
         except torch.OutOfMemoryError as error:
+            if self.world.size > 1:
+                raise  # the others are in the middle of the step
             return None, str(error).splitlines()[0]
 
     def _try_largest(self, feed: Feed) -> Feed:
@@ -132,6 +138,11 @@ class Loop:
         self.narrator.say(f"{where}: out of memory ({lack}); in batches of up to {capacity:,} tokens from here on, the step begun anew")
         return replace(feed, capacity=capacity)
 
+    def _asked(self) -> Exit | None:
+        """Why to stop, if any rank is asked to: all stop after the same step."""
+        asked = self.world.highest(self.stop.requested() or Exit.DONE)
+        return Exit(asked) if asked else None
+
     def _is_due(self, step: int, every: int) -> bool:
         return step > 0 and (step == self.plan.num_steps or step % every == 0)
 
@@ -139,7 +150,8 @@ class Loop:
         return self.held_out is not None and self._is_due(step, self.train.held_out_every)
 
     def _report(self, reports: Sequence[Report]) -> None:
-        self.log.append(report.facts() for report in reports)
+        if self.world.leads:
+            self.log.append(report.facts() for report in reports)
         for report in reports:
             self._tell("zkit_step_ended", run=self.about, report=report)
             self._refuse_unknown_best(["loss", "gradient_norm", *report.metrics])
@@ -169,9 +181,12 @@ class Loop:
         """Look at held-out data; that may be left, for it is done again."""
         feed = self.held_out
         assert feed is not None, "it is asked whether to look"
-        with self.stop.at_once():
-            groups = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-            means = self.trainer.evaluate(feed.step(group) for group in groups)
+        # Of several ranks, none leaves while others wait for it.
+        with self.stop.at_once() if self.world.size == 1 else nullcontext():
+            packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
+            means = self.trainer.evaluate(feed.step(group) for group in together(packs, feed.world.size))
+        if not self.world.leads:
+            return
         self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
         self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])
         self._tell("zkit_held_out", run=self.about, step=step, metrics=means)
@@ -181,6 +196,8 @@ class Loop:
         return [self.feed.corpus.origins[index] for index in self.plan.step(step)]
 
     def _tell(self, hook: str, **facts: Any) -> None:
+        if not self.world.leads:
+            return
         for complaint in self.plugins.tell(hook, **facts):
             self.narrator.say(complaint)
 

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from zephyr_kit.shares import put
+
 SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -43,7 +45,7 @@ class Masters:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Set every trained parameter, in full precision."""
         for name, parameter in self.optimized.items():
-            parameter.copy_(tensors[name])
+            put(tensors[name], parameter)
         self.give_back()
 
     def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:

@@ -18,7 +18,7 @@ from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
-from zephyr_kit.devices import this_device
+from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
@@ -36,7 +36,7 @@ from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
 from zephyr_kit.training import Training
-from zephyr_kit.world import give_back_memory
+from zephyr_kit.world import World
 
 CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
 """Why a stage runs again, where the keys themselves would say little."""
@@ -72,6 +72,7 @@ class Pipeline:
     stop: Stop = field(default_factory=Stop)
     accepted: tuple[str, ...] = ()
     """Inputs that may have changed since the run was begun, by name."""
+    world: World = field(default_factory=World)
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
@@ -92,7 +93,18 @@ class Pipeline:
                     evaluations += self._evaluate(stage, stage.task, trained)
                 else:
                     self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
+            self.world.word()
             return evaluations
+
+    def follow(self) -> None:
+        """Take part in whatever the leader trains, until it says nothing more."""
+        stages = {stage.name: stage for stage in self._stages}
+        while (call := self.world.word()) is not None:
+            stage = stages[call["stage"]]
+            assert isinstance(stage.task, TrainStage)
+            start = Start(call["start"] and Path(call["start"]), stage.changed, self.preset.seed)
+            task = replace(stage.task, train=replace(stage.task.train, **call["train"]))
+            self._training(stage, task, self.folder.stage(stage.name), start).run()
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
@@ -201,8 +213,11 @@ class Pipeline:
         return forecasts
 
     def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus, libraries: int | None = None) -> Forecast | None:
-        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), this_device(self.device), self.preset.seed, corpus, libraries)
-        return foresee(outlook, self.narrator)
+        device = this_device(self.device)
+        if device.kind == "cpu":  # whose memory the ranks of a machine share
+            device = replace(device, memory=device.memory // self.world.local_size)
+        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), device, self.preset.seed, corpus, libraries)
+        return foresee(outlook, self.narrator, self.world)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
@@ -227,20 +242,26 @@ class Pipeline:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
             self._note_work(stage, tokens_per_batch=task.train.capacity)
-            Training(
-                self.preset.name,
-                replace(stage, task=task, settings={**stage.settings, "train.tokens_per_batch": task.train.capacity}),
-                task,
-                folder,
-                start,
-                self.preset.seed,
-                self.device,
-                self.plugins,
-                self.narrator,
-                tuple(one.stage.name for one in trained),
-                self.stop,
-            ).run()
+            settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
+            self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
+            self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
         return Trained(stage, folder.model, digest(key))
+
+    def _training(self, stage: Stage, task: TrainStage, folder: StageFolder, start: Start, before: tuple[str, ...] = ()) -> Training:
+        return Training(
+            self.preset.name,
+            replace(stage, task=task, settings={**stage.settings, "train.tokens_per_batch": task.train.capacity}),
+            task,
+            folder,
+            start,
+            self.preset.seed,
+            self.device,
+            self.plugins,
+            self.narrator,
+            before,
+            self.world,
+            self.stop,
+        )
 
     def _foresee_late(
         self, stage: Stage, task: TrainStage, start: Start, forecasts: Mapping[str, Forecast | None]

@@ -13,7 +13,7 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.devices import this_device
 from zephyr_kit.disk import DiskError
-from zephyr_kit.forecast import Forecast, Outlook, foretell
+from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
 from zephyr_kit.protocols import Start
@@ -21,6 +21,7 @@ from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.sizes import GIB, KIB, MIB, in_words
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, Train, TrainStage
+from zephyr_kit.world import World
 
 Check = Callable[[], Sequence[str]]
 BESIDE_TENSORS, BESIDE_WEIGHTS = 32 * KIB, 4 * MIB
@@ -44,17 +45,22 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
         raise NotReady(f"{preset.file} cannot run here:\n{listed}\n{advice}")
 
 
-def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
-    """What a stage will take; raises `NotReady` when the device cannot hold it, None when that cannot be known."""
-    forecast, reason = foretell(outlook)
-    if forecast is None:
-        narrator.say(f"stage {outlook.stage.name}: {reason}")
-        return None
+def foresee(outlook: Outlook, narrator: Narrator, world: World | None = None) -> Forecast | None:
+    """What a stage will take of each device; raises `NotReady` when that cannot hold it, None when it cannot be known."""
+    ways = [outlook] if world is None or world.size == 1 else over_devices(outlook, world.size, world.local_size)
+    for way in ways:
+        forecast, reason = foretell(way)
+        if forecast is None:
+            narrator.say(f"stage {outlook.stage.name}: {reason}")
+            return None
+        if forecast.fits:
+            break
+    assert forecast is not None, "there is always a way to look at"
     if not forecast.fits:
-        raise NotReady(does_not_fit(forecast, find_remedy(outlook)))
+        raise NotReady(does_not_fit(forecast, find_remedy(way)))
     narrator.say(
         f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
-        f"in batches of up to {forecast.tokens_per_batch:,} tokens"
+        f"in batches of up to {forecast.tokens_per_batch:,} tokens{', sharded' if forecast.device.count > 1 else ''}"
     )
     return forecast
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zephyr_kit.plan import Indices, Plan
 
 Positive = Annotated[int, Gt(0)]
+Sharding = Literal["replicated", "sharded", "hybrid"]
 Share = Annotated[float, Interval(ge=0, le=1)]
 CPU_TOKENS_PER_BATCH = 2048
 """More brings a CPU nothing but memory in use: the head's logits need no second computation in small batches."""
@@ -37,6 +38,9 @@ class Train:
     """Tokens with each prompt counted once."""
     tokens_per_batch: Positive | None = None
     """What one device takes at once; as much as its memory holds and a step fills, unless given. Changes no result."""
+    sharding: Sharding | Literal["auto"] = "auto"
+    """Whether each of several devices holds the whole model (`replicated`) or a share of it (`sharded`; `hybrid`: shared out over the
+    devices of a machine, and each machine holds it whole); what the plan says, unless given. Changes no result."""
     share_prompts: bool = True
     """Compute the prompt of several completions once; changes no result."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"

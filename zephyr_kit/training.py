@@ -15,6 +15,7 @@ from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.disk import put
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
@@ -35,7 +36,7 @@ from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.stopping import Stop
-from zephyr_kit.world import World, give_back_memory
+from zephyr_kit.world import World
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,25 @@ class Training:
     narrator: Narrator
     before: tuple[str, ...] = ()
     """The stages that the model has been through."""
+    world: World = field(default_factory=World)
     stop: Stop = field(default_factory=Stop)
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
         tokenizer = self.stage.model.tokenizer(self.start)
-        corpus = self._corpus(self.task.data, tokenizer, "data")
-        held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        with self.world.leader_first():
+            corpus = self._corpus(self.task.data, tokenizer, "data")
+            held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
         with self.narrator.track("loading the model"):
-            policy = self.stage.model.load(self.device, start=self.start, train=True)
+            policy = self._policy()
         references = self._references(policy, {"data": corpus, "held_out": held_out})
         trainer = self._trainer(policy, plan)
         checkpoints = self._checkpoints()
-        self._resume(trainer, checkpoints)
+        with self.world.leader_first():
+            self._resume(trainer, checkpoints)
         feed = self._feed(corpus, references.get("data"))
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
         self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
@@ -77,8 +81,26 @@ class Training:
         if best is not None:
             self.narrator.say(f"best by {self.task.train.keep_best}: step {best}, in {self.folder.checkpoints}")
 
+    def _policy(self) -> Policy:
+        policy = self.stage.model.load(self.device, start=self.start, train=True)
+        if self.task.reference == "live":
+            policy.keep_reference()
+        if self._is_sharded:
+            policy.shard(self.world.mesh(self.device.type, hybrid=self.task.train.sharding == "hybrid"))
+        return policy
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.world.size > 1 and self.task.train.sharding in ("sharded", "hybrid")
+
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
         corpus = prepare_part(self.task, portions, tokenizer, self.narrator, name)
+        if self.world.leads:
+            self._account_for(corpus, portions, tokenizer, name)
+        return corpus
+
+    def _account_for(self, corpus: Corpus, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> None:
+        """Write down what became of every row; refuse what must not be trained on."""
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
         shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
@@ -87,18 +109,16 @@ class Training:
         if name == "data":
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
-        return corpus
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference:
             return {}
         if self.task.reference == "live":
-            policy.keep_reference()
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
-            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator)
+            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
             return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
 
     def _score_store(self) -> ScoreStore:
@@ -117,6 +137,7 @@ class Training:
             ),
             seed=self.seed,
             clip=train.clip,
+            world=self.world,
         )
 
     def _checkpoints(self) -> Checkpoints:
@@ -126,34 +147,42 @@ class Training:
         return Checkpoints(self.folder.checkpoints, train.keep_checkpoints, self.folder.key() or {}, (log.path,), worth)
 
     def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
+        log = MetricLog(self.folder.metrics)
         state, remarks = checkpoints.newest()
         for remark in remarks:
             self.narrator.say(remark)
-        log = MetricLog(self.folder.metrics)
         if state is not None:
             trainer.load_state(state)
         lost = log.last_step() - trainer.num_steps_taken
         if state is not None or lost > 0:
             again = f"; {lost} that came after are taken again" if lost > 0 else ""
             self.narrator.say(f"going on after step {trainer.num_steps_taken}{again}")
-        log.rewind(trainer.num_steps_taken)
+        if self.world.leads:
+            log.rewind(trainer.num_steps_taken)
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
-        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, World(), reference)
+        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
 
     def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
         about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)
         log = MetricLog(self.folder.metrics)
         return Loop(
-            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop
+            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop, self.world
         )
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"
-        shutil.rmtree(staging, ignore_errors=True)
+        if self.world.leads:
+            shutil.rmtree(staging, ignore_errors=True)
         with self.narrator.track("saving the model"):
-            policy.save(staging)
+            if self.world.leads or self._is_sharded:
+                policy.save(staging)
+        if self.world.leads:
+            self._conclude(staging, corpus, plan)
+
+    def _conclude(self, staging: Path, corpus: Corpus, plan: Plan) -> None:
+        """Put the model in its place, with its card, and mark the stage as done."""
         last = _last(MetricLog(self.folder.metrics).lines())
         write_card(
             staging,

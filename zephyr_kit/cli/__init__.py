@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -15,12 +17,14 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
 from zephyr_kit.exits import Exit
+from zephyr_kit.heartbeat import CRASHED, own_signs
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.stopping import Stopped
 
@@ -31,7 +35,7 @@ def build() -> click.Group:
     group = click.Group(
         "zkit",
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, plan, preview, chat, presets, plugins, cache, schema],
+        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
@@ -46,7 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if arguments is None and sys.argv[1:2] == ["run"]:
         begin_anew()
-    sys.exit(_exit_code(arguments))
+    code = _exit_code(arguments)
+    if own_signs() is not None:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: the threads of a process group may abort an interpreter that shuts down in order."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -55,6 +69,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
+        _note(str(error))
         return error.exit
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
@@ -65,4 +80,17 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
+    except Exception as error:
+        if own_signs() is None:
+            raise
+        traceback.print_exc()
+        _note(f"{type(error).__name__}: {error}")
+        return CRASHED
     return code if isinstance(code, int) else 0
+
+
+def _note(cause: str) -> None:
+    """Leave word of why this rank ends, if it is one of several."""
+    signs = own_signs()
+    if signs is not None:
+        signs.note_failure(cause)
