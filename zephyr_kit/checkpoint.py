@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ class Checkpoints:
 
     folder: Path
     keep: int = 2
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """What the run depends on, in JSON values; those of another run are not used."""
+    run: Mapping[str, Any] | None = None
+    """What the run depends on, in JSON values; checkpoints of another run are not used, if it is given."""
     beside: tuple[Path, ...] = ()
     """Files that must be on the disk when a checkpoint is."""
     worth: Callable[[], Mapping[int, float]] | None = None
@@ -138,7 +138,7 @@ class Checkpoints:
             TENSORS: write_hashed(staging / TENSORS, pieces(state.tensors)),
             FACTS: write_hashed(staging / FACTS, [facts.encode()]),
         }
-        write_hashed(staging / MANIFEST, [Manifest(state.step, self.run, files).text().encode()])
+        write_hashed(staging / MANIFEST, [Manifest(state.step, self.run or {}, files).text().encode()])
         for path in self.beside:
             sync(path)
 
