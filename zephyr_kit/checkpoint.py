@@ -128,8 +128,8 @@ class Checkpoints:
 
     folder: Path
     keep: int = 2
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """What the run depends on, in JSON values; those of another run are not used."""
+    run: Mapping[str, Any] | None = None
+    """What the run depends on, in JSON values; checkpoints of another run are not used, if it is given."""
     beside: tuple[Path, ...] = ()
     """Files that must be on the disk when a checkpoint is."""
     worth: Callable[[], Mapping[int, float]] | None = None
@@ -191,7 +191,7 @@ class Checkpoints:
     def _write(self, begun: Begun) -> None:
         facts = json.dumps(dict(begun.state.facts), sort_keys=True)
         files = {**begun.write_tensors(), FACTS: write_hashed(begun.staging / FACTS, [facts.encode()])}
-        write_hashed(begun.staging / MANIFEST, [Manifest(begun.state.step, self.run, files).text().encode()])
+        write_hashed(begun.staging / MANIFEST, [Manifest(begun.state.step, self.run or {}, files).text().encode()])
         for path in self.beside:
             sync(path)
 

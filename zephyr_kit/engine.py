@@ -234,7 +234,7 @@ class Meter:
         num_skipped: int = 0,
     ) -> None:
         self._num_steps, self._epoch, self._rows, self._every = num_steps, epoch, rows, every
-        self._num_skipped = num_skipped
+        self.num_skipped = num_skipped
         self._waiting: list[Totals] = []
         self._since = time.monotonic()
 
@@ -261,7 +261,7 @@ class Meter:
         norm, *values = row
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
-        self._num_skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else self._num_skipped + 1
+        self.num_skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else self.num_skipped + 1
         return Report(
             totals.step,
             self._num_steps,
@@ -273,8 +273,8 @@ class Meter:
             totals.num_tokens,
             totals.num_targets,
             speed,
-            self._num_skipped,
-            tuple(self._rows(totals.step - 1)) if self._num_skipped else (),
+            self.num_skipped,
+            tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
         )
 
 

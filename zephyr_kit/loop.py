@@ -67,7 +67,7 @@ class Loop:
             self._tell("zkit_run_ended", run=self.about, error=error)
 
     def _run(self) -> None:
-        first, train = self.trainer.num_steps_taken, self.train
+        first, train, owed = self.trainer.num_steps_taken, self.train, False
         skipped = self.world.word(self.log.num_skipped())
         meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped)
         asked: Exit | None = None
@@ -80,17 +80,20 @@ class Loop:
                 if step - first == NUM_STEPS_TO_MOVE:
                     self._report(meter.flush())
                     self._refuse_stillness()
-                keep, look = asked is not None or self._is_due(step, train.checkpoint_every), self._looks_at(step)
-                if keep or look:
+                owed = owed or asked is not None or self._is_due(step, train.checkpoint_every)
+                look = self._looks_at(step)
+                if owed or look:
                     # Flushed first: what stops the run must do so before a checkpoint is kept.
                     self._report(meter.flush())
-                if keep:
+                kept = owed and not meter.num_skipped  # nothing among steps that may yet have to be taken back
+                if kept:
                     save(self.trainer.state())
+                owed = owed and not kept
                 if asked is not None:
                     break
                 if look:
                     self._look(step)
-                if keep or look:
+                if kept or look:
                     meter.restart()
         if asked is not None:
             self.world.word()  # a rank that leaves takes the others with it: the leader's checkpoint comes first

@@ -83,7 +83,9 @@ class StageFolder:
         return self.model.is_dir() or self.data.is_dir()
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Mark the stage as ended; remember the content of what it made."""
+        """Mark the stage as ended; remember the content of what it made. The mark is on the disk after all that it stands for."""
+        for path in self.path.iterdir():
+            sync(path)
         write_json(self.path / "done.json", {**facts, "files": self._files()})
 
     def damage(self) -> str | None:

@@ -54,6 +54,7 @@ tokens_per_batch = 256
 checkpoint_every = {every}
 """
 LORA = "lora = { rank = 4, alpha = 8, dropout = 0.1 }"
+SHAPE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 FREE = {"tokens_per_second"}
 """What may differ between runs: how long it took."""
 
@@ -93,14 +94,14 @@ def write_job(
     steps: int = STEPS,
     every: int = 1,
     alone: bool = False,
+    shape: Mapping[str, int] | None = None,
 ) -> Job:
     """Write the job; `alone` leaves the second stage out."""
     from tiny import write_model
 
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model").exists():
-        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-        write_model(folder / "model", **shape)
+        write_model(folder / "model", **{**SHAPE, **(shape or {})})
     write_rows(folder)
     text = SFT if alone else SFT + DPO
     text = text.format(folder=folder, model=model, stage=stage, objective=objective, steps=steps, every=every)
