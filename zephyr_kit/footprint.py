@@ -1,4 +1,4 @@
-"""Bytes that tensors hold, by part, while code runs on tensors without data; and the arithmetic it does."""
+"""Bytes that tensors hold, by part, while code runs on tensors without data; the arithmetic it does, and the messages it sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from zephyr_kit.shares import local
 
 WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER = "weights", "reference", "master copies", "gradients", "optimizer"
 ACTIVATIONS, HEAD = "activations", "head"
@@ -35,6 +38,10 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Mapping[str, int] = {}
         self.flops = 0
+        self.messages: Counter[str] = Counter()
+        """How many collective operations of each kind."""
+        self.message_bytes: Counter[str] = Counter()
+        """The bytes of the whole of what they gather or reduce."""
         self._part = ACTIVATIONS
         self._blocks: dict[int, tuple[str, int, weakref.ref[UntypedStorage]]] = {}
         self._total = self._highest = 0
@@ -54,12 +61,14 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return before
 
     def begin(self) -> None:
-        """Forget the peak and the arithmetic so far."""
+        """Forget the peak, the arithmetic and the messages so far."""
+        self.messages.clear()
+        self.message_bytes.clear()
         self.flops, self._highest, self.peak = 0, self._total, dict(self.now)
 
     def move(self, tensor: Tensor, part: str) -> None:
         """What this tensor holds belongs to another part from now on."""
-        key = id(tensor.untyped_storage())
+        key = id(local(tensor).untyped_storage())
         if key in self._blocks:
             old, size, reference = self._blocks[key]
             self.now[old] -= size
@@ -77,9 +86,14 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         self.flops += _flops(func, args, kwargs or {}, result)
+        if func.namespace == "c10d":
+            name = str(func._overloadpacket).rpartition(".")[2].strip("_")
+            self.messages[name] += 1
+            self.message_bytes[name] += max((nbytes(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), default=0)
         return result
 
     def _see(self, tensor: Tensor) -> None:
+        tensor = local(tensor)
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._blocks:
@@ -120,5 +134,5 @@ def _halves(args: Any, kwargs: Mapping[str, Any], place: int) -> int:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """What the elements of a tensor take."""
-    return prod(tensor.shape) * tensor.element_size()
+    """What the elements of a tensor take, or of this rank's share of it."""
+    return prod(local(tensor).shape) * tensor.element_size()
