@@ -26,7 +26,8 @@ from .hits import SAVE, Poison, replace
 from .job import Job, write_job
 from .runner import Going, finish, start, wait_for
 
-STEPS_BETWEEN_SAVES = 75
+SECONDS_BETWEEN_SAVES = 1.5
+"""A real run's are minutes; what matters is how much longer twenty of them are than a start."""
 SAVES_BETWEEN_FAULTS = 20
 CODES = {"kill": -signal.SIGKILL, "SIGTERM": 143, "full disk": 4, "damaged checkpoint": -signal.SIGKILL, "NaN three times": 5}
 """How a life ends with each fault."""
@@ -63,11 +64,12 @@ def main() -> None:
 
 def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     """The figures."""
-    steps = int(minutes * 60 / _seconds_a_step(folder))
-    job = write_job(folder / "job", steps=steps, every=STEPS_BETWEEN_SAVES, alone=True)
+    seconds = _seconds_a_step(folder)
+    steps, every = int(minutes * 60 / seconds), max(1, int(SECONDS_BETWEEN_SAVES / seconds))
+    job = write_job(folder / "job", steps=steps, every=every, looks=every, alone=True)
     begun = time.monotonic()
     beside = start(job, folder / "straight")
-    faults = _strike(job, folder / "run", random.Random(seed))
+    faults = _strike(job, folder / "run", every, random.Random(seed))
     took = time.monotonic() - begun
     assert _end(beside) == 0, beside.said
     return {
@@ -82,20 +84,20 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
 def _seconds_a_step(folder: Path) -> float:
     seconds = []
     for steps in (100, 600):
-        job = write_job(folder / f"trial-{steps}", steps=steps, every=STEPS_BETWEEN_SAVES, alone=True)
+        job = write_job(folder / f"trial-{steps}", steps=steps, every=100, looks=100, alone=True)
         begun = time.monotonic()
         finish(job, folder / f"trial-{steps}" / "run")
         seconds.append(time.monotonic() - begun)
     return (seconds[1] - seconds[0]) / 500
 
 
-def _strike(job: Job, output: Path, draw: random.Random) -> Counter[str]:
+def _strike(job: Job, output: Path, every: int, draw: random.Random) -> Counter[str]:
     """Fault after fault, each in a life of its own, until the run has ended."""
     faults: Counter[str] = Counter()
     while True:
         saves = draw.randint(SAVES_BETWEEN_FAULTS // 2, SAVES_BETWEEN_FAULTS * 3 // 2)
-        at = _newest(output) + saves * STEPS_BETWEEN_SAVES + draw.randrange(STEPS_BETWEEN_SAVES)
-        if at >= job.steps - STEPS_BETWEEN_SAVES:
+        at = _newest(output) + saves * every + draw.randrange(every)
+        if at >= job.steps - every:
             going = start(job, output)
             assert _end(going) == 0, going.said
             return faults
@@ -103,7 +105,7 @@ def _strike(job: Job, output: Path, draw: random.Random) -> Counter[str]:
         prepare = {"full disk": FullDisk(at), "NaN three times": Poison((at, at + 1, at + 2), math.nan)}.get(kind)
         going = start(job, output, prepare=prepare)
         if prepare is None:
-            wait_for(lambda step=at: _newest(output) >= step - STEPS_BETWEEN_SAVES, going, every=0.05, seconds=math.inf)
+            wait_for(lambda step=at: _newest(output) >= step - every, going, every=0.05, seconds=math.inf)
             time.sleep(draw.uniform(0, 1))
             going.send(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
         assert _end(going) == CODES[kind], f"{kind}: {going.said}"
