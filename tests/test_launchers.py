@@ -88,7 +88,8 @@ def test_the_command_passes_the_options_of_run_on(tmp_path, monkeypatch):
     script = (tmp_path / "run" / "slurm.sh").read_text()
     assert "#SBATCH --account=me" in script
     assert "#SBATCH --cpus-per-task=3" in script
-    passed_on = f"run {QUICKSTART} --output {tmp_path / 'run'} --set seed=7 --set name=other --device cpu --max-time 7200s --smoke --devices 3\n"
+    own = "--set seed=7 --set name=other --device cpu --max-time 7200s --smoke"
+    passed_on = f"run {QUICKSTART} --output {tmp_path / 'run'} {own} --devices 3\n"
     assert passed_on in script
 
 
