@@ -6,6 +6,7 @@ What a plugin author needs first is importable from here; nothing here imports t
 from __future__ import annotations
 
 from enum import Enum
+from typing import ClassVar
 
 import pluggy
 
@@ -25,6 +26,9 @@ class Unit(Enum):
 
 class ZkitError(Exception):
     """Something the user can mend; the message says what, where and how."""
+
+    exit_code: ClassVar[int] = 1
+    """What `zkit` ends with: see `zephyr_kit.cli`."""
 
 
 __all__ = ["NAME", "Unit", "ZkitError", "__version__", "hookimpl", "hookspec"]

@@ -13,7 +13,7 @@ import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import INLINE
@@ -48,6 +48,8 @@ WORDS: Mapping[str, str] = {
 
 class PresetError(ZkitError):
     """A preset that cannot be understood; the message names file, table, key and value."""
+
+    exit_code: ClassVar[int] = 2
 
 
 @dataclass(frozen=True, slots=True)

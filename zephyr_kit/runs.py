@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.fingerprint import folder_fingerprint
+from zephyr_kit.redaction import redacted
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
 DISK_ERRORS = (
@@ -229,7 +230,7 @@ def surroundings() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "system": platform.platform(),
         "processors": os.cpu_count(),
-        "command": sys.argv[1:],
+        "command": [redacted(word) for word in sys.argv[1:]],
     }
 
 

@@ -1,14 +1,16 @@
 """The command `zkit`. Nothing here imports torch: commands import what they need when they run.
 
 Exit codes: 0 done; 1 it cannot be done here; 2 it was not understood (the command line, a preset
-or its name); 130 interrupted.
+or its name); 6 the data is refused, with a table of reasons; 130 interrupted. Each error knows its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -16,17 +18,17 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
-from zephyr_kit.config import PresetError
-from zephyr_kit.plugins import Plugins
+from zephyr_kit.cli.streams import without_secrets
+from zephyr_kit.plugins import ONLY_OURS, Plugins
 
-FAILED = 1
-NOT_UNDERSTOOD = 2
 INTERRUPTED = 130
+NO_THIRD_PARTY = "--no-third-party"
 
 
 def build() -> click.Group:
@@ -34,8 +36,9 @@ def build() -> click.Group:
     found = Plugins()
     group = click.Group(
         "zkit",
+        params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, plan, preview, chat, presets, plugins, cache, schema],
+        commands=[run, plan, preview, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
@@ -48,9 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch starts its threads: on a machine that others use too, threads that spin for long while they
     # wait for each other make small models several times slower; threads that never spin, on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    if arguments is None and sys.argv[1:2] == ["run"]:
+    if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
-    sys.exit(_exit_code(arguments))
+    with _our_environment(sys.argv[1:] if arguments is None else arguments), without_secrets():
+        sys.exit(_exit_code(arguments))
+
+
+@contextmanager
+def _our_environment(arguments: Sequence[str]) -> Iterator[None]:
+    """With the word that no third party's plugin is loaded, if it is among those before the command; processes that are started hear it."""
+    before = os.environ.get(ONLY_OURS)
+    if NO_THIRD_PARTY in itertools.takewhile(lambda word: word.startswith("-"), arguments):
+        os.environ[ONLY_OURS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ONLY_OURS, None)
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -59,7 +76,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
-        return NOT_UNDERSTOOD if isinstance(error, PresetError) else FAILED
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

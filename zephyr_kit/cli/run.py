@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ import click
 
 from zephyr_kit import ZkitError
 from zephyr_kit.cli.find import find_preset
+from zephyr_kit.config import PresetError
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.redaction import names_of_secrets_in
 
 if TYPE_CHECKING:
     from zephyr_kit.cli.tell import Teller
@@ -29,6 +32,7 @@ def run(plugins: Plugins, preset: str, changes: tuple[str, ...], output: Path | 
     from zephyr_kit.preset import load
 
     resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+    _refuse_secrets(resolved)
     folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
     _run(plugins, resolved, folder, device, smoke=smoke)
 
@@ -50,12 +54,23 @@ def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: 
         pipeline.check()
         _make(folder)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}")
+    if others := plugins.third_parties():
+        teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
     try:
         evaluations = pipeline.run()
     except KeyboardInterrupt:
         teller.say("the same command goes on where it stood: after the last checkpoint, and with every answer that came")
         raise
     _conclude(teller, preset, folder, evaluations)
+
+
+def _refuse_secrets(preset: Preset) -> None:
+    """A preset is written into the run's folder, and into the card of every model."""
+    for name in names_of_secrets_in(json.dumps(preset.table, ensure_ascii=False, default=str)):
+        raise PresetError(
+            f"{preset.file}: holds the value of the environment variable {name}, which would be written into the run; "
+            f'name the variable instead, as in api_key_env = "{name}"'
+        )
 
 
 def _make(folder: Path) -> None:
