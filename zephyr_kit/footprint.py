@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -60,6 +61,22 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self._part = self._part, part
         return before
 
+    @contextmanager
+    def resizes_seen(self) -> Iterator[None]:
+        """Within it, storages that code makes longer or shorter in place are followed: `fully_shard` lets gathered weights go so."""
+        resize = UntypedStorage.resize_
+
+        def followed(storage: UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if id(storage) in self._blocks:
+                part, before, reference = self._blocks[id(storage)]
+                self._blocks[id(storage)] = (part, size, reference)
+                self._count(part, size - before)
+            return result
+
+        with mock.patch.object(UntypedStorage, "resize_", followed):
+            yield
+
     def begin(self) -> None:
         """Forget the peak, the arithmetic and the messages so far."""
         self.messages.clear()
@@ -101,6 +118,9 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wide = self._part == ACTIVATIONS and self.vocabulary and self.vocabulary in tensor.shape
         part, size = HEAD if wide else self._part, storage.nbytes()
         self._blocks[key] = (part, size, weakref.ref(storage, lambda _: self._end(key)))
+        self._count(part, size)
+
+    def _count(self, part: str, size: int) -> None:
         self.now[part] += size
         self._total += size
         if self._total > self._highest:
@@ -108,8 +128,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _end(self, key: int) -> None:
         part, size, _ = self._blocks.pop(key)
-        self.now[part] -= size
-        self._total -= size
+        self._count(part, -size)
 
 
 def _some_number(tensor: Tensor) -> float | int | bool:

@@ -93,7 +93,8 @@ def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
                     _give_storage(skeleton.policy.module)
                     if mesh is not None:
                         skeleton.policy.shard(mesh)
-                return _Rehearsing(planned, skeleton, footprint, batch).run()
+                with footprint.resizes_seen():
+                    return _Rehearsing(planned, skeleton, footprint, batch).run()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ import click
 from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
+from zephyr_kit.config import PresetError
 from zephyr_kit.exits import table
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.redaction import names_of_secrets_in
 from zephyr_kit.stopping import Stop
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ def run(
         from zephyr_kit.world import is_a_rank
 
         resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+        _refuse_secrets(resolved)
         folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
         wanted = Devices(device, devices, nodes, rendezvous)
         with disk_errors_told(folder):
@@ -107,8 +111,19 @@ def _run(
         pipeline.check()
         make_folder(folder)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}{f', {world.size} of them' if world.size > 1 else ''}")
+    if others := plugins.third_parties():
+        teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
     evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
+
+
+def _refuse_secrets(preset: Preset) -> None:
+    """A preset is written into the run's folder, and into the card of every model."""
+    for name in names_of_secrets_in(json.dumps(preset.table, ensure_ascii=False, default=str)):
+        raise PresetError(
+            f"{preset.file}: holds the value of the environment variable {name}, which would be written into the run; "
+            f'name the variable instead, as in api_key_env = "{name}"'
+        )
 
 
 def _conclude(teller: Teller, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
