@@ -121,7 +121,7 @@ def modelled(facts: Mapping[str, Any], count: int, *, hybrid: bool) -> dict[str,
         for name, (_, size) in facts["messages"].items()
         if name != "allreduce"
     )
-    if hybrid:  # gradients of each device's share, between machines
+    if hybrid and count > PER_MACHINE:  # gradients of each device's share, between machines
         sent += sum(size * GIB / BETWEEN for name, (_, size) in facts["messages"].items() if name == "allreduce")
     return {ARITHMETIC: round(compute, 2), MESSAGES: round(batches * sent, 2), STEP: round(max(compute, batches * sent), 2)}
 
