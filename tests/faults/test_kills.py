@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 def test_k1_killed_at_any_moment(job, straight, tmp_path, tell):
     """From the start to the end, with an empty cache."""
-    count, draw, same, tries = times(8, 200), random.Random(1), 0, 0
+    count, draw, same, tries = times(5, 200), random.Random(1), 0, 0
     killed = 0
     while killed < count:
         output, cache, tries = tmp_path / f"run-{tries}", tmp_path / f"cache-{tries}", tries + 1
@@ -39,7 +39,7 @@ def test_k1_killed_at_any_moment(job, straight, tmp_path, tell):
 
 
 def test_k2_killed_inside_saves(job, straight, tmp_path, tell):
-    count, draw, same, in_staging = times(6, 200), random.Random(2), 0, 0
+    count, draw, same, in_staging = times(4, 200), random.Random(2), 0, 0
     for number in range(count):
         output = tmp_path / f"run-{number}"
         hit = Signal(SAVE, call=draw.randint(1, 2 * job.steps), after=draw.uniform(0.0002, 0.006))
@@ -124,7 +124,7 @@ def test_k8_a_finished_run_is_left_alone(job, straight, tell):
 def test_k10_every_sample_is_seen_as_often_as_without_kills(tmp_path, tell):
     job = write_job(tmp_path / "job", steps=times(16, 60), every=3, alone=True)
     finish(job, tmp_path / "straight", prepare=Noting(tmp_path / "straight.ledger"))
-    count, draw, done = times(3, 50), random.Random(10), 0
+    count, draw, done = times(2, 50), random.Random(10), 0
     ledger = tmp_path / "run.ledger"
     for _ in range(count):
         going = start(job, tmp_path / "run", prepare=Noting(ledger))
