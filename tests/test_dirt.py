@@ -262,7 +262,7 @@ def test_the_run_stops_at_bad_rows_and_names_them(command: Command, model: Path)
     broken = LINES["invalid UTF-8"][0]
     path = command.write(said(USER, ASSISTANT), LINES["role typo later"][0], broken)
     code, _, err = command.run(model, path)
-    assert code == 1
+    assert code == 6
     assert err.startswith("error: stages.first.data: 2 of 3 rows are bad (66.67%), more than bad_rows = 0.01 allows:\n")
     assert f"\n  {path}:2: unknown role 'usr'; did you mean 'user'?\n" in err
     assert f"\n  {path}:3: not UTF-8: byte 0xff at column {broken.index(255) + 1}\n" in err
@@ -283,14 +283,14 @@ def test_the_run_goes_on_when_bad_rows_are_allowed(command: Command, model: Path
 def test_identical_chosen_and_rejected(command: Command, model: Path) -> None:
     path = command.write(*[json.dumps({**PAIR, **changes}).encode() for changes in ({}, {"rejected": "So."}, {"rejected": ""})])
     code, _, err = command.run(model, path, objective="dpo")
-    assert code == 1
+    assert code == 6
     assert f"\n  {path}:2: chosen and rejected are identical\n" in err
     assert f"\n  {path}:3: an assistant turn is empty\n" in err
 
 
 def test_the_data_does_not_fit_the_objective(command: Command, model: Path) -> None:
     code, _, err = command.run(model, command.write(said(USER, ASSISTANT)), objective="dpo")
-    assert code == 1
+    assert code == 6
     assert "has 1 completion(s), but the objective compares 2" in err
 
 

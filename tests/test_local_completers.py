@@ -203,7 +203,8 @@ def test_vllm_is_asked_in_slices_and_told_what_to_load(chatty: Path, tmp_path: P
         next(replies)
     assert vllm.slices == [3], "replies come before the next slice is begun"
     rest = dict(replies)
-    assert vllm.made == [{"model": str(chatty), "dtype": "bfloat16", "gpus": 2, "share": 0.5, "max_model_len": 300}]
+    asked = {"dtype": "bfloat16", "gpus": 2, "share": 0.5, "max_model_len": 300}
+    assert vllm.made == [{"model": str(chatty), "trust_remote_code": False, **asked}]
     assert vllm.slices == [3, 2, 2]
     assert re.fullmatch(r"the dialogue is longer than the model's positions \([\d,]+ tokens of 300\)", rest[4].reason)
     assert {reply.finished for reply in rest.values() if isinstance(reply, Reply)} == {True, False}

@@ -82,6 +82,32 @@ def test_two_distributions_may_not_claim_one_plugin_name(install, module):
     assert "toy (impostor 1.2)" in str(caught.value)
 
 
+def test_without_third_parties_nothing_of_theirs_is_imported(install, monkeypatch):
+    install("toy-hinge", {"toy": "zkit_toy_9"}, code="raise SystemExit('imported')\n")
+    install("impostor", {"sft": "zkit_impostor"}, code="raise SystemExit('imported')\n")
+    monkeypatch.setenv("ZKIT_NO_THIRD_PARTY", "1")
+    plugins = Plugins()
+    assert {"toy"} == plugins.blocked
+    assert not {"zkit_toy_9", "zkit_impostor"} & set(sys.modules)
+    assert {"sft", "dpo", "ipo"} <= set(plugins.offered(Objective))
+    assert plugins.third_parties() == []
+    assert "plugin toy (toy-hinge 1.2) is blocked by ZKIT_NO_THIRD_PARTY" in plugins.remark("zkit_objectives")
+
+
+def test_whoever_calls_itself_zephyr_kit_is_none_of_ours_by_that(install, monkeypatch):
+    """Python then finds ours no longer; nothing of the other's is imported."""
+    install("zephyr-kit", {"fake": "zkit_fake", "sft": "zkit_fake"}, code="raise SystemExit('imported')\n", version="9.9")
+    monkeypatch.setenv("ZKIT_NO_THIRD_PARTY", "1")
+    assert {"fake", "sft"} <= Plugins().blocked
+    assert "zkit_fake" not in sys.modules
+
+
+def test_third_parties_are_known_by_name_distribution_and_version(install):
+    assert Plugins().third_parties() == []
+    install("toy-hinge", {"toy": "zkit_toy_8"}, code=HINGE)
+    assert [str(origin) for origin in Plugins().third_parties()] == ["toy (toy-hinge 1.2)"]
+
+
 def test_a_misspelt_hook_is_refused(install):
     install("toy-hinge", {"toy": "zkit_toy_4"}, code=HINGE.replace("zkit_objectives", "zkit_objective"))
     message = "plugin toy (toy-hinge 1.2) implements `zkit_objective`, which is no hook; did you mean `zkit_objectives`?"

@@ -166,7 +166,7 @@ def test_a_gate_fails_the_preview_after_all_is_shown(preset, capsys):
 
 def test_a_gate_stops_a_run_before_its_first_step(preset, capsys):
     code, _, err = call(capsys, "run", preset, "--output", "run", "--set", "stages.sft.gate.max_duplicates=0.1")
-    assert code == 1
+    assert code == 6
     assert "stages.sft.data does not pass its gate" in err
     assert "chat.jsonl:4: the same as " in err
     assert json.loads(Path("run/sft.data.gate.jsonl").read_text())["gate"] == "max_duplicates"

@@ -20,6 +20,7 @@ from zkit_preference.dpo import Dpo
 from zkit_preference.ipo import Ipo
 from zkit_sft.objective import Sft
 
+from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.plan import Plan
@@ -109,6 +110,76 @@ def test_the_step_of_one(case: Case, ranks: list[Mapping[str, Any]], weights: Pa
         assert found["weights"].keys() == alone["weights"].keys()
         for key, value in alone["weights"].items():
             assert float((found["weights"][key] - value).abs().max()) < TOLERANCE, key
+
+
+@dataclass(frozen=True)
+class Journey:
+    """Steps on some ranks, and the rest on others."""
+
+    lora: bool
+    sharding: str
+
+    def __str__(self) -> str:
+        return f"{'lora' if self.lora else 'full'}-{self.sharding}"
+
+
+JOURNEYS = [Journey(lora, sharding) for lora in (False, True) for sharding in ("replicated", "sharded")]
+
+
+def trainer_of(journey: Journey, world: World, weights: Path) -> tuple[Trainer, Feed, Plan]:
+    corpus = ListCorpus(random_trees(24, longest=20))
+    lora = Lora(rank=4, alpha=8) if journey.lora else None
+    policy = backend(weights, dtype="float64", lora=lora).load(CPU, start=Start(seed=1), train=True)
+    if world.size > 1 and journey.sharding != "replicated":
+        policy.shard(world.mesh("cpu", hybrid=False))
+    adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)
+    trainer = Trainer(policy, Sft(), optimizer=adamw, learning_rate=lambda step: 1e-3 / (step + 1), seed=3, world=world)
+    return trainer, Feed(corpus, Sft(), 100, True, CPU, world), Plan(corpus.lengths, 5, examples_per_step=8, epochs=None, steps=STEPS)
+
+
+def set_out(world: World, weights: Path, folder: Path) -> None:
+    """Take two steps of each journey, and save."""
+    for journey in JOURNEYS:
+        trainer, feed, plan = trainer_of(journey, world, weights)
+        for number in (0, 1):
+            trainer.step(feed.step(plan.step(number)))
+        with Checkpoints(folder / str(journey) / str(world.size), world=world).saving() as save:
+            save(trainer.state())
+
+
+def arrive(world: World, weights: Path, folder: Path) -> dict[str, Any]:
+    """Take the third step of each, from wherever the first two were taken."""
+    found = {}
+    for journey in JOURNEYS:
+        for place in sorted((folder / str(journey)).iterdir()):
+            trainer, feed, plan = trainer_of(journey, world, weights)
+            state, remarks = Checkpoints(place, world=world).newest()
+            assert state is not None
+            assert not remarks
+            trainer.load_state(state)
+            loss = float(trainer.step(feed.step(plan.step(2))).means["loss"])
+            weights_now = {name: whole(p.detach()) for name, p in trainer.masters.optimized.items()}
+            found[f"{journey} from {place.name}"] = {"loss": loss, "weights": weights_now}
+    return found
+
+
+def test_a_checkpoint_goes_on_on_any_number_of_ranks(weights: Path, tmp_path: Path) -> None:
+    set_out(World(), weights, tmp_path / "saved")
+    for size in (2, 4):
+        spawn(set_out, size, tmp_path / f"out-{size}", weights, tmp_path / "saved")
+    assert len(list((tmp_path / "saved/full-sharded/4/step-00000002").glob("state-*-of-00004.safetensors"))) == 4
+    there = [arrive(World(), weights, tmp_path / "saved")]
+    for size in (2, 4):
+        there += spawn(arrive, size, tmp_path / f"there-{size}", weights, tmp_path / "saved")
+    for journey in JOURNEYS:
+        trainer, feed, plan = trainer_of(journey, World(), weights)
+        losses = [float(trainer.step(feed.step(plan.step(number))).means["loss"]) for number in range(STEPS)]
+        for found in there:
+            for origin in ("1", "2", "4"):
+                got = found[f"{journey} from {origin}"]
+                assert got["loss"] == pytest.approx(losses[2], rel=TOLERANCE), (journey, origin)
+                for name, parameter in trainer.masters.optimized.items():
+                    assert float((got["weights"][name] - parameter.detach()).abs().max()) < TOLERANCE, (journey, origin, name)
 
 
 def with_few_examples(world: World) -> list[float]:

@@ -282,15 +282,17 @@ def test_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | Non
     source = Json(str(tmp_path / "a.json.gz"))
     assert list(source.rows()) == whole
     assert [row.completions[0][0].content for row in whole if isinstance(row, Example)] == texts
-    assert bad_rows(source) == {"row 5": "the row is int 7, not an object", "row 6": "`text` is null, not text"}
+    lines = (1, 1) if indent is None else ((21, 22) if wrap else (14, 15))
+    reasons = ("the row is int 7, not an object", "`text` is null, not text")
+    assert bad_rows(source) == {f"{line} (row {n})": reason for line, n, reason in zip(lines, (5, 6), reasons, strict=True)}
 
 
 def test_one_bad_item_of_json_spoils_no_other(tmp_path: Path) -> None:
     lines = ['[{"text": "x"},', "", '{"text": nope, "more": [1, {}]},', b'{"text": "\xe9"},', '{"text": "y"},', "]"]
     source = Json(write(tmp_path / "a.json", *lines))
     assert bad_rows(source) == {
-        "row 2": "not valid JSON: Expecting value at line 3, column 10",
-        "row 3": "not UTF-8: byte 0xe9 at column 11",
+        "3 (row 2)": "not valid JSON: Expecting value at line 3, column 10",
+        "4 (row 3)": "not UTF-8: byte 0xe9 at column 11",
     }
     assert len(list(source.rows())) == 4
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from zkit_attentions.segments import Segments
 from zkit_feedback.reward import RewardModel
 from zkit_mistral.backend import Mistral
@@ -70,11 +72,11 @@ def test_a_folder_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.Mo
     (folder / "weights.bin").write_bytes(b"x")
     (problem,) = weights_problems("~/model", None, table="[model] ")
     assert problem.startswith('[model] weights = "~/model": holds no weights (*.safetensors) (weights.bin is a pickle')
-    (folder / "model.safetensors").write_bytes(b"x")
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     assert weights_problems("~/model", None) == []
     assert place_of("~/model") == str(folder)
     before = weights_fingerprint("~/model", None)
-    (folder / "model.safetensors").write_bytes(b"other")
+    save_file({"a": torch.ones(1)}, folder / "model.safetensors")
     assert weights_fingerprint(str(folder), None) != before
     assert weights_problems("~/model", "v1") == ['revision = "v1" is one of a repository\'s, but weights = "~/model" is a folder']
     assert commit_of("~/model", None) is None

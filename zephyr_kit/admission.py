@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,15 @@ class Admission:
     reason: str | None = None
     """Why it was not kept as it is."""
 
+    def __post_init__(self) -> None:
+        # A name of a file, or a key of a row that the reason quotes, may hold what no file can.
+        object.__setattr__(self, "origin", _printable(self.origin))
+        object.__setattr__(self, "reason", None if self.reason is None else _printable(self.reason))
+
+    def line(self) -> str:
+        """Of the list of rows that were not taken whole."""
+        return json.dumps({"origin": self.origin, "fate": self.fate, "reason": self.reason}, ensure_ascii=False) + "\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Door:
@@ -43,12 +53,13 @@ class Door:
         if isinstance(row, BadRow):
             return Admission(row.origin, "bad", reason=row.reason)
         try:
-            self._check(row)
+            self.check(row)
             return self._fit(row.origin, tokenizer.encode(row))
         except ExampleError as error:
             return Admission(row.origin, "bad", reason=str(error))
 
-    def _check(self, example: Example) -> None:
+    def check(self, example: Example) -> None:
+        """Refuse, without a tokenizer, what could not be trained on rightly."""
         count = len(example.completions)
         if count > self.completions:
             # Said first: completions that are never compared may be blank, or alike.
@@ -115,6 +126,10 @@ def _enter(tokenizer: Tokenizer, door: Door, arrival: Arrival) -> Entry:
         return Entry((Admission(row.origin, "bad", reason=str(error)),), notes=row.notes)
     made = tuple(door.admit(example, tokenizer) for example in paired.examples)
     return Entry(made or (Admission(row.origin, "removed", reason=f"binarise: {paired.reason}"),), paired.left_out, row.notes)
+
+
+def _printable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_learnable(tree: Tree, untrained: str, identical: str) -> None:

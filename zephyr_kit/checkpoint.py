@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zephyr_kit.disk import Checksum, checksum, put, sync, write_hashed
+from zephyr_kit.shares import Joined, local, share_of
 from zephyr_kit.tensor_file import pieces
+from zephyr_kit.world import World
 
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+NOTE = ".checksum"
+"""How the file ends in which a rank tells the leader that its share is written."""
+SECONDS_BETWEEN_LOOKS = 0.02
 FORMAT = 2
 
 
@@ -41,12 +47,16 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
-    def on_host(self) -> State:
-        """A copy that training does not change, each tensor in storage of its own.
+    def on_host(self, *, leads: bool = True) -> State:
+        """A copy that training does not change, of what this rank is to write: its shares, and what is whole if it leads.
 
-        bitsandbytes shares a table among all its states, which would change with any of them.
+        Each tensor in storage of its own: bitsandbytes shares a table among all its states, which would change with any of them.
         """
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            share = share_of(tensor)
+            if leads if share is None else not share.is_copy:
+                tensors[name if share is None else share.named(name)] = local(tensor).detach().to("cpu", copy=True).contiguous()
         return State(self.step, tensors, dict(self.facts))
 
 
@@ -79,6 +89,40 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A checkpoint that is about to be written."""
+
+    state: State
+    """What this rank is to write."""
+    staging: Path
+    writers: list[int]
+    """The ranks that have tensors to write; the leader, which writes all else, is the first."""
+
+    def write_share(self, rank: int) -> None:
+        """Write what this rank alone has, and then its checksum, for the leader."""
+        if rank in self.writers:
+            file = self.staging / self._file(rank)
+            written = write_hashed(file, pieces(self.state.tensors))
+            write_hashed(hidden := file.with_suffix(".part"), [json.dumps(asdict(written)).encode()])
+            hidden.rename(file.with_suffix(NOTE))
+
+    def write_tensors(self) -> dict[str, Checksum]:
+        """Write the leader's tensors, and wait for those of the others; the checksums of all."""
+        files = {self._file(0): write_hashed(self.staging / self._file(0), pieces(self.state.tensors))}
+        for rank in self.writers[1:]:
+            note = (self.staging / self._file(rank)).with_suffix(NOTE)
+            while not note.exists():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            files[self._file(rank)] = Checksum(**json.loads(note.read_text("utf-8")))
+            note.unlink()
+        return files
+
+    def _file(self, rank: int) -> str:
+        count = len(self.writers)
+        return TENSORS if count == 1 else f"state-{self.writers.index(rank) + 1:05d}-of-{count:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """The checkpoints of one stage."""
 
@@ -90,10 +134,12 @@ class Checkpoints:
     """Files that must be on the disk when a checkpoint is."""
     worth: Callable[[], Mapping[int, float]] | None = None
     """How good steps are, the more the better: the best of the checkpoints is kept besides the last ones."""
+    world: World = field(default_factory=World)
+    """The ranks that save together: each writes what only it has, and the leader all else."""
 
     def save(self, state: State) -> Path:
         """Write a checkpoint, and wait for it."""
-        return self.write(state.on_host())
+        return self.write(self._begun(state))
 
     @contextmanager
     def saving(self) -> Iterator[Callable[[State], None]]:
@@ -107,20 +153,21 @@ class Checkpoints:
         def save(state: State) -> None:
             while waiting:
                 waiting.pop().result()
-            waiting.append(writer.submit(self.write, state.on_host()))
+            waiting.append(writer.submit(self.write, self._begun(state)))
 
         with ThreadPoolExecutor(1, "zkit-checkpoint") as writer:
             yield save
         for written in waiting:
             written.result()
 
-    def write(self, state: State) -> Path:
+    def write(self, begun: Begun) -> Path:
         """Write a state that is on the host; then remove later ones, which are of no use, and those that are not to be kept."""
-        place = self.folder / _name(state.step)
-        staging = self.folder / f".{place.name}.{os.getpid()}"
-        self.clean()
+        place, staging = self.folder / _name(begun.state.step), begun.staging
+        if not self.world.leads:
+            begun.write_share(self.world.rank)
+            return place
         try:
-            self._write(state, staging)
+            self._write(begun)
             _remove(place)
             put(staging, place)
         except OSError:
@@ -128,22 +175,36 @@ class Checkpoints:
             _remove(staging)
             raise
         sync(self.folder.parent)
-        self._prune(state.step)
+        self._prune(begun.state.step)
         return place
 
-    def _write(self, state: State, staging: Path) -> None:
-        staging.mkdir(parents=True)
-        facts = json.dumps(dict(state.facts), sort_keys=True)
-        files = {
-            TENSORS: write_hashed(staging / TENSORS, pieces(state.tensors)),
-            FACTS: write_hashed(staging / FACTS, [facts.encode()]),
-        }
-        write_hashed(staging / MANIFEST, [Manifest(state.step, self.run or {}, files).text().encode()])
+    def _begun(self, state: State) -> Begun:
+        """What this rank is to write, and a folder for it, which all ranks know when this returns."""
+        own = state.on_host(leads=self.world.leads)
+        staging = self.folder / f".{_name(state.step)}.{os.getpid()}"
+        if self.world.leads:
+            self.clean()
+            staging.mkdir(parents=True)
+        told = self.world.gather([staging.name, bool(own.tensors)])
+        return Begun(own, self.folder / told[0][0], [rank for rank, (_, writes) in enumerate(told) if writes or rank == 0])
+
+    def _write(self, begun: Begun) -> None:
+        facts = json.dumps(dict(begun.state.facts), sort_keys=True)
+        files = {**begun.write_tensors(), FACTS: write_hashed(begun.staging / FACTS, [facts.encode()])}
+        write_hashed(begun.staging / MANIFEST, [Manifest(begun.state.step, self.run or {}, files).text().encode()])
         for path in self.beside:
             sync(path)
 
     def newest(self) -> tuple[State | None, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with newer ones."""
+        """The newest checkpoint that is whole, and what is wrong with newer ones; the leader looks for all ranks."""
+        state, remarks = self._newest() if self.world.leads else (None, [])
+        step = self.world.word(None if state is None else state.step)
+        if not self.world.leads and step is not None:
+            place = self.folder / _name(step)
+            state = _load(place, Manifest.read(place / MANIFEST))
+        return state, remarks
+
+    def _newest(self) -> tuple[State | None, list[str]]:
         remarks: list[str] = []
         for place in self._places():
             try:
@@ -183,18 +244,22 @@ def read(place: Path, run: Mapping[str, Any] | None = None) -> State:
         _verify(place, manifest)
         if run is not None and manifest.run != run:
             raise CheckpointError("it is of another run: what that depends on is not the same")
-        tensors: dict[str, Tensor] = {}
-        facts: dict[str, Any] = {}
-        for name in manifest.files:
-            if name.endswith(".safetensors"):
-                tensors.update(load_file(place / name))
-            else:
-                facts.update(json.loads((place / name).read_text("utf-8")))
-        return State(manifest.step, tensors, facts)
+        return _load(place, manifest)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
+
+
+def _load(place: Path, manifest: Manifest) -> State:
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for name in manifest.files:
+        if name.endswith(".safetensors"):
+            tensors.update(load_file(place / name))
+        else:
+            facts.update(json.loads((place / name).read_text("utf-8")))
+    return State(manifest.step, Joined(tensors), facts)
 
 
 def _verify(place: Path, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key: a corpus of another format is made anew."""
 NUM_REASONS_TOLD = 10
 
@@ -141,7 +141,7 @@ def prepare(
     `track` is entered with the name of each part of the work, and told how many rows have come.
     """
     folder = cache / corpus_key(portions, tokenizer, door)
-    if not (folder / "ledger.json").exists():
+    if not is_prepared(folder):
         enter = track or (lambda _: nullcontext(lambda _: None))
         _sift(portions, enter)
         staging = _staging(folder)
@@ -155,9 +155,18 @@ def prepare(
     return Corpus(folder)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether the corpus of this name is there."""
+    return (folder / "ledger.json").exists()
+
+
 def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Path | None = None) -> None:
     """Stop when more than the allowed share of rows was bad, or nothing is left."""
-    ledger = corpus.ledger
+    refuse_ledger(corpus.ledger, allowed=allowed, name=name, quarantine=quarantine or corpus.folder / "quarantine.jsonl")
+
+
+def refuse_ledger(ledger: Mapping[str, Any], *, allowed: float, name: str, quarantine: Path) -> None:
+    """The same of rows that are counted in a ledger, each bad one listed in `quarantine`."""
     read, bad = ledger["read"] + ledger["added"], ledger["bad"]
     noun = "examples" if ledger["added"] else "rows"
     if not read:
@@ -175,8 +184,7 @@ def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Pa
     if len(kinds) > NUM_REASONS_TOLD:
         reasons.append(f"  and {len(kinds) - NUM_REASONS_TOLD:,} more reasons")
     first = ["the first bad ones:", *(f"  {line}" for line in ledger["first_bad"])] if ledger["first_bad"] else []
-    place = quarantine or corpus.folder / "quarantine.jsonl"
-    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {place}; {mend}"]))
+    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {quarantine}; {mend}"]))
 
 
 def _sift(portions: Sequence[Portion], track: Track) -> None:
@@ -188,7 +196,7 @@ def _sift(portions: Sequence[Portion], track: Track) -> None:
 
 
 def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Advance) -> None:
-    ledger, first, ends = Ledger(), [0], [0]
+    ledger, first, ends = Ledger(getattr(tokenizer, "template_digest", None)), [0], [0]
     rows = itertools.chain.from_iterable(_arrivals(portion, ledger) for portion in portions)
     with (
         (folder / "tokens.raw").open("wb") as tokens,
@@ -201,8 +209,7 @@ def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door
             ledger.enter(entry)
             for row in entry.admissions:
                 if row.reason is not None:
-                    line = {"origin": row.origin, "fate": row.fate, "reason": row.reason}
-                    quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    quarantine.write(row.line())
                 if row.tree is not None:
                     origins.write(row.origin.replace("\n", " ") + "\n")
                     for ids, flags in _pieces(row.tree):

@@ -71,9 +71,9 @@ class Trainer:
         self.learning_rate, self.seed, self.clip = learning_rate, seed, clip
         self.world = world or World()
         self.num_steps_taken = 0
-        # torch's fused optimizers look on the device whether to step, so that the host need not wait; not at what is shared out.
-        shared = any(share_of(p) is not None for p in self.parameters)
-        self.skips_on_device: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False) and not shared
+        # torch's fused optimizers look on the device whether to step, so that the host need not wait for what it would say.
+        fused: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self.skips_on_device = fused and not any(share_of(p) is not None for p in self.parameters)
         self._began: Tensor | None = None
 
     def step(self, work: StepWork) -> Totals:
@@ -83,7 +83,7 @@ class Trainer:
             self._began = self._sketch()
         self.policy.module.train()
         seed_everything(self.seed, step, self.world.rank)
-        totals = self._gradients(work)
+        totals = self._summed(work)
         means = self._means(totals, work.num_units)
         norm = self._update(self.learning_rate(step), means["loss"])
         self.num_steps_taken += 1
@@ -92,10 +92,8 @@ class Trainer:
     def try_out(self, work: StepWork) -> None:
         """Compute gradients and drop them: whether the memory suffices."""
         self.policy.module.train()
-        try:
-            self._gradients(work)
-        finally:
-            self.optimizer.zero_grad()
+        self._summed(work)
+        self.optimizer.zero_grad()
 
     def has_moved(self) -> bool:
         """Whether any trained weight has changed since the first step that was taken here."""
@@ -126,14 +124,29 @@ class Trainer:
 
     def load_state(self, state: State) -> None:
         """Go back to where `state` was taken."""
-        values = _unflatten({**state.tensors, **state.facts})
-        self.masters.load(values["trained"])
-        optimizer = {int(index): self._shared_out(int(index), value) for index, value in values.get("optimizer", {}).items()}
+        self.masters.load(lambda name: state.tensors[f"trained/{name}"])
+        flat = {path: self._shared_out(path, state.tensors[path]) for path in state.tensors if path.startswith("optimizer/")}
+        values = _unflatten({**flat, **state.facts})
+        optimizer = {int(index): value for index, value in values.get("optimizer", {}).items()}
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.num_steps_taken = state.step
 
-    def _gradients(self, work: StepWork) -> dict[str, Tensor]:
-        """Add up the gradients of the batches; the sums of loss and metrics. Where memory does not suffice, nothing is left of them."""
+    def _summed(self, work: StepWork) -> dict[str, Tensor]:
+        """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
+        totals, lack = self._gradients(work)
+        if lack and any(share_of(p) is not None for p in self.policy.module.parameters()):
+            # The others are in the middle of a message that will not be answered.
+            raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
+        if self.world.highest(int(bool(lack))):
+            self.optimizer.zero_grad()
+            raise torch.OutOfMemoryError(lack or "on another rank")
+        return totals
+
+    def _gradients(self, work: StepWork) -> tuple[dict[str, Tensor], str]:
+        """Add up the gradients of the batches; the sums of loss and metrics, and what memory lacked.
+
+        An error's frames would hold its tensors, so it is not raised from here.
+        """
         totals: dict[str, Tensor] = {}
         try:
             for item in work.works:
@@ -141,20 +154,18 @@ class Trainer:
                 # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
                 torch.autograd.backward(outcome.loss / work.num_units)
                 _add(totals, outcome)
-        except torch.OutOfMemoryError:
-            self.optimizer.zero_grad()
-            raise
-        return totals
+        except torch.OutOfMemoryError as error:
+            return totals, str(error).splitlines()[0]
+        return totals, ""
 
     def _means(self, totals: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
         """Over all ranks, in one message."""
         means = self.world.total(torch.stack(list(totals.values()))) / num_units
         return dict(zip(totals, means, strict=True))
 
-    def _shared_out(self, index: int, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The optimizer's state of a parameter, shared out as that is."""
-        parameter = self.parameters[index]
-        return {name: like(value, parameter) if isinstance(value, Tensor) else value for name, value in state.items()}
+    def _shared_out(self, path: str, value: Tensor) -> Tensor:
+        """A tensor of the optimizer's state of a parameter, shared out as that is."""
+        return like(value, self.parameters[int(path.split("/")[1])])
 
     def _outcome(self, work: Work) -> Outcome:
         reference = self._reference(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,8 +94,13 @@ def check_message(message: Message) -> None:
         raise ExampleError(f"unknown role {message.role!r}{hint}")
     if not isinstance(message.content, str):
         raise ExampleError(f"content of a {message.role} turn is {type(message.content).__name__} {message.content!r}, not text")
-    if message.role in ("assistant", TEXT) and not message.content.strip():
+    if message.role in ("assistant", TEXT) and is_blank(message.content):
         raise ExampleError(f"{'an assistant turn' if message.role == 'assistant' else 'the text'} is empty")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: blanks, and characters of no width, which no model should learn to answer with."""
+    return all(unicodedata.category(letter)[0] in "CZ" for letter in text)
 
 
 def completion_name(number: int, count: int) -> str:

@@ -24,8 +24,6 @@ from zephyr_kit.observe import Report
 FOLDER = "ZKIT_SIGNS"
 """Environment variable: where signs of life go."""
 SECONDS_BETWEEN_BEATS = 2.0
-CRASHED = 70
-"""Exit code of a rank that an error has ended which nobody foresaw: started again, it may do better."""
 
 
 class Heart:

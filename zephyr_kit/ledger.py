@@ -21,6 +21,8 @@ class Ledger:
     Binarisation may make several examples of a row: `added` counts those beyond the first.
     """
 
+    template: str | None = None
+    """Digest of the chat template that the rows were written by."""
     read: int = 0
     added: int = 0
     kept: int = 0

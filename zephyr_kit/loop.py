@@ -47,7 +47,11 @@ class Loop:
     plugins: Plugins
     narrator: Narrator
     stop: Stop
-    world: World
+
+    @property
+    def world(self) -> World:
+        """The ranks that take the steps together."""
+        return self.trainer.world
 
     def run(self) -> None:
         """Run, and tell observers of the start, of every step, and of the end."""
@@ -64,13 +68,15 @@ class Loop:
 
     def _run(self) -> None:
         first, train, owed = self.trainer.num_steps_taken, self.train, False
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=self.log.num_skipped())
+        skipped = self.world.word(self.log.num_skipped())
+        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped)
+        asked: Exit | None = None
         with self.checkpoints.saving() as save:
-            if self._looks_at(first) and not self.log.has_look(first):
+            if self.world.word(self._looks_at(first) and not self.log.has_look(first)):
                 self._look(first)  # the run was left before it came to that
             for totals in self._steps():
                 self._report(meter.add(totals))
-                step, asked = totals.step, self._asked()
+                step, asked = totals.step, self._requested()
                 if step - first == NUM_STEPS_TO_MOVE:
                     self._report(meter.flush())
                     self._refuse_stillness()
@@ -80,15 +86,23 @@ class Loop:
                     # Flushed first: what stops the run must do so before a checkpoint is kept.
                     self._report(meter.flush())
                 kept = owed and not meter.num_skipped  # nothing among steps that may yet have to be taken back
-                if kept and self.world.leads:
+                if kept:
                     save(self.trainer.state())
                 owed = owed and not kept
                 if asked is not None:
-                    raise Stopped(asked)
+                    break
                 if look:
                     self._look(step)
                 if kept or look:
                     meter.restart()
+        if asked is not None:
+            self.world.word()  # a rank that leaves takes the others with it: the leader's checkpoint comes first
+            raise Stopped(asked)
+
+    def _requested(self) -> Exit | None:
+        """Whether any rank was asked to stop; all stop after the same step."""
+        code = self.world.highest(int(self.stop.requested() or 0))
+        return next((each for each in Exit if code and each == code), None)
 
     def _steps(self) -> Iterator[Totals]:
         """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
@@ -109,8 +123,6 @@ class Loop:
         try:
             return self.trainer.step(work), ""
         except torch.OutOfMemoryError as error:
-            if self.world.size > 1:
-                raise  # the others are in the middle of the step
             return None, str(error).splitlines()[0]
 
     def _try_largest(self, feed: Feed) -> Feed:
@@ -140,11 +152,6 @@ class Loop:
             )
         self.narrator.say(f"{where}: out of memory ({lack}); in batches of up to {capacity:,} tokens from here on, the step begun anew")
         return replace(feed, capacity=capacity)
-
-    def _asked(self) -> Exit | None:
-        """Why to stop, if any rank is asked to: all stop after the same step."""
-        asked = self.world.highest(self.stop.requested() or Exit.DONE)
-        return Exit(asked) if asked else None
 
     def _is_due(self, step: int, every: int) -> bool:
         return step > 0 and (step == self.plan.num_steps or step % every == 0)
@@ -184,13 +191,11 @@ class Loop:
         """Look at held-out data; that may be left, for it is done again."""
         feed = self.held_out
         assert feed is not None, "it is asked whether to look"
-        # Of several ranks, none leaves while others wait for it.
         with self.stop.at_once() if self.world.size == 1 else nullcontext():
             packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-            means = self.trainer.evaluate(feed.step(group) for group in together(packs, feed.world.size))
-        if not self.world.leads:
-            return
-        self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
+            means = self.trainer.evaluate(feed.step(group) for group in together(packs, self.world.size))
+        if self.world.leads:
+            self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
         self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])
         self._tell("zkit_held_out", run=self.about, step=step, metrics=means)
 

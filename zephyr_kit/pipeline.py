@@ -69,10 +69,10 @@ class Pipeline:
     plugins: Plugins
     narrator: Narrator
     device: torch.device
+    world: World = field(default_factory=World)
     stop: Stop = field(default_factory=Stop)
     accepted: tuple[str, ...] = ()
     """Inputs that may have changed since the run was begun, by name."""
-    world: World = field(default_factory=World)
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
@@ -102,6 +102,7 @@ class Pipeline:
         while (call := self.world.word()) is not None:
             stage = stages[call["stage"]]
             assert isinstance(stage.task, TrainStage)
+            self.narrator.say(f"stage {stage.name}")
             start = Start(call["start"] and Path(call["start"]), stage.changed, self.preset.seed)
             task = replace(stage.task, train=replace(stage.task.train, **call["train"]))
             self._training(stage, task, self.folder.stage(stage.name), start).run()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -39,6 +40,12 @@ BLOCK = "ZKIT_BLOCK_PLUGINS"
 
 
 DISTRIBUTION = "zephyr-kit"
+ONLY_OURS = "ZKIT_NO_THIRD_PARTY"
+"""Environment variable: set, no plugin of another distribution is loaded, here or in a process that is started here."""
+
+
+OUR_PLACES = (Path(__file__).parents[1], Path(__file__).parents[1] / "plugins")
+"""Beside this package: where it is installed, and in a checkout."""
 
 
 class PluginError(ZkitError):
@@ -53,6 +60,13 @@ class Origin:
     distribution: str
     version: str
     module: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it lies where this package does: a distribution may call itself anything."""
+        found = find_spec(self.module.partition(":")[0].partition(".")[0])
+        place = Path(found.origin).parent.parent if found is not None and found.origin else None
+        return self.distribution == DISTRIBUTION and place in OUR_PLACES
 
     def __str__(self) -> str:
         return f"{self.name} ({self.distribution} {self.version})"
@@ -131,6 +145,10 @@ class Plugins:
                 complaints.append(f"plugin {self.describe(name)} is broken: {self._faults[name, hook]}; training goes on")
         return complaints
 
+    def third_parties(self) -> list[Origin]:
+        """The plugins that are loaded and are not ours."""
+        return [origin for name, origin in self.origins.items() if name not in self.blocked and not origin.is_ours]
+
     def hooks_of(self, name: str) -> list[str]:
         """The hooks that a plugin implements."""
         return sorted(_hooks_of(self.manager.get_plugin(name)))
@@ -142,8 +160,12 @@ class Plugins:
     def remark(self, hook: str) -> str:
         """Lines for an error about something that no plugin offers: who might have, but for what is wrong with it."""
         faults = [(name, f"is broken: {cause}") for (name, where), cause in self._faults.items() if where in ("", hook)]
-        blocked = [(name, f"is blocked by {BLOCK}") for name in sorted(self.blocked)]
+        blocked = [(name, f"is blocked by {self.blocker(name)}") for name in sorted(self.blocked)]
         return "".join(f"\n  plugin {self.describe(name)} {problem}" for name, problem in (*faults, *blocked))
+
+    def blocker(self, name: str) -> str:
+        """What keeps a plugin from being loaded."""
+        return BLOCK if name in _blocked() else ONLY_OURS
 
     def describe(self, name: str) -> str:
         """A plugin's name, with its distribution and version."""
@@ -169,11 +191,11 @@ class Plugins:
             self._faults[plugin, hook] = f"{did} {type(error).__name__}: {error}"
 
     def _discover(self) -> None:
-        blocked = {name.strip() for name in os.environ.get(BLOCK, "").split(",")} - {""}
+        blocked = _blocked()
         entries = sorted(entry_points(group=NAME), key=lambda entry: entry.name)
         for name in blocked - {entry.name for entry in entries}:
             raise PluginError(f"{BLOCK} names {name!r}, which is no plugin{suggest(name, (entry.name for entry in entries))}")
-        for entry in entries:
+        for entry in self._without_third_parties(entries) if os.environ.get(ONLY_OURS) else entries:
             origin, known = _origin(entry), self.origins.get(entry.name)
             if known is not None and known != origin and entry.name not in blocked:
                 raise PluginError(f"two plugins are named {entry.name!r}: {known} and {origin}; {_way_out(entry.name)}")
@@ -182,6 +204,14 @@ class Plugins:
                 self.blocked.add(entry.name)
             elif known is None:
                 self._load(entry)
+
+    def _without_third_parties(self, entries: Sequence[EntryPoint]) -> list[EntryPoint]:
+        """Ours; of the others nothing is imported, and they are named as blocked."""
+        ours = [entry for entry in entries if _origin(entry).is_ours]
+        theirs = {entry.name: _origin(entry) for entry in entries if entry not in ours and entry.name not in {one.name for one in ours}}
+        self.origins.update(theirs)
+        self.blocked.update(theirs)
+        return ours
 
     def _load(self, entry: EntryPoint) -> None:
         loaded: list[object] = []
@@ -209,6 +239,10 @@ class _Asked(Mapping[type, Offered]):
 
     def __len__(self) -> int:
         return len(OFFERS)
+
+
+def _blocked() -> set[str]:
+    return {name.strip() for name in os.environ.get(BLOCK, "").split(",")} - {""}
 
 
 def _check_offer(answer: Any) -> None:

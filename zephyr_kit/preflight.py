@@ -13,6 +13,7 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.devices import this_device
 from zephyr_kit.disk import DiskError
+from zephyr_kit.doctor import version_problems
 from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
@@ -34,7 +35,7 @@ class NotReady(ZkitError):
 
 def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: torch.device) -> None:
     """Raise `NotReady` with all that stands in the way."""
-    found = list(machine_problems(preset, device))
+    found = [*version_problems(), *machine_problems(preset, device)]
     # Side by side, for each may wait for a network that is not there.
     with ThreadPoolExecutor() as pool:
         for lines in pool.map(lambda check: check(), _checks(preset, stages, run, device)):

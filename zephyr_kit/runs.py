@@ -31,6 +31,7 @@ from typing import Any
 from zephyr_kit import ZkitError, __version__
 from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
+from zephyr_kit.redaction import redacted
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
 
@@ -224,7 +225,7 @@ def surroundings() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "system": platform.platform(),
         "processors": os.cpu_count(),
-        "command": sys.argv[1:],
+        "command": [redacted(word) for word in sys.argv[1:]],
     }
 
 

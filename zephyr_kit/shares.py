@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 T = TypeVar("T", bound=Tensor)
+NAMED = re.compile(r"(.*)@(\d+)/\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,31 @@ class Share:
     """Rows of the whole."""
     is_copy: bool = False
     """Whether another rank has the same rows."""
+
+
+    def named(self, name: str) -> str:
+        """What the share is called in a file."""
+        return f"{name}@{self.first}/{self.of}"
+
+
+class Joined(Mapping[str, Tensor]):
+    """Tensors of which some lie in shares, put together when they are asked for, and not kept."""
+
+    def __init__(self, files: Mapping[str, Tensor]) -> None:
+        self._shares: dict[str, list[tuple[int, Tensor]]] = {}
+        for named, tensor in files.items():
+            name, first = found.group(1, 2) if (found := NAMED.fullmatch(named)) else (named, "0")
+            self._shares.setdefault(name, []).append((int(first), tensor))
+
+    def __getitem__(self, name: str) -> Tensor:
+        shares = [tensor for _, tensor in sorted(self._shares[name], key=lambda share: share[0])]
+        return torch.cat(shares) if len(shares) > 1 else shares[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shares)
+
+    def __len__(self) -> int:
+        return len(self._shares)
 
 
 def local(tensor: Tensor) -> Tensor:

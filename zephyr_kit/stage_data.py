@@ -10,7 +10,7 @@ from typing import Any
 from zephyr_kit import ZkitError
 from zephyr_kit.admission import Door
 from zephyr_kit.cache import cache_folder
-from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
+from zephyr_kit.corpus import Corpus, DataError, corpus_key, is_prepared, prepare, refuse_bad_rows
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
 from zephyr_kit.observe import Narrator
@@ -18,6 +18,7 @@ from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Start, Tokenizer
 from zephyr_kit.stages import TrainStage
+from zephyr_kit.survey import look_over
 
 
 def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> Corpus:
@@ -29,10 +30,14 @@ def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator,
     found: dict[str, Corpus] = {}
     for name, portions in (("data", task.data), ("held_out", task.held_out)):
         if portions:
-            found[name] = corpus = prepare_part(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
             quarantine = folder / f"{stage.name}.{name}.quarantine.jsonl"
+            where = f"stages.{stage.name}.{name}"
+            if not is_prepared(_cache() / corpus_key(portions, tokenizer, door_of(task))):
+                with narrator.track(f"looking over {name} of {stage.name}") as advance:
+                    look_over(portions, door_of(task), allowed=task.bad_rows, name=where, quarantine=quarantine, on_rows=advance)
+            found[name] = corpus = prepare_part(task, portions, tokenizer, narrator, f"{name} of {stage.name}")
             try:
-                refuse_bad_rows(corpus, allowed=task.bad_rows, name=f"stages.{stage.name}.{name}", quarantine=quarantine)
+                refuse_bad_rows(corpus, allowed=task.bad_rows, name=where, quarantine=quarantine)
             except DataError:
                 shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
                 raise
@@ -53,8 +58,16 @@ def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:
 
 def prepare_part(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
     """One of the stage's parts, `data` or `held_out`, as a corpus."""
-    door = Door(task.objective.completions, task.max_length, task.too_long)
-    return prepare(portions, tokenizer, door, cache=cache_folder("corpora"), track=lambda part: narrator.track(f"{part} {label}"))
+    return prepare(portions, tokenizer, door_of(task), cache=_cache(), track=lambda part: narrator.track(f"{part} {label}"))
+
+
+def door_of(task: TrainStage) -> Door:
+    """What an example of the stage must satisfy."""
+    return Door(task.objective.completions, task.max_length, task.too_long)
+
+
+def _cache() -> Path:
+    return cache_folder("corpora")
 
 
 def summary(name: str, ledger: Mapping[str, Any], quarantine: Path) -> str:

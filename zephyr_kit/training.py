@@ -71,8 +71,7 @@ class Training:
         references = self._references(policy, {"data": corpus, "held_out": held_out})
         trainer = self._trainer(policy, plan)
         checkpoints = self._checkpoints()
-        with self.world.leader_first():
-            self._resume(trainer, checkpoints)
+        self._resume(trainer, checkpoints)
         feed = self._feed(corpus, references.get("data"))
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
         self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
@@ -144,21 +143,24 @@ class Training:
         train, log = self.task.train, MetricLog(self.folder.metrics)
         best = train.keep_best
         worth = None if best is None else lambda: log.worth(best)
-        return Checkpoints(self.folder.checkpoints, train.keep_checkpoints, self.folder.key() or {}, (log.path,), worth)
+        return Checkpoints(self.folder.checkpoints, train.keep_checkpoints, self.folder.key() or {}, (log.path,), worth, self.world)
 
     def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
-        log = MetricLog(self.folder.metrics)
         state, remarks = checkpoints.newest()
         for remark in remarks:
             self.narrator.say(remark)
         if state is not None:
             trainer.load_state(state)
-        lost = log.last_step() - trainer.num_steps_taken
-        if state is not None or lost > 0:
-            again = f"; {lost} that came after are taken again" if lost > 0 else ""
-            self.narrator.say(f"going on after step {trainer.num_steps_taken}{again}")
         if self.world.leads:
-            log.rewind(trainer.num_steps_taken)
+            self._rewind(trainer.num_steps_taken, resumed=state is not None)
+
+    def _rewind(self, step: int, *, resumed: bool) -> None:
+        log = MetricLog(self.folder.metrics)
+        lost = log.last_step() - step
+        if resumed or lost > 0:
+            again = f"; {lost} that came after are taken again" if lost > 0 else ""
+            self.narrator.say(f"going on after step {step}{again}")
+        log.rewind(step)
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
@@ -168,7 +170,7 @@ class Training:
         about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)
         log = MetricLog(self.folder.metrics)
         return Loop(
-            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop, self.world
+            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop
         )
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:

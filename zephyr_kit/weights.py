@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zephyr_kit.artifacts import check_folder, folder_problems
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.patience import within
 
 SECONDS = 2.0
 CONFIG = "config.json"
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+"""All of a repository but weights; its code is there to be looked at, and is not run."""
 
 
 def looks_like_folder(weights: str) -> bool:
@@ -35,6 +38,28 @@ def local_file(weights: str, name: str, *, revision: str | None) -> Path | None:
 
     found = try_to_load_from_cache(weights, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
+
+
+def admit(weights: str, revision: str | None, *, fetch: bool = True) -> Path | None:
+    """See to it that nothing of a model is read that could do harm; a repository's small files are fetched for that.
+
+    Its folder; None where a repository is neither here nor can be had, which whoever reads it will tell. Raises `ArtifactError`.
+    """
+    folder = Path(weights).expanduser() if looks_like_folder(weights) else _snapshot(weights, revision, fetch=fetch)
+    if folder is None or not folder.is_dir():
+        return None
+    check_folder(folder)
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, *, fetch: bool) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        here = _is_offline() or not fetch
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=here))
+    except Exception:  # whichever HTTP client is below has errors of its own
+        return None
 
 
 def weights_fingerprint(weights: str, revision: str | None) -> Any:
@@ -81,12 +106,13 @@ def _folder_problems(folder: Path, where: str) -> list[str]:
         pickled = [file.name for file in folder.glob("*.bin")]
         remark = f" ({pickled[0]} is a pickle, which may run code and is not read; convert it to safetensors)" if pickled else ""
         return [f"{where}: holds no weights (*.safetensors){remark}"]
-    return []
+    return [f"{where}: {problem}" for problem in folder_problems(folder)]
 
 
 def _hub_problems(name: str, revision: str | None, where: str) -> list[str]:
-    if local_file(name, CONFIG, revision=revision) is not None:
-        return []
+    config = local_file(name, CONFIG, revision=revision)
+    if config is not None:
+        return [f"{where}: {problem}" for problem in folder_problems(config.parent)]
     if _is_offline():
         reason = "the hub is switched off by HF_HUB_OFFLINE"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from zephyr_kit import ZkitError
 from zephyr_kit.devices import give_back_memory
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure, Judgement
-from zephyr_kit.weights import commit_of
+from zephyr_kit.remote_code import code_arguments
+from zephyr_kit.template_process import TemplateWriter, writer_for
+from zephyr_kit.weights import admit, commit_of
 from zkit_feedback.trouble import Unusable
 
 if TYPE_CHECKING:
@@ -48,7 +51,9 @@ class Classifier:
         """A dialogue and its reply as the model reads them; raises `Unusable` where it cannot."""
         turns = [{"role": turn.role, "content": turn.content} for turn in (*dialogue, Message("assistant", reply))]
         try:
-            text = self.tokens.apply_chat_template(turns, tokenize=False)
+            (text,) = self._writer.write(turns, [(len(turns), False)])
+        except ZkitError:
+            raise
         except Exception as error:  # a template is somebody's program: it may raise anything
             raise Unusable("the reward model's chat template refuses the dialogue", str(error)) from error
         ids: Ids = self.tokens(text, add_special_tokens=False)["input_ids"]
@@ -57,6 +62,10 @@ class Classifier:
             told = f"{len(ids):,} tokens of {positions:,}"
             raise Unusable("the dialogue with its reply is longer than the reward model's positions", told)
         return ids
+
+    @cached_property
+    def _writer(self) -> TemplateWriter:
+        return writer_for(self.tokens.chat_template, self.tokens.special_tokens_map, ours=False)
 
     def scores(self, rows: Sequence[Ids], tokens_per_batch: int) -> list[float]:
         """The score of each row, whatever it is batched with."""
@@ -118,9 +127,13 @@ def load(settings: RewardModel, device: torch.device) -> Classifier:
 
     where = f"weights = {settings.weights!r}"
     revision = commit_of(settings.weights, settings.revision)
-    tokens = AutoTokenizer.from_pretrained(settings.place, revision=revision)
+    admit(settings.weights, revision)
+    no_code = code_arguments(None)
+    tokens = AutoTokenizer.from_pretrained(settings.place, revision=revision, **no_code)
     if settings.template is not None:
         tokens.chat_template = Path(settings.template).read_text("utf-8")
+    if isinstance(tokens.chat_template, dict):
+        tokens.chat_template = tokens.chat_template.get("default")
     if not tokens.chat_template:
         raise ZkitError(f"{where}: its tokenizer has no chat template; write template = FILE.jinja")
     with _without_bars():
@@ -130,6 +143,8 @@ def load(settings: RewardModel, device: torch.device) -> Classifier:
             dtype=getattr(torch, settings.dtype),
             device_map={"": device},
             output_loading_info=True,
+            use_safetensors=True,
+            **no_code,
         )
     if found["missing_keys"]:
         raise ZkitError(f"{where}: holds no {', '.join(sorted(found['missing_keys']))}, so it is no reward model")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.answers import digest
 from zephyr_kit.protocols import Failure
+from zephyr_kit.redaction import without_key
 from zkit_feedback.endpoint import sendable, total
 from zkit_feedback.pace import Pace
 from zkit_feedback.trouble import Trouble, Unreadable, Unusable, Withheld, bracketed, read_trouble
@@ -199,7 +200,9 @@ class Client:
     def _send(self, body: Mapping[str, Any]) -> Answer:
         # All of it as it is: what the client knows as arguments, and what it does not.
         create = self.connection.chat.completions.with_raw_response.create
-        return read_answer(create(model=body["model"], messages=body["messages"], extra_body=body).text)
+        answer = read_answer(create(model=body["model"], messages=body["messages"], extra_body=body).text)
+        # It knows the key, and may repeat it; what is kept must not.
+        return replace(answer, text=without_key(answer.text, self.key))
 
     def _keep(self, question: Question, heard: Sequence[Answer]) -> Answer:
         """The last answer, which stands for all that were paid for."""

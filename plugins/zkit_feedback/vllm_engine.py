@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.devices import give_back_memory
 from zephyr_kit.protocols import Failure, Reply, Request
-from zephyr_kit.weights import commit_of
+from zephyr_kit.template_process import TemplateRefusal, TemplateWriter, writer_for
+from zephyr_kit.weights import admit, commit_of
 from zkit_feedback.trouble import bracketed
 
 if TYPE_CHECKING:
@@ -32,10 +33,13 @@ def write_replies(completer: VllmCompleter, requests: Sequence[Request]) -> Iter
 def _load(completer: VllmCompleter) -> Any:
     import vllm
 
+    revision = commit_of(completer.weights, completer.revision)
+    admit(completer.weights, revision)
     longest = {} if completer.max_length is None else {"max_model_len": completer.max_length}
     return vllm.LLM(
         model=completer.place,
-        revision=commit_of(completer.weights, completer.revision),
+        revision=revision,
+        trust_remote_code=False,
         dtype=completer.dtype,
         tensor_parallel_size=completer.tensor_parallel,
         gpu_memory_utilization=completer.gpu_memory,
@@ -45,9 +49,11 @@ def _load(completer: VllmCompleter) -> Any:
 
 def _write_slice(llm: Any, requests: dict[int, Request], template: str | None) -> Iterator[tuple[int, Reply | Failure]]:
     # One prompt that is too long is an error of the whole call (vLLM issue 16732), so it is not let in.
+    tokenizer = llm.get_tokenizer()
+    writer = writer_for(template or tokenizer.get_chat_template(), tokenizer.special_tokens_map, ours=False)
     prompts: dict[int, list[int]] = {}
     for number, request in requests.items():
-        prompt = _prompt(llm, request, template)
+        prompt = _prompt(llm, request, writer)
         if isinstance(prompt, Failure):
             yield number, prompt
         else:
@@ -58,17 +64,15 @@ def _write_slice(llm: Any, requests: dict[int, Request], template: str | None) -
         yield from zip(prompts, map(_reply, outputs), strict=True)
 
 
-def _prompt(llm: Any, request: Request, template: str | None) -> list[int] | Failure:
-    from jinja2 import TemplateError
-
+def _prompt(llm: Any, request: Request, writer: TemplateWriter) -> list[int] | Failure:
     tokenizer, longest = llm.get_tokenizer(), llm.llm_engine.model_config.max_model_len
     turns = [{"role": turn.role, "content": turn.content} for turn in request.dialogue]
     forged = [token for token in tokenizer.all_special_tokens if any(token in turn["content"] for turn in turns)]
     if forged:
         return Failure(f"a turn holds a control token ({forged[0]!r})")
     try:
-        text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ValueError) as error:
+        (text,) = writer.write(turns, [(len(turns), True)])
+    except TemplateRefusal as error:
         return Failure(bracketed("the chat template cannot write the dialogue", str(error)))
     prompt: list[int] = tokenizer.encode(text, add_special_tokens=False)
     if len(prompt) >= longest:

@@ -15,7 +15,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 
-from zephyr_kit.heartbeat import CRASHED, Signs
+from zephyr_kit.exits import Exit
+from zephyr_kit.heartbeat import Signs
 
 STARTS_IN_VAIN = 3
 """So often is a run started again that takes no new step."""
@@ -50,7 +51,7 @@ class Cause:
     @property
     def was_told(self) -> bool:
         """Whether it is an end that the process has chosen: starting it again would end in the same way."""
-        return self.code >= 0 and self.code != CRASHED
+        return self.code >= 0 and self.code != Exit.CRASHED
 
 
 class Guard(LocalElasticAgent):
@@ -102,7 +103,7 @@ class Guard(LocalElasticAgent):
     def _first_cause(self, group: WorkerGroup, failures: Mapping[int, Any]) -> Cause:
         codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}
         told = [
-            Cause(found[0], f"rank {signs.rank}: {found[1]}", codes.get(signs.rank, CRASHED))
+            Cause(found[0], f"rank {signs.rank}: {found[1]}", codes.get(signs.rank, Exit.CRASHED))
             for signs in self._signs(group)
             if (found := signs.failure()) is not None
         ]

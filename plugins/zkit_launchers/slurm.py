@@ -13,11 +13,10 @@ from typing import Annotated
 from annotated_types import Gt
 
 from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
 from zephyr_kit.protocols import Job
 
 SCRIPT = "slurm.sh"
-WARNED = 138
-"""The exit code of a run that a warning has ended: 128 and SIGUSR1."""
 TEMPLATE = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -86,7 +85,7 @@ class Slurm:
             command=shlex.join([sys.executable, "-m", "zephyr_kit", *job.arguments]),
             devices=job.devices,
             meeting=f' --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$head:{self.port}"' if job.nodes > 1 else "",
-            warned=WARNED,
+            warned=int(Exit.WARNED),
         )
 
     def _options(self, job: Job) -> dict[str, str | int | None]:

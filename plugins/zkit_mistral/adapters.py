@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit import ZkitError
+from zephyr_kit.artifacts import check_folder
 from zephyr_kit.config import suggest
 
 if TYPE_CHECKING:
     from zkit_mistral.settings import Lora
 
 TRAINED, EARLIER, REFERENCE, MERGED = "default", "earlier", "reference", "merged"
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+OWN_KEYS = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+    *("base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+)
+"""Of an adapter's configuration, what differs between adapters that this program writes."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,27 @@ def base_of(folder: Path) -> str:
     return str(json.loads((folder / CONFIG_FILE).read_text("utf-8"))["base_model_name_or_path"])
 
 
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter that is more than two matrices for each layer.
+
+    peft's configuration can name modules to import, tokenizers to fetch and files to read: whatever this program would
+    not have written itself is not passed on to it.
+    """
+    from peft import LoraConfig
+
+    check_folder(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ZkitError(f"{folder}: holds no {WEIGHTS_FILE}")
+    written = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    usual = {**LoraConfig().to_dict(), "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    for key, value in written.items():
+        if key not in OWN_KEYS and (value or None) != (usual.get(key) or None):
+            told = f"{key} = {json.dumps(value)[:80]}"
+            raise ZkitError(f"{folder / CONFIG_FILE}: {told} is nothing that an adapter of ours has; it is not read")
+    if not isinstance(written.get("target_modules"), list):
+        raise ZkitError(f"{folder / CONFIG_FILE}: target_modules is no list of layers")
+
+
 def new_adapters(model: Any, lora: Lora) -> Adapters:
     """A new adapter on the bare model."""
     from peft import get_peft_model
@@ -112,17 +139,13 @@ def new_adapters(model: Any, lora: Lora) -> Adapters:
 
 def read_adapters(model: Any, folder: Path) -> Adapters:
     """The adapter of an earlier stage, to be used and not trained."""
-    from peft import PeftModel
-
-    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=False)
+    peft = _opened(model, folder, TRAINED, train=False)
     return Adapters(_in_type_of_model(peft), continued_from=folder)
 
 
 def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     """The adapter of an earlier stage, to go on with; the preset must describe the same one."""
-    from peft import PeftModel
-
-    peft = PeftModel.from_pretrained(model, str(folder), adapter_name=TRAINED, is_trainable=True)
+    peft = _opened(model, folder, TRAINED, train=True)
     found = peft.peft_config[TRAINED]
     pairs = {
         "rank": (found.r, lora.rank),
@@ -142,10 +165,8 @@ def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
 
 def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     """A new adapter on top of the frozen one of an earlier stage."""
-    from peft import PeftModel
-
     _check_targets(model, lora)
-    return _on_top(PeftModel.from_pretrained(model, str(folder), adapter_name=EARLIER, is_trainable=False), lora)
+    return _on_top(_opened(model, folder, EARLIER, train=False), lora)
 
 
 def stack(model: Any, lora: Lora, *, rank: int) -> Adapters:
@@ -200,7 +221,15 @@ def _check_targets(model: Any, lora: Lora) -> None:
         raise ZkitError(f"[model.lora] targets: names no layer; there is {', '.join(sorted(linear))}")
 
 
+def _opened(model: Any, folder: Path, name: str, *, train: bool) -> Any:
+    from peft import PeftModel
+
+    check_adapter(folder)
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=train)
+
+
 def _read(peft: Any, folder: Path, name: str) -> None:
+    check_adapter(folder)
     peft.load_adapter(str(folder), adapter_name=name, is_trainable=False)
     _silence_dropout(_in_type_of_model(peft), name)
 

@@ -10,12 +10,14 @@ import torch
 
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
+from zephyr_kit.remote_code import brings_code
 from zephyr_kit.weights import looks_like_folder
 from zkit_mistral import attention, scratch
 from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
 from zkit_mistral.compiled import compile_layers
+from zkit_mistral.opening import Origin
 from zkit_mistral.pointwise import fuse
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
 def tokenizer(settings: Settings, start: Start) -> ChatTokenizer:
     """The tokenizer that the stage before saved, with its template unless the stage sets another; or the model's own."""
     if start.folder is not None:
+        left = Origin(str(start.folder), remote_code=settings.remote_code if brings_code(start.folder) else None)
         if start.changed.isdisjoint({"template", "system"}):
-            return open_tokenizer(str(start.folder), template="auto")
-        return open_tokenizer(str(start.folder), template=settings.template, system=settings.system)
-    place = str(scratch.learn_tokenizer(settings.scratch)) if settings.scratch is not None else settings.place
-    return open_tokenizer(place, template=settings.template, system=settings.system, revision=settings.commit)
+            return open_tokenizer(left, template="auto")
+        return open_tokenizer(left, template=settings.template, system=settings.system)
+    origin = Origin(str(scratch.learn_tokenizer(settings.scratch))) if settings.scratch is not None else _origin(settings)
+    return open_tokenizer(origin, template=settings.template, system=settings.system)
 
 
 def load(settings: Settings, device: torch.device, *, start: Start, train: bool) -> MistralPolicy:
@@ -74,29 +77,31 @@ def max_length(settings: Settings, start: Start) -> int | None:
     """The number of positions that the model was made for."""
     if start.folder is None and settings.scratch is not None:
         return settings.scratch.context
-    from transformers import AutoConfig
-
-    place, revision = bare_weights(settings, start)
-    positions = getattr(AutoConfig.from_pretrained(place, revision=revision), "max_position_embeddings", None)
+    positions = getattr(_bare(settings, start).config(), "max_position_embeddings", None)
     return None if positions is None else int(positions)
 
 
 def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatTokenizer) -> Any:
-    from transformers import AutoModelForCausalLM
-
     dtype = getattr(torch, settings.dtype)
     if start.folder is None and settings.scratch is not None:
+        from transformers import AutoModelForCausalLM
+
         config = scratch.mistral_config(chat.tokens, **scratch.shape_of(settings.scratch))
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME).to(device)
-    place, revision = bare_weights(settings, start)
-    return AutoModelForCausalLM.from_pretrained(
-        place,
-        revision=revision,
+    return _bare(settings, start).model(
         dtype=dtype,
         attn_implementation=attention.NAME,
         quantization_config=_quantization(settings.quantize, dtype),
         device_map={"": device},
     )
+
+
+def _origin(settings: Settings) -> Origin:
+    return Origin(settings.place, settings.commit, settings.remote_code)
+
+
+def _bare(settings: Settings, start: Start) -> Origin:
+    return Origin(*bare_weights(settings, start), settings.remote_code)
 
 
 def bare_weights(settings: Settings, start: Start) -> tuple[str, str | None]:
@@ -110,6 +115,8 @@ def bare_weights(settings: Settings, start: Start) -> tuple[str, str | None]:
                 f"{start.folder}: is an adapter, and the model below it is not where it was: {base} (if it was moved, "
                 "move it back, or write where it is under base_model_name_or_path in the adapter's adapter_config.json)"
             )
+        if not looks_like_folder(base) and base != settings.weights:
+            raise ZkitError(f"{start.folder}: is an adapter of {base}, which [model] does not name; nothing else is fetched")
         return base, settings.commit if base == settings.weights else None
     # In full, for peft writes it into the adapters that stand on it.
     return str(start.folder.absolute()), None

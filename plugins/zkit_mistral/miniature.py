@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zephyr_kit import ZkitError
+from zkit_mistral.opening import Origin
 from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs, mistral_config
 
@@ -41,13 +43,11 @@ def make_miniature(settings: Settings, folder: Path) -> Path:
 
 def _config(settings: Settings, tokenizer: Any) -> Any:
     """The model's own configuration with smaller numbers where it is at hand, else Mistral's."""
-    from transformers import AutoConfig
-
     if settings.weights is not None:
         try:
             with warnings.catch_warnings(action="ignore"):
-                config = AutoConfig.from_pretrained(settings.place, revision=settings.revision, local_files_only=True)
-        except (OSError, ValueError):
+                config = Origin(settings.place, settings.revision, settings.remote_code).config(local_files_only=True)
+        except ZkitError:
             pass  # not on this machine; a smoke run asks no network
         else:
             config.update({**_shrunken(config), **_ids(tokenizer)})

@@ -13,10 +13,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.example import ExampleError, Message
+from zephyr_kit.template_process import TemplateOverrun, TemplateWriter, writer_for
+from zkit_mistral.templates import is_ours
+
+if TYPE_CHECKING:
+    from zephyr_kit.template_child import Asked
 
 Span = tuple[int, int]
 
@@ -47,18 +52,19 @@ class ChatTemplate:
 
     tokens: Any
 
-    def render(self, dialogues: Sequence[Sequence[Message]], *, reply: bool) -> list[str]:
-        """Each dialogue as the template writes it, with the opening of a reply if wanted."""
-        turns = [[{"role": message.role, "content": message.content} for message in dialogue] for dialogue in dialogues]
+    def render(self, dialogue: Sequence[Message], asked: Sequence[Asked]) -> list[str]:
+        """For each that is asked: so many turns as the template writes them, with the opening of a reply if wanted."""
+        turns = [{"role": message.role, "content": message.content} for message in dialogue]
         try:
-            texts: list[str] = self.tokens.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply)
+            return self._writer.write(turns, asked)
+        except TemplateOverrun as error:
+            raise TemplateError(f"{error}; {MEND}") from error
         except Exception as error:  # a template is somebody's program: it may raise anything
             raise ExampleError(f"the chat template refuses the dialogue: {error}") from error
-        return texts
 
     def opening(self, dialogue: Sequence[Message]) -> str:
         """A dialogue that waits for a reply."""
-        return self.render([dialogue], reply=True)[0]
+        return self.render(dialogue, [(len(dialogue), True)])[0]
 
     def replies(self, messages: Sequence[Message], *, first: int) -> tuple[str, list[Span]]:
         """The text up to the end of its last reply, and where the replies stand from message `first` on."""
@@ -76,7 +82,7 @@ class ChatTemplate:
         """What stands around the reply of a plain dialogue; raises TemplateError where none can be told."""
         question, answer = Message("user", PLAIN["user"]), Message("assistant", PLAIN["assistant"])
         try:
-            before, after = self.opening([question]), self.render([[question, answer]], reply=False)[0]
+            before, after = self.opening([question]), self.render([question, answer], [(2, False)])[0]
         except ExampleError as error:
             raise TemplateError(f"{error} (a question and an answer); {MEND}") from error
         lead, found, rest = after.removeprefix(before).partition(answer.content)
@@ -92,15 +98,29 @@ class ChatTemplate:
     @cached_property
     def control(self) -> re.Pattern[str]:
         """Tokens that a template writes, and that no text may forge; the longest first."""
+        return re.compile("|".join(re.escape(token) for token in sorted(self._control, key=lambda token: (-len(token), token))))
+
+    @property
+    def control_ids(self) -> list[int]:
+        """Their ids."""
+        ids: list[int] = self.tokens.convert_tokens_to_ids(sorted(self._control))
+        return ids
+
+    @cached_property
+    def _control(self) -> set[str]:
         added = (token.content for token in self.tokens.added_tokens_decoder.values() if token.special)
-        known = {*map(str, self.tokens.all_special_tokens), *added} - {""}
-        return re.compile("|".join(re.escape(token) for token in sorted(known, key=lambda token: (-len(token), token))))
+        return {*map(str, self.tokens.all_special_tokens), *added} - {""}
+
+    @cached_property
+    def _writer(self) -> TemplateWriter:
+        template = self.tokens.chat_template
+        return writer_for(template, self.tokens.special_tokens_map, ours=is_ours(template))
 
     def _located(self, messages: Sequence[Message], first: int) -> tuple[str, list[Span]]:
         frame = self.frame
         numbers = [number for number in range(first, len(messages)) if messages[number].role == "assistant"]
-        whole = self.render([messages], reply=False)[0]
-        openings = self.render([messages[:number] for number in numbers], reply=True)
+        # At once, for a template that is not ours is asked in another process.
+        whole, *openings = self.render(messages, [(len(messages), False), *((number, True) for number in numbers)])
         spans = [_span(whole, opening, messages[number].content, frame) for number, opening in zip(numbers, openings, strict=True)]
         found = [span for span in spans if span is not None]
         if len(found) < len(spans):

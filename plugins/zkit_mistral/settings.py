@@ -10,6 +10,7 @@ from annotated_types import Gt, Interval
 
 from zephyr_kit.config import default_use
 from zephyr_kit.protocols import Attention, DataSource
+from zephyr_kit.remote_code import read_remote_code
 from zephyr_kit.weights import commit_of, place_of
 from zkit_mistral.templates import NAMED
 
@@ -80,6 +81,8 @@ class Settings:
     """A folder in Hugging Face format, or a repository's name."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
+    remote_code: str | None = None
+    """Code that the model brings, to be run: its repository and the whole commit, as in owner/name@0123…; without it, none is."""
     scratch: Scratch | None = None
     """Make a new model instead of taking `weights`."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
@@ -99,6 +102,7 @@ class Settings:
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
 
     def __post_init__(self) -> None:
+        read_remote_code(self.remote_code)
         if (self.weights is None) == (self.scratch is None):
             raise ValueError("takes either `weights` or `scratch`" + (", not both" if self.weights else ", and has neither"))
         if self.revision is not None and self.scratch is not None:

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit import ZkitError
+from zkit_mistral.opening import Origin
 from zkit_mistral.scratch import shape_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ TABLED = {
 
 def find_config(settings: Settings) -> tuple[Any, str]:
     """The model's configuration, and a remark on where it is from."""
-    from transformers import AutoConfig, MistralConfig
+    from transformers import MistralConfig
 
     if settings.scratch is not None:
         # A text of few pairs gives fewer tokens than asked for; never more.
@@ -43,8 +44,8 @@ def find_config(settings: Settings) -> tuple[Any, str]:
         return MistralConfig(**shape, sliding_window=None, tie_word_embeddings=True), ""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return AutoConfig.from_pretrained(settings.place, revision=settings.commit, local_files_only=True), ""
-    except (OSError, ValueError) as error:
+            return Origin(settings.place, settings.commit, settings.remote_code).config(local_files_only=True), ""
+    except ZkitError as error:
         known = TABLED.get(str(settings.weights).lower())
         if known is None:
             raise ZkitError(f"the configuration of {settings.weights} is not on this machine") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from contextlib import suppress
+
 ZEPHYR = """\
 {{- bos_token | default('', true) -}}
 {%- for message in messages -%}
@@ -35,3 +38,17 @@ def with_system(template: str, content: str) -> str:
     turn = f"[{{'role': 'system', 'content': {content!r}}}]"
     added = f"{{%- set messages = {turn} + messages -%}}"
     return f"{{%- if not messages or messages[0]['role'] != 'system' -%}}{added}{{%- endif -%}}{template}"
+
+
+def is_ours(template: str) -> bool:
+    """Whether it is one of those at hand, perhaps with a system turn put before it: what it does is known."""
+    return any(template == own or template == with_system(own, _system_in(template, own)) for own in NAMED.values())
+
+
+def _system_in(template: str, own: str) -> str:
+    before = with_system("", "").partition("''")[0]
+    after = with_system(own, "").removeprefix(f"{before}''")
+    with suppress(ValueError, SyntaxError):
+        content = ast.literal_eval(template.removeprefix(before).removesuffix(after))
+        return content if isinstance(content, str) else ""
+    return ""

@@ -16,6 +16,7 @@ import numpy as np
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.example import TEXT, Example, ExampleError, Message
+from zkit_mistral.opening import Origin
 from zkit_mistral.rendering import ChatTemplate, Span, TemplateError
 from zkit_mistral.templates import NAMED, with_system
 
@@ -42,6 +43,11 @@ class ChatTokenizer:
         state = [self.tokens.backend_tokenizer.to_str(), self.tokens.chat_template, self.tokens.special_tokens_map]
         return hashlib.blake2b(json.dumps(state, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
+    @property
+    def template_digest(self) -> str:
+        """Stands for the chat template in the record of a run."""
+        return hashlib.sha256(self.tokens.chat_template.encode("utf-8")).hexdigest()
+
     def render(self, example: Example) -> list[str]:
         """The text that `encode` makes ids of, for each completion."""
         return [text for text, _ in self._written(example)[1]]
@@ -61,7 +67,10 @@ class ChatTokenizer:
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
         """Ids of a dialogue that waits for the assistant's reply; raises `ExampleError` as `encode` does."""
         self._refuse_control_tokens(dialogue)
-        return self._ids(self.template.opening(dialogue))
+        text = self.template.opening(dialogue)
+        ids = self._ids(text)
+        self._refuse_disguised_tokens(ids, text)
+        return ids
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -78,6 +87,15 @@ class ChatTokenizer:
             if forged := self.template.control.search(message.content):
                 where = "the text" if message.role == TEXT else f"{'an' if message.role == 'assistant' else 'a'} {message.role} turn"
                 raise ExampleError(f"{where} holds the control token {forged.group()!r}")
+
+    def _refuse_disguised_tokens(self, ids: Sequence[int], text: str) -> None:
+        """Full-width letters, say, that a tokenizer makes plain ones of before it looks for control tokens."""
+        if sum(map(self._control_ids.__contains__, ids)) > len(self.template.control.findall(text)):
+            raise ExampleError("holds letters that the tokenizer reads as a control token")
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.template.control_ids) - {self.tokens.unk_token_id}
 
     def _written(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
         """The text of the prompt; and for each completion the whole text, and where its replies stand in it."""
@@ -101,6 +119,7 @@ class ChatTokenizer:
         """The ids that follow the prompt's, and which of them are trained."""
         encoding = self._encoding(text)
         ids, size = encoding.ids, len(prompt)
+        self._refuse_disguised_tokens(ids, text)
         firsts = [_token_at(encoding, start) for start, _ in spans]
         if ids[:size] != prompt or firsts[0] != size or None in firsts:
             return self._in_pieces(prompt, ids, text, spans)
@@ -146,11 +165,10 @@ class ChatTokenizer:
         return text
 
 
-def open_tokenizer(place: str, *, template: str, system: str | None = None, revision: str | None = None) -> ChatTokenizer:
+def open_tokenizer(origin: Origin | str, *, template: str, system: str | None = None) -> ChatTokenizer:
     """The tokenizer of a folder or a repository, with the template that the preset names."""
-    from transformers import AutoTokenizer
-
-    tokens = AutoTokenizer.from_pretrained(place, revision=revision)
+    origin = Origin(origin) if isinstance(origin, str) else origin
+    place, tokens = origin.place, origin.tokens()
     if not tokens.is_fast:
         raise ZkitError(f"{place}: the tokenizer has no fast version, which is needed to tell trained tokens from others")
     if tokens.eos_token is None:

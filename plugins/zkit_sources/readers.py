@@ -23,6 +23,8 @@ BAD_BYTE = re.compile("[\udc80-\udcff]")
 """How Python's `surrogateescape` keeps a byte that is not UTF-8."""
 
 NUM_BLOCK_CHARACTERS = 1 << 20
+NUM_LINE_CHARACTERS = 1 << 26
+"""A longer row is none; a gzip file may unpack to one without end."""
 
 
 @contextmanager
@@ -42,9 +44,20 @@ def opened(path: Path) -> Iterator[TextIO]:
 def read_jsonl(path: Path) -> Records:
     """JSON lines: an object on each line; blank lines are no rows."""
     with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
+        for number, line in enumerate(whole_lines(stream), 1):
+            if line is None:
+                yield BadRow(f"{path}:{number}", f"longer than {NUM_LINE_CHARACTERS:,} characters")
+            elif line.strip():
                 yield parse(line.rstrip("\r\n"), f"{path}:{number}")
+
+
+def whole_lines(stream: TextIO) -> Iterator[str | None]:
+    """The lines of a text; None for one that is too long to hold."""
+    while line := stream.readline(NUM_LINE_CHARACTERS):
+        is_cut = False
+        while len(line) == NUM_LINE_CHARACTERS and not line.endswith("\n"):
+            line, is_cut = stream.readline(NUM_LINE_CHARACTERS), True
+        yield None if is_cut else line
 
 
 def read_json(path: Path) -> Records:
@@ -54,7 +67,7 @@ def read_json(path: Path) -> Records:
         with opened(path) as stream:
             for line, item in list_items(blocks(stream)):
                 number += 1
-                yield parse(item, f"{path}: row {number}", line=line)
+                yield parse(item, f"{path}:{line} (row {number})", line=line)
     except StructureError as error:
         raise ZkitError(f"{path}: {error} (after row {number})") from error
 

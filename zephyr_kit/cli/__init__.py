@@ -5,10 +5,12 @@ How it ends is told by `zephyr_kit.exits`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -17,16 +19,20 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
+from zephyr_kit.cli.streams import without_secrets
 from zephyr_kit.exits import Exit
-from zephyr_kit.heartbeat import CRASHED, own_signs
-from zephyr_kit.plugins import Plugins
+from zephyr_kit.heartbeat import own_signs
+from zephyr_kit.plugins import ONLY_OURS, Plugins
 from zephyr_kit.stopping import Stopped
+
+NO_THIRD_PARTY = "--no-third-party"
 
 
 def build() -> click.Group:
@@ -34,8 +40,9 @@ def build() -> click.Group:
     found = Plugins()
     group = click.Group(
         "zkit",
+        params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema],
+        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
@@ -48,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch starts its threads: on a machine that others use too, threads that spin for long while they
     # wait for each other make small models several times slower; threads that never spin, on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    if arguments is None and sys.argv[1:2] == ["run"]:
+    if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
-    code = _exit_code(arguments)
+    with _our_environment(sys.argv[1:] if arguments is None else arguments), without_secrets():
+        code = _exit_code(arguments)
     if own_signs() is not None:
         _leave(code)
     sys.exit(code)
@@ -63,6 +71,19 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@contextmanager
+def _our_environment(arguments: Sequence[str]) -> Iterator[None]:
+    """With the word that no third party's plugin is loaded, if it is among those before the command; processes that are started hear it."""
+    before = os.environ.get(ONLY_OURS)
+    if NO_THIRD_PARTY in itertools.takewhile(lambda word: word.startswith("-"), arguments):
+        os.environ[ONLY_OURS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ONLY_OURS, None)
+
+
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         # Not click's standalone mode, which answers Ctrl-C with 1, as if something had failed.
@@ -73,6 +94,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return error.exit
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
+        _note(str(stopped))
         return stopped.exit
     except click.ClickException as error:
         error.show()
@@ -85,7 +107,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
             raise
         traceback.print_exc()
         _note(f"{type(error).__name__}: {error}")
-        return CRASHED
+        return Exit.CRASHED
     return code if isinstance(code, int) else 0
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from zephyr_kit.cli.find import find_preset
-from zephyr_kit.cli.run import Devices, launch_job, run
+from zephyr_kit.cli.ranks import Devices, launch_job
+from zephyr_kit.cli.run import run
 from zephyr_kit.plugins import Plugins
 
 OWN = ("devices", "nodes", "rendezvous", "output")
@@ -47,5 +48,5 @@ def _arguments(context: click.Context, preset: str, folder: Path) -> tuple[str, 
         elif parameter.multiple:
             words += [word for each in value for word in (option, each)]
         elif value is not None:
-            words += [option, str(value)]
+            words += [option, f"{value:.0f}s" if isinstance(value, float) else str(value)]  # the only float is a time
     return tuple(words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zephyr_kit.plugins import BLOCK, OFFERS, Plugins
+from zephyr_kit.plugins import OFFERS, Plugins
 
 
 @click.command()
@@ -15,7 +15,7 @@ def plugins(plugins: Plugins) -> None:
     for name, origin in plugins.origins.items():
         click.echo(f"{name}  ({origin.distribution} {origin.version}, module {origin.module})")
         if name in plugins.blocked:
-            click.echo(f"    blocked by {BLOCK}")
+            click.echo(f"    blocked by {plugins.blocker(name)}")
             continue
         for line in (*(f"broken: {cause}" for cause in plugins.broken(name)), *offered.get(name, ())):
             click.echo(f"    {line}")

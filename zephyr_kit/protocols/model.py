@@ -79,7 +79,10 @@ class Objective(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Turns examples into token ids, with the chat template; picklable."""
+    """Turns examples into token ids, with the chat template; picklable.
+
+    One that writes by a template may have its digest as `template_digest`, for the record of the run.
+    """
 
     def encode(self, example: Example) -> Tree:
         """Token ids and trained tokens; raises `ExampleError` when it cannot be done rightly."""

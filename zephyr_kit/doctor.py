@@ -1,0 +1,127 @@
+"""Whether this machine is fit for a run: what is installed, what it has, and what there is of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from packaging.version import Version
+
+from zephyr_kit.cache import cache_root
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.sizes import in_words
+
+FLOORS = {
+    "torch": ("2.10", "CVE-2025-32434, CVE-2026-24747: files that run code when they are read"),
+    "transformers": ("5.3", "CVE-2026-1839, CVE-2026-4372, CVE-2026-5241: code that runs unasked"),
+    "accelerate": ("1.15", "CVE-2026-69112: files read outside the folder of a model"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: templates that leave the sandbox"),
+}
+"""Below these nothing is run: the first versions without what is named."""
+USED = ("peft", "bitsandbytes", "safetensors", "tokenizers", "datasets", "huggingface-hub")
+EXTRAS = {"unsloth": "unsloth", "xformers": "xformers", "liger": "liger_kernel", "vllm": "vllm", "flash-attn": "flash_attn", "ray": "ray"}
+"""What may be installed besides, and the module by which it shows."""
+LEAST_DISK = 2 * 2**30
+
+Verdict = Literal["good", "remark", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    verdict: Verdict = "good"
+    remark: str = ""
+
+
+def version_problems() -> list[str]:
+    """Installed packages that are too old to be safe, or missing."""
+    return [f"{one.what} {one.found}: {one.remark}" for one in _floors() if one.verdict == "refused"]
+
+
+def examine(plugins: Plugins) -> Iterator[Finding]:
+    """All that `zkit doctor` looks at, in order."""
+    yield Finding("python", platform.python_version())
+    yield from _floors()
+    yield from (Finding(name, installed(name) or "missing", "good" if installed(name) else "refused") for name in USED)
+    yield from (Finding(name, "there" if find_spec(module) else "not installed", "good") for name, module in EXTRAS.items())
+    yield from _machine()
+    yield from _attentions(plugins)
+    yield from _plugins(plugins)
+
+
+def installed(name: str) -> str | None:
+    """The version of a package; None if it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _floors() -> Iterator[Finding]:
+    for name, (floor, why) in FLOORS.items():
+        found = installed(name)
+        if found is None:
+            yield Finding(name, "missing", "refused", f"pip install '{name}>={floor}'")
+        elif Version(found).release < Version(floor).release:
+            yield Finding(name, found, "refused", f"older than {floor} ({why}); pip install --upgrade '{name}>={floor}'")
+        else:
+            yield Finding(name, found)
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(number).total_memory
+        yield Finding(f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {in_words(memory)}")
+    if not torch.cuda.is_available():
+        yield Finding("cuda", "none", "remark", "everything runs on the CPU")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("memory", f"{in_words(memory)}, {os.cpu_count()} processors")
+    for what, place in (("this folder", Path.cwd()), ("cache", cache_root()), ("hub cache", _hub_cache())):
+        yield _disk(what, place)
+
+
+def _disk(what: str, place: Path) -> Finding:
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    free, told = shutil.disk_usage(there).free, f"{place}"
+    if not os.access(there, os.W_OK):
+        return Finding(what, told, "refused", "cannot be written to")
+    little = free < LEAST_DISK
+    return Finding(what, f"{told}, {in_words(free)} free", "remark" if little else "good", "a checkpoint may not fit" if little else "")
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _attentions(plugins: Plugins) -> Iterator[Finding]:
+    from zephyr_kit.devices import find_device
+    from zephyr_kit.protocols import Attention
+
+    device = find_device()
+    for name, kind in plugins.offered(Attention).items():
+        problems = kind().problems(device)
+        yield Finding(f"attention {name}", "; ".join(problems) or f"on {device}", "remark" if problems else "good")
+
+
+def _plugins(plugins: Plugins) -> Iterator[Finding]:
+    for name, origin in plugins.origins.items():
+        told = f"{origin.distribution} {origin.version}{'' if origin.is_ours else ', a third party'}"
+        if name in plugins.blocked:
+            yield Finding(f"plugin {name}", told, "remark", f"blocked by {plugins.blocker(name)}")
+        else:
+            broken = plugins.broken(name)
+            yield Finding(f"plugin {name}", told, "refused" if broken else "good", "; ".join(broken))
