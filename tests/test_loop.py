@@ -71,7 +71,6 @@ def loop_of(policy: TablePolicy, folder: Path, *, every: int = 2, capacity: int 
         Plugins(discover=False),
         Listener(),
         Stop(),
-        World(),
     )
 
 
@@ -144,8 +143,8 @@ def poison(trainer: Trainer, steps: tuple[int, ...]) -> None:
     gradients = trainer._gradients
 
     def poisoned(work: Any) -> Any:
-        totals = gradients(work)
-        return {name: value * math.nan if trainer.num_steps_taken in steps else value for name, value in totals.items()}
+        totals, lack = gradients(work)
+        return {name: value * math.nan if trainer.num_steps_taken in steps else value for name, value in totals.items()}, lack
 
     trainer._gradients = poisoned  # type: ignore[method-assign]
 

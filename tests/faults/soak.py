@@ -41,10 +41,10 @@ class FullDisk:
 
     def __call__(self) -> None:
         def full(write: Callable[..., Any]) -> Callable[..., Any]:
-            def writing(checkpoints: Any, state: Any) -> Any:
-                if state.step >= self.step:
+            def writing(checkpoints: Any, begun: Any) -> Any:
+                if begun.state.step >= self.step:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return write(checkpoints, state)
+                return write(checkpoints, begun)
 
             return writing
 
