@@ -169,6 +169,13 @@ def test_the_best_checkpoint_is_kept_besides_the_last(job, tmp_path):
     assert "there is no `held_out` data to be measured on" in said
 
 
+def test_what_may_change_is_told_when_it_does(job, tmp_path):
+    start(job, tmp_path / "run", prepare=Signal(SAVE, call=7)).end()
+    said = finish(job, tmp_path / "run", "--set", "stages.sft.train.tokens_per_batch=128")
+    assert said.count("not as at its last start") == 1
+    assert "not as at its last start, and allowed: tokens_per_batch: was 256, is 128" in said
+
+
 def test_a_line_of_the_metrics_that_is_damaged_is_named(job, tmp_path):
     start(job, tmp_path / "run", prepare=Signal(SAVE, call=7)).end()
     log = tmp_path / "run" / "sft" / "metrics.jsonl"
