@@ -49,8 +49,8 @@ def test_k2_killed_inside_saves(job, straight, tmp_path, tell):
         steps = {stage: len([1 for line in metrics(output / stage) if "loss" in line]) for stage in job.stages}
         said = finish(job, output)
         for stage in job.stages:
-            if 1 < steps[stage] < job.steps:
-                assert f"going on after step {steps[stage]}" in said or f"going on after step {steps[stage] - 1}" in said, said
+            if 2 < steps[stage] < job.steps:  # one checkpoint was being written, while the next step was taken
+                assert any(f"going on after step {steps[stage] - lost}" in said for lost in (0, 1, 2)), said
         same += job.result(output) == straight.result
         shutil.rmtree(output)
     tell("K2", same, count, f"{in_staging} in staging")
@@ -94,7 +94,7 @@ def test_k5_killed_again_and_again(tmp_path, tell):
 
 def test_k7_metrics_after_kills_are_those_without(tmp_path, tell):
     """Also where saves and looks fall on different steps; the figures at the end too."""
-    job = write_job(tmp_path / "job", steps=30, every=7, alone=True)
+    job = write_job(tmp_path / "job", steps=times(30, 100), every=7, alone=True)
     finish(job, tmp_path / "straight")
     count, draw, done = times(3, 10), random.Random(7), 0
     for _ in range(count):
