@@ -31,7 +31,7 @@ from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_r
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
@@ -219,14 +219,22 @@ class Pipeline:
         write_text(self.folder.path / "preset.toml", tomli_w.dumps(self.preset.table))
 
     def _note_work(self, stage: Stage, **facts: Any) -> None:
-        """Add to `run.json` with what, and where, a stage is worked on."""
+        """Add to `run.json` with what, and where, a stage is worked on; tell what of it is not as it was when the stage was begun."""
         self.narrator.say(f"stage {stage.name}")
-        self._note({"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()})
+        note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
+        before = [each for each in self._notes() if each["stage"] == stage.name and "command" in each]
+        if before and self.folder.stage(stage.name).is_begun:
+            for line in differences({**before[-1], "command": None}, {**as_json(note), "command": None}):
+                self.narrator.say(f"not as at its last start, and allowed: {line}")
+        self._note(note)
+
+    def _notes(self) -> list[dict[str, Any]]:
+        notes = self.folder.path / "run.json"
+        found: list[dict[str, Any]] = json.loads(notes.read_text("utf-8")) if notes.exists() else []
+        return found
 
     def _note(self, *facts: Mapping[str, Any]) -> None:
-        notes = self.folder.path / "run.json"
-        before = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-        write_json(notes, [*before, *facts])
+        write_json(self.folder.path / "run.json", [*self._notes(), *facts])
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
@@ -236,7 +244,7 @@ class Pipeline:
         if folder.done() is None:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
-            self._note_work(stage, tokens_per_batch=task.train.capacity)
+            self._note_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size)
             settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
             self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
             self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()

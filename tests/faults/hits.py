@@ -121,13 +121,13 @@ class Poison:
     def __call__(self) -> None:
         def poisoned(gradients: Callable[..., Any]) -> Callable[..., Any]:
             def compute(trainer: Any, work: Any) -> Any:
-                totals = gradients(trainer, work)
+                totals, lack = gradients(trainer, work)
                 if trainer.num_steps_taken in self.steps:
                     if self.what == "loss":
                         totals["loss"] = totals["loss"] * self.value
                     else:
                         next(p for p in trainer.parameters if p.grad is not None).grad.view(-1)[0] = self.value
-                return totals
+                return totals, lack
 
             return compute
 

@@ -41,10 +41,10 @@ class FullDisk:
 
     def __call__(self) -> None:
         def full(write: Callable[..., Any]) -> Callable[..., Any]:
-            def writing(checkpoints: Any, state: Any) -> Any:
-                if state.step >= self.step:
+            def writing(checkpoints: Any, begun: Any) -> Any:
+                if begun.state.step >= self.step:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return write(checkpoints, state)
+                return write(checkpoints, begun)
 
             return writing
 
@@ -82,13 +82,11 @@ def soak(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
 
 
 def _seconds_a_step(folder: Path) -> float:
-    seconds = []
-    for steps in (100, 600):
-        job = write_job(folder / f"trial-{steps}", steps=steps, every=100, looks=100, alone=True)
-        begun = time.monotonic()
-        finish(job, folder / f"trial-{steps}" / "run")
-        seconds.append(time.monotonic() - begun)
-    return (seconds[1] - seconds[0]) / 500
+    trial = write_job(folder / "trial", steps=1500, every=100, looks=100, alone=True)
+    finish(trial, folder / "trial" / "run")
+    times = [json.loads(line) for line in (folder / "trial" / "run" / "sft" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in times if line["step"] > 500 and "num_tokens" in line]
+    return sum(line["num_tokens"] / line["tokens_per_second"] for line in steps) / len(steps)
 
 
 def _strike(job: Job, output: Path, every: int, draw: random.Random) -> Counter[str]:

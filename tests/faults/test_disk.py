@@ -156,7 +156,7 @@ def test_s5_disks_that_do_not_answer(job, straight, tmp_path, tell):
     roots = (tmp_path / "run", tmp_path / "cache")
     finish(job, roots[0], prepare=Failing(roots, 0, 0, counted), cache=roots[1])
     calls = int(counted.read_text())
-    count, draw, good, met = times(5, 100), random.Random(5), 0, 0
+    count, draw, good, met = times(3, 100), random.Random(5), 0, 0
     for trial in range(count):
         for root in roots:
             shutil.rmtree(root)

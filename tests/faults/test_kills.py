@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(7200)
 
 def test_k1_killed_at_any_moment(job, straight, tmp_path, tell):
     """From the start to the end, with an empty cache."""
-    count, draw, same, tries = times(8, 200), random.Random(1), 0, 0
+    count, draw, same, tries = times(5, 200), random.Random(1), 0, 0
     killed = 0
     while killed < count:
         output, cache, tries = tmp_path / f"run-{tries}", tmp_path / f"cache-{tries}", tries + 1
@@ -39,7 +39,7 @@ def test_k1_killed_at_any_moment(job, straight, tmp_path, tell):
 
 
 def test_k2_killed_inside_saves(job, straight, tmp_path, tell):
-    count, draw, same, in_staging = times(6, 200), random.Random(2), 0, 0
+    count, draw, same, in_staging = times(4, 200), random.Random(2), 0, 0
     for number in range(count):
         output = tmp_path / f"run-{number}"
         hit = Signal(SAVE, call=draw.randint(1, 2 * job.steps), after=draw.uniform(0.0002, 0.006))
@@ -49,8 +49,8 @@ def test_k2_killed_inside_saves(job, straight, tmp_path, tell):
         steps = {stage: len([1 for line in metrics(output / stage) if "loss" in line]) for stage in job.stages}
         said = finish(job, output)
         for stage in job.stages:
-            if 1 < steps[stage] < job.steps:
-                assert f"going on after step {steps[stage]}" in said or f"going on after step {steps[stage] - 1}" in said, said
+            if 2 < steps[stage] < job.steps:  # one checkpoint was being written, while the next step was taken
+                assert any(f"going on after step {steps[stage] - lost}" in said for lost in (0, 1, 2)), said
         same += job.result(output) == straight.result
         shutil.rmtree(output)
     tell("K2", same, count, f"{in_staging} in staging")
@@ -94,7 +94,7 @@ def test_k5_killed_again_and_again(tmp_path, tell):
 
 def test_k7_metrics_after_kills_are_those_without(tmp_path, tell):
     """Also where saves and looks fall on different steps; the figures at the end too."""
-    job = write_job(tmp_path / "job", steps=30, every=7, alone=True)
+    job = write_job(tmp_path / "job", steps=times(30, 100), every=7, alone=True)
     finish(job, tmp_path / "straight")
     count, draw, done = times(3, 10), random.Random(7), 0
     for _ in range(count):
@@ -124,7 +124,7 @@ def test_k8_a_finished_run_is_left_alone(job, straight, tell):
 def test_k10_every_sample_is_seen_as_often_as_without_kills(tmp_path, tell):
     job = write_job(tmp_path / "job", steps=times(16, 60), every=3, alone=True)
     finish(job, tmp_path / "straight", prepare=Noting(tmp_path / "straight.ledger"))
-    count, draw, done = times(3, 50), random.Random(10), 0
+    count, draw, done = times(2, 50), random.Random(10), 0
     ledger = tmp_path / "run.ledger"
     for _ in range(count):
         going = start(job, tmp_path / "run", prepare=Noting(ledger))
@@ -167,6 +167,13 @@ def test_the_best_checkpoint_is_kept_besides_the_last(job, tmp_path):
     assert '`keep_best` = "held_out/los": there is no such metric, but held_out/loss' in said
     said = finish(job, tmp_path / "other", "--set", "stages.dpo.train.keep_best=held_out/loss", code=2)
     assert "there is no `held_out` data to be measured on" in said
+
+
+def test_what_may_change_is_told_when_it_does(job, tmp_path):
+    start(job, tmp_path / "run", prepare=Signal(SAVE, call=7)).end()
+    said = finish(job, tmp_path / "run", "--set", "stages.sft.train.tokens_per_batch=128")
+    assert said.count("not as at its last start") == 1
+    assert "not as at its last start, and allowed: tokens_per_batch: was 256, is 128" in said
 
 
 def test_a_line_of_the_metrics_that_is_damaged_is_named(job, tmp_path):

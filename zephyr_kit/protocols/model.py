@@ -258,7 +258,7 @@ class OptimizerFactory(Protocol):
         ...
 
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
+        """The optimizer of these parameters. One that heeds `found_inf` on the device, as torch's fused ones do, is never waited for."""
         ...
 
     def leaner(self) -> Sequence[Leaner]:

@@ -1,0 +1,156 @@
+"""The loop: memory that does not suffice, skipped steps, and when a checkpoint is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import ListCorpus, TablePolicy, random_trees
+from toys import Listener
+from zkit_optimizers.adamw import AdamW
+from zkit_sft.objective import Sft
+
+from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.engine import NumbersError, Trainer, TrainingError
+from zephyr_kit.feed import Feed
+from zephyr_kit.loop import Loop
+from zephyr_kit.metrics import MetricLog
+from zephyr_kit.observe import Run
+from zephyr_kit.plan import Plan
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.stages import Train
+from zephyr_kit.stopping import Stop
+from zephyr_kit.world import World
+
+CPU = torch.device("cpu")
+STEPS = 8
+
+
+class SmallPolicy(TablePolicy):
+    """On a device that holds so many tokens."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(dtype=torch.float64)
+        self.room = room
+
+    def score(self, batch: Any) -> torch.Tensor:
+        if len(batch.tokens_T) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nand more of it")
+        return super().score(batch)
+
+
+@dataclass(frozen=True)
+class NamedCorpus(ListCorpus):
+    @property
+    def origins(self) -> list[str]:
+        return [f"rows.jsonl:{number}" for number in range(1, len(self.trees) + 1)]
+
+
+def loop_of(policy: TablePolicy, folder: Path, *, every: int = 2, capacity: int = 10_000) -> Loop:
+    corpus: Any = NamedCorpus(random_trees(16, vocabulary=16))
+    train = Train(learning_rate=1e-2, steps=STEPS, examples_per_step=8, checkpoint_every=every, optimizer=AdamW())
+    trainer = Trainer(policy, Sft(), optimizer=partial(AdamW().build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)
+    feed = Feed(corpus, Sft(), capacity, True, CPU, World())
+    checkpoints, log = Checkpoints(folder / "checkpoints", keep=100), MetricLog(folder / "metrics.jsonl")
+    folder.mkdir(exist_ok=True)
+    about = Run("tiny", "sft", folder, STEPS)
+    return Loop(
+        about,
+        train,
+        trainer,
+        train.plan(corpus.lengths, 0),
+        feed,
+        None,
+        checkpoints,
+        log,
+        Plugins(discover=False),
+        Listener(),
+        Stop(),
+    )
+
+
+def kept(loop: Loop) -> list[int]:
+    return sorted(int(place.name[5:]) for place in loop.checkpoints.folder.iterdir())
+
+
+def test_where_memory_lacks_the_step_is_begun_anew_in_smaller_batches(tmp_path: Path) -> None:
+    small, large = loop_of(SmallPolicy(40), tmp_path / "small"), loop_of(TablePolicy(dtype=torch.float64), tmp_path / "large")
+    small.run()
+    large.run()
+    assert isinstance(small.narrator, Listener)
+    assert len(small.narrator.lines) > 1
+    told = "stages.sft, step 1: out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); in batches of up to 5,000 tokens"
+    assert small.narrator.lines[0].startswith(told)
+    torch.testing.assert_close(small.trainer.parameters[0], large.trainer.parameters[0], rtol=1e-12, atol=1e-14)
+    assert [line["loss"] for line in small.log.lines()] == pytest.approx([line["loss"] for line in large.log.lines()], rel=1e-12)
+
+
+def test_the_largest_batch_can_be_tried_before_the_first_step(tmp_path: Path) -> None:
+    loop = loop_of(SmallPolicy(40), tmp_path)
+    before = loop.trainer.parameters[0].detach().clone()
+    feed = loop._try_largest(loop.feed)
+    assert int(feed.lengths.max()) <= feed.capacity <= 10_000 // 2
+    assert all(len(work.batch.tokens_T) <= 40 for number in range(STEPS) for work in feed.step(loop.plan.step(number)).works)
+    assert torch.equal(loop.trainer.parameters[0], before)
+    assert loop.trainer.parameters[0].grad is None
+    assert loop.trainer.num_steps_taken == 0
+
+
+def test_an_example_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not even one example of 2\d tokens fits into memory"):
+        loop_of(SmallPolicy(5), tmp_path).run()
+
+
+def test_memory_for_the_optimizer_is_no_matter_of_batches(tmp_path: Path) -> None:
+    loop = loop_of(TablePolicy(), tmp_path)
+
+    def lacking() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    loop.trainer.optimizer.step = lacking  # type: ignore[assignment,method-assign]
+    with pytest.raises(TrainingError, match="step 1: no memory for the optimizer"):
+        loop.run()
+
+
+@pytest.mark.parametrize(("bad", "expected"), [((3,), [2, 5, 6, 8]), ((5, 6), [2, 4, 8]), ((7,), [2, 4, 6])])
+def test_no_checkpoint_is_kept_while_steps_are_skipped(tmp_path: Path, bad: tuple[int, ...], expected: list[int]) -> None:
+    """One that falls due then is kept after the next step that is taken."""
+    loop = loop_of(TablePolicy(), tmp_path)
+    poison(loop.trainer, bad)
+    loop.run()
+    assert kept(loop) == expected
+    skipped = [line for line in loop.log.lines() if "skipped" in line]
+    assert [line["step"] - 1 for line in skipped] == list(bad)
+    assert all(line["loss"] == "NaN" and len(line["rows"]) == 8 and line["rows"][0].startswith("rows.jsonl:") for line in skipped)
+
+
+def test_three_skipped_in_a_row_stop_also_over_two_starts(tmp_path: Path) -> None:
+    """What was skipped before a stop counts."""
+    loop = loop_of(TablePolicy(), tmp_path)
+    loop.log.append([{"step": 0, "loss": 1.0, "skipped": 2}])
+    poison(loop.trainer, (0,))
+    with pytest.raises(NumbersError, match="step 1: 3 steps one after another"):
+        loop.run()
+    assert not loop.checkpoints.folder.exists()
+
+
+def poison(trainer: Trainer, steps: tuple[int, ...]) -> None:
+    gradients = trainer._gradients
+
+    def poisoned(work: Any) -> Any:
+        totals, lack = gradients(work)
+        return {name: value * math.nan if trainer.num_steps_taken in steps else value for name, value in totals.items()}, lack
+
+    trainer._gradients = poisoned  # type: ignore[method-assign]
+
+
+def test_a_plan_of_few_steps_is_looked_through(tmp_path: Path) -> None:
+    """Not more steps than there are."""
+    loop = loop_of(TablePolicy(), tmp_path)
+    assert isinstance(loop.plan, Plan)
+    assert loop._try_largest(loop.feed) is loop.feed
