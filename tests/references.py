@@ -13,6 +13,7 @@ from zephyr_kit.observe import Advance
 from zephyr_kit.protocols import Policy
 from zephyr_kit.reference import ReferenceScores, Scoring
 from zephyr_kit.score_store import ScoreStore
+from zephyr_kit.world import World
 
 
 class Listener:
@@ -31,8 +32,16 @@ class Listener:
 
 
 def scored(
-    policy: Policy, corpus: Any, cache: Path, *, scorer: str = "it", capacity: int = 1024, share_prompts: bool = True, narrator: Any = None
+    policy: Policy,
+    corpus: Any,
+    cache: Path,
+    *,
+    scorer: str = "it",
+    capacity: int = 1024,
+    share_prompts: bool = True,
+    narrator: Any = None,
+    world: World | None = None,
 ) -> ReferenceScores:
     with closing(ScoreStore(cache, {"who": scorer}, "a test")) as store:
-        scoring = Scoring(policy, store, torch.device("cpu"), capacity, share_prompts, narrator or Listener())
+        scoring = Scoring(policy, store, torch.device("cpu"), capacity, share_prompts, narrator or Listener(), world or World())
         return scoring.scores_of(corpus, "data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -17,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 
-from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointError, Checkpoints, State, read
+from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointError, Checkpoints, Manifest, State, read
+from zephyr_kit.disk import checksum
 from zephyr_kit.engine import Trainer
 
 
@@ -131,16 +131,50 @@ def test_a_manifest_that_is_something_else_is_found(tmp_path: Path, text: str) -
 
 
 def test_facts_that_are_something_else_are_found(tmp_path: Path) -> None:
-    """Also when the digest was made to fit."""
-    from zephyr_kit.checkpoint import _digest
-
+    """Also when the checksum was made to fit."""
     checkpoints = three(tmp_path)
     place = checkpoints.folder / "step-00000030"
-    for text in ("[]", "{}", '"x"'):
+    for text in ("[1]", "3", '"x"'):
         (place / FACTS).write_text(text)
-        (place / MANIFEST).write_text(json.dumps({name: _digest(place / name) for name in (TENSORS, FACTS)}))
+        (place / MANIFEST).write_text(Manifest(30, {}, {name: checksum(place / name) for name in (TENSORS, FACTS)}).text())
         with pytest.raises(CheckpointError):
             read(place)
+
+
+def test_a_checkpoint_under_another_name_is_found(tmp_path: Path) -> None:
+    checkpoints = three(tmp_path)
+    (checkpoints.folder / "step-00000020").rename(checkpoints.folder / "step-00000040")
+    found, remarks = checkpoints.newest()
+    assert_same(found, state(30))
+    assert remarks == ["checkpoint step-00000040 is not used: it is of step 20"]
+
+
+def test_a_checkpoint_of_another_run_is_found(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, run={"seed": 1}).save(state(10))
+    Checkpoints(tmp_path, run={"seed": 2}).save(state(20))
+    found, remarks = Checkpoints(tmp_path, run={"seed": 1}).newest()
+    assert_same(found, state(10))
+    assert remarks == ["checkpoint step-00000020 is not used: it is of another run: what that depends on is not the same"]
+
+
+def test_the_best_is_kept_besides_the_last(tmp_path: Path) -> None:
+    worth = {1: 0.1, 2: 0.9, 3: 0.5, 5: 0.2}
+    checkpoints = Checkpoints(tmp_path, keep=1, worth=lambda: worth)
+    for step in range(1, 6):
+        checkpoints.save(state(step))
+    assert names(checkpoints) == ["step-00000002", "step-00000005"]
+    assert checkpoints.best() == 2
+
+
+def test_tensors_of_every_type_are_read_by_safetensors(tmp_path: Path) -> None:
+    types = [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+    tensors = {f"{kind}": torch.arange(7).to(kind) for kind in types}
+    tensors |= {"empty": torch.empty(0, 3), "scalar": torch.tensor(2.5), "view": torch.arange(12.0).view(3, 4)}
+    place = Checkpoints(tmp_path).save(State(1, tensors, {}))
+    assert_same(read(place), State(1, tensors, {}))
+    from safetensors.torch import load_file
+
+    assert load_file(place / TENSORS).keys() == tensors.keys()
 
 
 def test_all_damaged_is_none_with_a_remark_for_each(tmp_path: Path) -> None:
@@ -165,7 +199,8 @@ def test_any_bit_flipped_is_found_or_harmless(tmp_path: Path, name: str, bit: in
         found, remarks = checkpoints.newest()
         assert found is not None
         assert_same(found, state(found.step))
-        assert found.step == 10 or (name == MANIFEST and not remarks)
+        assert found.step == 10
+        assert f"{name} " in remarks[0] or name == MANIFEST
     finally:
         flip(place / name, bit)
 
@@ -237,8 +272,8 @@ def crashing(patch: pytest.MonkeyPatch, at: int) -> list[str]:
 
     for name in CALLS:
         patch.setattr(os, name, guard(name, getattr(os, name)))
-    patch.setattr(Path, "write_text", guard("write_text", Path.write_text))
-    patch.setattr(module, "save_file", guard("save_file", module.save_file))
+    patch.setattr(Path, "open", guard("open", Path.open))
+    patch.setattr(module, "write_hashed", guard("write_hashed", module.write_hashed))
     return called
 
 
@@ -278,14 +313,15 @@ def test_half_written_bytes_are_never_in_place(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(10))
 
-    def half(_: object, path: Path) -> None:
+    def half(path: Path, _: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zephyr_kit.checkpoint.save_file", half)
+        patch.setattr("zephyr_kit.checkpoint.write_hashed", half)
         with pytest.raises(OSError, match="No space left"):
             checkpoints.save(state(20))
+    assert names(checkpoints) == ["step-00000010"], "what is half written takes no room from others"
     assert_same(checkpoints.newest()[0], state(10))
     checkpoints.save(state(30))
     assert names(checkpoints) == ["step-00000010", "step-00000030"]
@@ -297,12 +333,12 @@ class Disk:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         import zephyr_kit.checkpoint as module
 
-        self.write, self.turn, self.begun = module.save_file, threading.Event(), threading.Event()
+        self.write, self.turn, self.begun = module.write_hashed, threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.num_busy, self.most_busy = 0, 0
-        patch.setattr(module, "save_file", self)
+        patch.setattr(module, "write_hashed", self)
 
-    def __call__(self, tensors: Any, path: Path) -> None:
+    def __call__(self, path: Path, pieces: Any) -> Any:
         self.num_busy += 1
         self.most_busy = max(self.most_busy, self.num_busy)
         self.begun.set()
@@ -310,7 +346,7 @@ class Disk:
         self.num_busy -= 1
         if self.error is not None:
             raise self.error
-        self.write(tensors, path)
+        return self.write(path, pieces)
 
 
 @pytest.fixture
@@ -385,7 +421,7 @@ def advance(trainer: Trainer, steps: int) -> None:
         torch.manual_seed(trainer.num_steps_taken)
         dtype = next(trainer.policy.module.parameters()).dtype
         trainer.policy.module(torch.randn(16, 96).to(dtype)).square().mean().backward()
-        trainer._update(1e-2 / (number + 1))
+        trainer._update(1e-2 / (number + 1), torch.zeros(()))
         trainer.num_steps_taken += 1
 
 

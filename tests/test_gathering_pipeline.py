@@ -53,13 +53,13 @@ def requests(run: Path) -> dict[str, int]:
 
 def test_rows_that_will_not_stay_are_not_held_against_the_run(preset, tmp_path):
     gate = "stages.dpo.gate.min_examples=15"
-    said = run_here(preset, tmp_path / "run", gate, code=1)
+    said = run_here(preset, tmp_path / "run", gate, code=6)
     assert "stages.dpo.data does not pass its gate" in said
     text = preset.read_text().replace('part = "prompt", count = 8', 'part = "prompt", count = 40')
     preset.write_text(text)
-    said = run_here(preset, tmp_path / "run", gate)
+    said = run_here(preset, tmp_path / "run", gate, accept="stages.feedback.prompts")
     assert "stage sft: done before" in said
-    assert "stage feedback runs again: its prompts changed" in said
+    assert "stage feedback runs again: stages.feedback.prompts[0]: was " in said
     assert "8 pairs" not in said
 
 
@@ -80,10 +80,11 @@ def test_a_change_redoes_what_depends_on_it(preset, tmp_path):
     run_here(preset, tmp_path / "run")
     said = run_here(preset, tmp_path / "run")
     assert said.count("done before, nothing changed") == 3
-    said = run_here(preset, tmp_path / "run", "stages.feedback.binarise.rule=best_worst")
+    said = run_here(preset, tmp_path / "run", "stages.feedback.binarise.rule=best_worst", accept="stages.feedback")
     assert requests(tmp_path / "run")["known"] == requests(tmp_path / "run")["questions"]
-    assert "stage feedback runs again: binarise.rule" in said
-    said = run_here(preset, tmp_path / "run", "stages.dpo.objective.beta=0.2", "stages.feedback.binarise.rule=best_worst")
+    assert "stage feedback runs again: stages.feedback.binarise.rule: was best_random, is best_worst" in said
+    changes = ("stages.dpo.objective.beta=0.2", "stages.feedback.binarise.rule=best_worst")
+    said = run_here(preset, tmp_path / "run", *changes, accept="stages.dpo.objective.beta")
     assert "stage feedback: done before" in said
     assert "stage dpo runs again" in said
 
@@ -116,4 +117,7 @@ def test_a_mistake_is_named(preset, tmp_path, old, new, message):
 def test_what_changed_is_told_to_the_key(preset, tmp_path):
     run_here(preset, tmp_path / "run")
     preset.write_text(preset.read_text().replace("samples = 3,", "samples = 3, temperature = 0.5,"))
-    assert "stage feedback runs again: writers[0].temperature: was 1.0, is 0.5;" in run_here(preset, tmp_path / "run")
+    said = run_here(preset, tmp_path / "run", code=3)
+    assert "stages.feedback.writers[0].temperature  1.0" in said
+    said = run_here(preset, tmp_path / "run", accept="all")
+    assert "stage feedback runs again: stages.feedback.writers[0].temperature: was 1.0, is 0.5;" in said

@@ -216,7 +216,7 @@ def test_memory_is_given_back_before_a_model_is_loaded(
 ) -> None:
     seen: list[str] = []
     init, load = LLM.__init__, Mistral.load
-    monkeypatch.setattr("zephyr_kit.world.give_back_memory", lambda: seen.append("given back"))
+    monkeypatch.setattr("zephyr_kit.devices.give_back_memory", lambda: seen.append("given back"))
     monkeypatch.setattr("zkit_feedback.vllm_engine.give_back_memory", lambda: seen.append("given back"))
     monkeypatch.setattr(LLM, "__init__", lambda self, *args, **keys: seen.append("vllm") or init(self, *args, **keys))
     monkeypatch.setattr(Mistral, "load", lambda self, *args, **keys: seen.append("model") or load(self, *args, **keys))

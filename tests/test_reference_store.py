@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from zkit_quickstart.source import QuickstartData
 
 from zephyr_kit import reference
 from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.cache import open_database
 from zephyr_kit.protocols import Start
 from zephyr_kit.score_store import DATABASE, ScoreStore, count_scores
 
@@ -370,3 +372,16 @@ def test_a_store_that_cannot_be_read_is_begun_anew(tmp_path: Path, counted: list
     counted.clear()
     assert torch.equal(scored(TablePolicy(), pairs, tmp_path).of(range(40)), before)
     assert not counted
+
+
+def test_a_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE t (a)")
+        other.execute("BEGIN IMMEDIATE")  # SQLite itself gives up at once here, whatever its time limit
+        other.execute("INSERT INTO t VALUES (1)")
+        timer = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+        timer.start()
+        with closing(open_database(file)) as ours:
+            assert ours.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        timer.join()

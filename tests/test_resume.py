@@ -92,11 +92,11 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def run_here(preset: Path, output: Path, *changes: str, code: int = 0) -> str:
+def run_here(preset: Path, output: Path, *changes: str, code: int = 0, accept: str = "") -> str:
     """`zkit run` in this process, which has imported torch already."""
     from zephyr_kit.cli import main
 
-    sets = [part for change in changes for part in ("--set", change)]
+    sets = [part for change in changes for part in ("--set", change)] + (["--accept", accept] if accept else [])
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
         main(["run", str(preset), "--output", str(output), *sets])
@@ -191,9 +191,15 @@ def test_run_again_when_finished_it_changes_nothing_and_says_so(preset: Path, st
 
 def test_a_changed_beta_runs_its_own_stage_again_and_says_why(preset: Path, straight: Path, finished: Path) -> None:
     before = content(finished)
-    said = run_here(preset, finished, "stages.dpo.objective.beta=0.3")
+    refused = run_here(preset, finished, "stages.dpo.objective.beta=0.3", code=3)
+    assert "stages.dpo.objective.beta  0.1" in refused
+    assert "--accept stages.dpo.objective.beta" in refused
+    assert content(finished) == before
+    said = run_here(preset, finished, "stages.dpo.objective.beta=0.3", accept="stages.dpo.objective.beta")
     assert "stage sft: done before, nothing changed" in said
-    assert "stage dpo runs again: settings.objective.beta: was 0.1, is 0.3; what it was is kept under superseded/" in said
+    assert "stage dpo runs again: stages.dpo.objective.beta: was 0.1, is 0.3" in said
+    noted = [note for note in json.loads((finished / "run.json").read_text()) if "accepted" in note]
+    assert noted == [{"stage": "dpo", "accepted": "stages.dpo.objective.beta", "was": "0.1", "is": "0.3"}]
     after = content(finished)
     for name, data in before.items():
         if name.startswith("sft/"):
@@ -203,7 +209,7 @@ def test_a_changed_beta_runs_its_own_stage_again_and_says_why(preset: Path, stra
     assert after["dpo/model/adapter_model.safetensors"] != before["dpo/model/adapter_model.safetensors"]
     assert [line["step"] for line in lines(finished, "dpo")] == list(range(1, STEPS + 1))
     # And back again: the first beta's result is taken from the shelf.
-    said = run_here(preset, finished)
+    said = run_here(preset, finished, accept="stages.dpo")
     assert "stage dpo is taken back from superseded/, where the same one was" in said
     assert content(finished / "dpo") == content(straight / "dpo")
     assert {path.name for path in (finished / "superseded").iterdir()} == {"dpo-2"}
@@ -229,7 +235,7 @@ def test_a_damaged_result_is_made_again_from_its_last_checkpoint(preset: Path, s
 
 def test_a_result_is_not_set_aside_for_data_that_is_refused(preset: Path, finished: Path) -> None:
     before = content(finished)
-    assert "rows are bad" in run_here(preset, finished, "stages.sft.objective.use=dpo", code=1)
+    assert "rows are bad" in run_here(preset, finished, "stages.sft.objective.use=dpo", code=6, accept="all")
     after = content(finished)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {"sft.data.quarantine.jsonl"}
@@ -240,16 +246,19 @@ def test_a_full_disk_is_told_in_a_line(preset: Path, tmp_path: Path) -> None:
     code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from zephyr_kit.cli import main; main()"
     arguments = ["run", str(preset), "--output", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert "Traceback" not in done.stderr
     assert "file too large" in done.stderr
     assert "the same command goes on" in done.stderr
 
 
 def test_a_changed_first_stage_runs_all_again(preset: Path, finished: Path) -> None:
-    said = run_here(preset, finished, "stages.sft.train.learning_rate=2e-2", "stages.sft.train.steps=3", "stages.dpo.train.steps=2")
-    assert "stage sft runs again: settings.train.learning_rate: was 0.01, is 0.02" in said
-    assert "stage dpo runs again: the stage before it changed" in said
+    changes = ("stages.sft.train.learning_rate=2e-2", "stages.sft.train.steps=3", "stages.dpo.train.steps=2")
+    run_here(preset, finished, *changes, code=3, accept="stages.sft.train")
+    said = run_here(preset, finished, *changes, accept="all")
+    assert "stage sft runs again: stages.sft.train.learning_rate: was 0.01, is 0.02" in said
+    assert {path.name for path in (finished / "superseded").iterdir()} == {"sft-1", "dpo-1"}
+    assert "done before" in run_here(preset, finished, *changes, accept="all"), "accepted once"
 
 
 @pytest.mark.parametrize("change", ["tokens_per_batch=512", "checkpoint_every=3", "share_prompts=false", "keep_checkpoints=1"])
@@ -267,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_remark(preset: Path, straigh
     torn = finished / f"dpo/checkpoints/step-{STEPS:08d}/state.safetensors"
     torn.write_bytes(torn.read_bytes()[:100])
     said = run_here(preset, finished)
-    assert f"checkpoint step-{STEPS:08d} is not used: state.safetensors does not match its digest" in said
+    assert f"checkpoint step-{STEPS:08d} is not used: state.safetensors does not match its checksum" in said
     assert "going on after step 35" in said
     assert content(finished / "dpo/model") == content(straight / "dpo/model")
     assert lines(finished, "dpo") == lines(straight, "dpo")

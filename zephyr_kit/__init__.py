@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import pluggy
 
+from zephyr_kit.exits import Exit
+
 NAME = "zephyr_kit"
 __version__ = "0.1.0"
 
@@ -27,8 +29,8 @@ class Unit(Enum):
 class ZkitError(Exception):
     """Something the user can mend; the message says what, where and how."""
 
-    exit_code: ClassVar[int] = 1
-    """What `zkit` ends with: see `zephyr_kit.cli`."""
+    exit: ClassVar[Exit] = Exit.CANNOT
+    """How the command ends with it."""
 
 
 __all__ = ["NAME", "Unit", "ZkitError", "__version__", "hookimpl", "hookspec"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from zephyr_kit.cache import SECONDS_TO_WAIT, count_rows, used
+from zephyr_kit.cache import count_rows, open_database, used
 
 DATABASE = "answers.sqlite"
 
@@ -23,8 +22,7 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
-        self._database = sqlite3.connect(folder / DATABASE, timeout=SECONDS_TO_WAIT, check_same_thread=False, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database = open_database(folder / DATABASE, one_thread=False)
         self._database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
         used(folder / DATABASE)
 

@@ -123,6 +123,13 @@ def lay_out(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
     return row.batch()
 
 
+def idle() -> Batch:
+    """One token that nothing is asked about, for a rank that has no examples and takes part all the same: models read no empty rows."""
+    row = _Row()
+    row.segment(np.zeros(1, np.int32))
+    return row.batch()
+
+
 def visible(batch: Batch, *, window: int | None = None) -> Tensor:
     """Dense (T, T) mask of who sees whom: the definition that every attention kernel must match.
 

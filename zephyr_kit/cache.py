@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 LOCK = ".lock"
 SECONDS_TO_WAIT = 60.0
 """For another process that writes to the same database."""
+SECONDS_BETWEEN_TRIES = 0.02
 
 
 def cache_root() -> Path:
@@ -30,6 +32,22 @@ def used(file: Path) -> None:
     """Note that what this file belongs to is of use: what was not for long may be cleared."""
     with suppress(OSError):  # one that others own may be read all the same
         os.utime(file)
+
+
+def open_database(file: Path, *, one_thread: bool = True) -> sqlite3.Connection:
+    """A database that many processes may use at once, each statement a transaction of its own unless one is begun."""
+    database = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, check_same_thread=one_thread, isolation_level=None)
+    until = time.monotonic() + SECONDS_TO_WAIT
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite waits for others in every statement but this one.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            return database
 
 
 def count_rows(database: Path, table: str) -> int:

@@ -13,9 +13,10 @@ import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
 from zephyr_kit.protocols import INLINE
 
 USE = "use"
@@ -49,7 +50,7 @@ WORDS: Mapping[str, str] = {
 class PresetError(ZkitError):
     """A preset that cannot be understood; the message names file, table, key and value."""
 
-    exit_code: ClassVar[int] = 2
+    exit = Exit.NOT_UNDERSTOOD
 
 
 @dataclass(frozen=True, slots=True)

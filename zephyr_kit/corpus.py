@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from zephyr_kit import ZkitError
 from zephyr_kit.admission import Arrival, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.cache import used
+from zephyr_kit.disk import put
+from zephyr_kit.exits import Exit
 from zephyr_kit.ledger import Ledger
 from zephyr_kit.observe import Advance
 from zephyr_kit.plan import Indices
@@ -45,7 +47,7 @@ Track = Callable[[str], AbstractContextManager[Advance]]
 class DataError(ZkitError):
     """Data that cannot be trained on; the message names the first rows at fault."""
 
-    exit_code: ClassVar[int] = 6
+    exit = Exit.BAD_DATA
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,7 @@ def _is_alive(process: int) -> bool:
 def _put(staging: Path, folder: Path) -> None:
     """Move the finished corpus into place; another process may have made the same one meanwhile."""
     try:
-        staging.rename(folder)
+        put(staging, folder)
     except OSError:
         if not (folder / "ledger.json").exists():
             raise

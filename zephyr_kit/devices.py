@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +15,6 @@ import torch
 
 from zephyr_kit import ZkitError
 from zephyr_kit.sizes import GIB
-from zephyr_kit.world import find_device
 
 CONTEXT = int(0.75 * GIB)
 """Bytes that CUDA and its libraries hold beside the tensors: about as much on every card, not measured."""
@@ -114,3 +115,26 @@ def _rate_by_name(name: str) -> float | None:
     told = name.lower().replace(" ", "")
     found = [key for key in TABLED if key.split("-")[0] in told]
     return max((TABLED[key][1] for key in found), default=0) * 1e12 * GPU_EFFICIENCY or None
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device to train on: the named one, or the best of this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ZkitError(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
+    return device
+
+
+def give_back_memory() -> None:
+    """Return what models that are no longer there have held; torch and glibc keep it, and another could not have it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

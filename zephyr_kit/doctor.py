@@ -108,8 +108,8 @@ def _hub_cache() -> Path:
 
 
 def _attentions(plugins: Plugins) -> Iterator[Finding]:
+    from zephyr_kit.devices import find_device
     from zephyr_kit.protocols import Attention
-    from zephyr_kit.world import find_device
 
     device = find_device()
     for name, kind in plugins.offered(Attention).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,26 @@ from torch import Tensor, nn
 
 from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import State
+from zephyr_kit.exits import Exit
 from zephyr_kit.feed import StepWork, Work
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
+
+BUCKET = 1 << 28
+"""Bytes of gradients in one message."""
 
 
 class TrainingError(ZkitError):
     """Training that cannot go on."""
+
+
+class NumbersError(TrainingError):
+    """Losses, gradients or weights that are no longer finite."""
+
+    exit = Exit.NUMBERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +71,34 @@ class Trainer:
         self.learning_rate, self.seed, self.clip = learning_rate, seed, clip
         self.world = world or World()
         self.num_steps_taken = 0
+        # torch's fused optimizers look on the device whether to step, so that the host need not wait for what it would say.
+        fused: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self.skips_on_device = fused and not any(share_of(p) is not None for p in self.parameters)
+        self._began: Tensor | None = None
 
     def step(self, work: StepWork) -> Totals:
-        """Take one optimiser step over this rank's share of its batches."""
+        """Take one optimiser step over this rank's share of its batches; with a loss or gradient that is not finite, no update."""
         step = self.num_steps_taken
+        if self._began is None:
+            self._began = self._sketch()
         self.policy.module.train()
         seed_everything(self.seed, step, self.world.rank)
-        totals: dict[str, Tensor] = {}
-        for item in work.works:
-            outcome = self._outcome(item)
-            # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
-            torch.autograd.backward(outcome.loss / work.num_units)
-            _add(totals, outcome)
-        norm = self._update(self.learning_rate(step))
+        totals = self._summed(work)
+        means = self._means(totals, work.num_units)
+        norm = self._update(self.learning_rate(step), means["loss"])
         self.num_steps_taken += 1
-        means = {name: self.world.total(value) / work.num_units for name, value in totals.items()}
         return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
+
+    def try_out(self, work: StepWork) -> None:
+        """Compute gradients and drop them: whether the memory suffices."""
+        self.policy.module.train()
+        self._summed(work)
+        self.optimizer.zero_grad()
+
+    def has_moved(self) -> bool:
+        """Whether any trained weight has changed since the first step that was taken here."""
+        assert self._began is not None, "no step has been taken"
+        return bool(self.world.total((self._sketch() != self._began).any().double()) > 0)
 
     @torch.no_grad()
     def evaluate(self, works: Iterator[StepWork]) -> dict[str, float]:
@@ -87,7 +110,7 @@ class Trainer:
             for item in work.works:
                 _add(totals, self._outcome(item))
             count += work.num_units
-        return {name: float(self.world.total(value)) / count for name, value in totals.items()}
+        return {name: float(value) for name, value in self._means(totals, count).items()}
 
     def state(self) -> State:
         """All that the next step depends on, to be saved before it is taken; raises when something is no number."""
@@ -95,17 +118,54 @@ class Trainer:
         values.update(_flatten(self.optimizer.state_dict()["state"], "optimizer"))
         tensors = {path: value for path, value in values.items() if isinstance(value, Tensor)}
         for path, value in tensors.items():
-            if not torch.isfinite(value).all():
-                raise TrainingError(f"step {self.num_steps_taken}: {path} is no longer finite, so it is not kept; lower the learning rate")
+            if not torch.isfinite(local(value)).all():
+                raise NumbersError(f"step {self.num_steps_taken}: {path} is no longer finite, so it is not kept; lower the learning rate")
         return State(self.num_steps_taken, tensors, {path: value for path, value in values.items() if path not in tensors})
 
     def load_state(self, state: State) -> None:
         """Go back to where `state` was taken."""
-        values = _unflatten({**state.tensors, **state.facts})
-        self.masters.load(values["trained"])
+        self.masters.load(lambda name: state.tensors[f"trained/{name}"])
+        flat = {path: self._shared_out(path, state.tensors[path]) for path in state.tensors if path.startswith("optimizer/")}
+        values = _unflatten({**flat, **state.facts})
         optimizer = {int(index): value for index, value in values.get("optimizer", {}).items()}
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.num_steps_taken = state.step
+
+    def _summed(self, work: StepWork) -> dict[str, Tensor]:
+        """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
+        totals, lack = self._gradients(work)
+        if lack and any(share_of(p) is not None for p in self.policy.module.parameters()):
+            # The others are in the middle of a message that will not be answered.
+            raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
+        if self.world.highest(int(bool(lack))):
+            self.optimizer.zero_grad()
+            raise torch.OutOfMemoryError(lack or "on another rank")
+        return totals
+
+    def _gradients(self, work: StepWork) -> tuple[dict[str, Tensor], str]:
+        """Add up the gradients of the batches; the sums of loss and metrics, and what memory lacked.
+
+        An error's frames would hold its tensors, so it is not raised from here.
+        """
+        totals: dict[str, Tensor] = {}
+        try:
+            for item in work.works:
+                outcome = self._outcome(item)
+                # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
+                torch.autograd.backward(outcome.loss / work.num_units)
+                _add(totals, outcome)
+        except torch.OutOfMemoryError as error:
+            return totals, str(error).splitlines()[0]
+        return totals, ""
+
+    def _means(self, totals: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
+        """Over all ranks, in one message."""
+        means = self.world.total(torch.stack(list(totals.values()))) / num_units
+        return dict(zip(totals, means, strict=True))
+
+    def _shared_out(self, path: str, value: Tensor) -> Tensor:
+        """A tensor of the optimizer's state of a parameter, shared out as that is."""
+        return like(value, self.parameters[int(path.split("/")[1])])
 
     def _outcome(self, work: Work) -> Outcome:
         reference = self._reference(work)
@@ -122,33 +182,59 @@ class Trainer:
     def _scores(self, work: Work, logp_M: Tensor) -> Scores:
         return Scores(logp_M, work.batch.sequence_M, work.batch.num_sequences)
 
-    def _update(self, learning_rate: float) -> Tensor:
+    def _update(self, learning_rate: float, loss: Tensor) -> Tensor:
         self._sum_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        self._optimize(skip=~(torch.isfinite(loss) & torch.isfinite(norm)))
         self.optimizer.zero_grad()
         self.masters.give_back()
         return norm.detach()
 
+    def _optimize(self, *, skip: Tensor) -> None:
+        """Let the optimizer step, unless the flag says not to."""
+        if self.skips_on_device:
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        elif skip:
+            return
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError as error:
+            # Smaller batches are no remedy, and some weights may have been updated.
+            told = str(error).splitlines()[0]
+            raise TrainingError(f"step {self.num_steps_taken + 1}: no memory for the optimizer ({told}); take a leaner one") from error
+
+    @torch.no_grad()
+    def _sketch(self) -> Tensor:
+        """A figure for each parameter, which changes when one of its weights does."""
+        return torch.stack([torch.linalg.vector_norm(local(p), dtype=torch.float64) for p in self.parameters])
+
     def _sum_gradients(self) -> None:
-        """Add up the gradients of replicated parameters over ranks, in one message."""
+        """Add up the gradients of replicated parameters over ranks, in few messages; `fully_shard` has added up the others."""
         if self.world.size == 1:
             return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for parameter, piece in zip(self.parameters, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+        for bucket in _buckets([p for p in self.parameters if share_of(p) is None]):
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+            flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+                parameter.grad = piece.view_as(parameter)
 
 
 class Meter:
     """Turns totals on the device into reports, waiting for the device at most about once a second."""
 
     def __init__(
-        self, *, num_steps: int, epoch: Callable[[int], float], rows: Callable[[int], str] | None = None, every: float = 1.0
+        self,
+        *,
+        num_steps: int,
+        epoch: Callable[[int], float],
+        rows: Callable[[int], Sequence[str]] = lambda _: (),
+        every: float = 1.0,
+        num_skipped: int = 0,
     ) -> None:
         self._num_steps, self._epoch, self._rows, self._every = num_steps, epoch, rows, every
+        self.num_skipped = num_skipped
         self._waiting: list[Totals] = []
         self._since = time.monotonic()
 
@@ -162,7 +248,7 @@ class Meter:
         self._since = time.monotonic()
 
     def flush(self) -> list[Report]:
-        """All reports that are waiting; raises when a figure is not a number."""
+        """All reports that are waiting."""
         if not self._waiting:
             return []
         waiting, self._waiting = self._waiting, []
@@ -175,20 +261,39 @@ class Meter:
         norm, *values = row
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {totals.step}: the loss is {loss} and the gradient norm {norm}; "
-                f"lower the learning rate, or look at the rows of this step{self._rows(totals.step - 1) if self._rows else ''}"
-            )
-        epoch = self._epoch(totals.step - 1)
+        self.num_skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else self.num_skipped + 1
         return Report(
-            totals.step, self._num_steps, epoch, loss, means, norm, totals.learning_rate, totals.num_tokens, totals.num_targets, speed
+            totals.step,
+            self._num_steps,
+            self._epoch(totals.step - 1),
+            loss,
+            means,
+            norm,
+            totals.learning_rate,
+            totals.num_tokens,
+            totals.num_targets,
+            speed,
+            self.num_skipped,
+            tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
         )
 
 
 def seed_everything(*numbers: int) -> None:
     """Set torch's random state to a pure function of these numbers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters whose gradients go into one message: of one type, and of no more than `BUCKET` bytes, unless it is a single one."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        filled = sum(p.nbytes for p in bucket) + parameter.nbytes > BUCKET
+        if bucket and (filled or bucket[0].dtype != parameter.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:

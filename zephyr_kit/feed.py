@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from zephyr_kit.batch import Batch, lay_out
+from zephyr_kit.batch import Batch, idle, lay_out
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.protocols import Objective, num_units
@@ -72,12 +72,12 @@ class Feed:
         return StepWork(
             [work.to(self.device) for work in self.world.mine(whole)],
             sum(num_units(self.objective, work.batch) for work in whole),
-            sum(len(work.batch.tokens_T) for work in whole),
+            sum(len(work.batch.tokens_T) for work in whole if work.batch.num_sequences),
             sum(len(work.batch.target_M) for work in whole),
         )
 
     def _work(self, members: Sequence[int]) -> Work:
-        batch = lay_out([self.corpus[i] for i in members], share_prompts=self.share_prompts)
+        batch = lay_out([self.corpus[i] for i in members], share_prompts=self.share_prompts) if members else idle()
         return Work(batch, self.reference.of(members) if self.reference is not None else None)
 
 

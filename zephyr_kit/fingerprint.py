@@ -9,15 +9,17 @@ from pathlib import Path
 
 from zephyr_kit.cache import cache_folder, used
 
+DIGITS = 64
+
 
 def file_fingerprint(path: Path) -> str:
     """Digest of a file's bytes; remembered as long as its size and times stay."""
     stat = path.stat()
     known = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = cache_folder("digests") / hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
-    if note.exists():
+    if note.exists() and len(digest := note.read_text("ascii")) == DIGITS:  # after a loss of power, it may be empty
         used(note)
-        return note.read_text("ascii")
+        return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     staging = note.with_name(f".{note.name}.{os.getpid()}")

@@ -172,6 +172,12 @@ def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
         return None, f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
 
 
+def over_devices(outlook: Outlook, num_devices: int, num_local: int) -> list[Outlook]:
+    """The outlooks of the ways to train on so many devices that the stage allows, the one with the fewest messages first."""
+    shares = {"replicated": [1], "sharded": [num_devices], "hybrid": [num_local], "auto": [1, num_devices]}
+    return [replace(outlook, device=replace(outlook.device, count=count)) for count in shares[outlook.task.train.sharding]]
+
+
 def skeleton_start(preset: Preset, stage: Stage) -> Start:
     """What the stage starts from, none of which need be there."""
     before = itertools.takewhile(lambda each: each.name != stage.name, preset.stages)
@@ -180,8 +186,13 @@ def skeleton_start(preset: Preset, stage: Stage) -> Start:
 
 
 def with_capacity(task: TrainStage, forecast: Forecast | None) -> TrainStage:
-    """The stage with the batches that were chosen for it."""
-    return task if forecast is None else replace(task, train=replace(task.train, tokens_per_batch=forecast.tokens_per_batch))
+    """The stage with the batches, and the sharding, that were chosen for it."""
+    if forecast is None:
+        return task
+    sharding = task.train.sharding
+    if sharding == "auto":
+        sharding = "sharded" if forecast.device.count > 1 else "replicated"
+    return replace(task, train=replace(task.train, tokens_per_batch=forecast.tokens_per_batch, sharding=sharding))
 
 
 def highest(rungs: list[int], forecast: Callable[[int], Forecast], limit: Callable[[Forecast], float]) -> Forecast:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DataSource,
         Filter,
         Judge,
+        Launcher,
         Objective,
         OptimizerFactory,
         Suite,
@@ -73,6 +74,11 @@ def zkit_judges() -> Mapping[str, type[Judge]]:
 @hookspec
 def zkit_suites() -> Mapping[str, type[Suite]]:
     """Offer evaluations."""
+
+
+@hookspec
+def zkit_launchers() -> Mapping[str, type[Launcher]]:
+    """Offer ways to start a run on several devices."""
 
 
 @hookspec

@@ -6,12 +6,14 @@ copies, and the model gets their rounded values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from zephyr_kit.shares import put
 
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -40,10 +42,10 @@ class Masters:
             short.copy_(full)
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Set every trained parameter, in full precision."""
+    def load(self, value_of: Callable[[str], Tensor]) -> None:
+        """Set every trained parameter, by its name, in full precision."""
         for name, parameter in self.optimized.items():
-            parameter.copy_(tensors[name])
+            put(value_of(name), parameter)
         self.give_back()
 
     def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:

@@ -38,6 +38,10 @@ class Report:
     num_targets: int
     """Tokens that it was trained on, over all ranks."""
     tokens_per_second: float
+    num_skipped: int = 0
+    """How many steps in a row, up to this one, have changed no weight, for their loss or gradient was not finite."""
+    rows: tuple[str, ...] = ()
+    """Where the rows of a skipped step stand."""
 
     def facts(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -51,6 +55,7 @@ class Report:
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
             "tokens_per_second": round(self.tokens_per_second, 1),
+            **({"skipped": self.num_skipped, "rows": self.rows} if self.num_skipped else {}),
         }
 
 

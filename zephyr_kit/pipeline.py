@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,25 @@ from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
-from zephyr_kit.devices import this_device
+from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
+from zephyr_kit.inputs import Change, changes, refuse
 from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.preflight import foresee, refuse_what_cannot_run
+from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, disk_errors_told, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
+from zephyr_kit.stopping import Stop
 from zephyr_kit.training import Training
-from zephyr_kit.world import give_back_memory
+from zephyr_kit.world import World
 
 CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
 """Why a stage runs again, where the keys themselves would say little."""
@@ -50,6 +52,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Outdated:
+    """What stands in the folder and would not be made so now."""
+
+    stages: Sequence[str]
+    changes: Sequence[tuple[str, Change]]
+    """The inputs that have changed, each with the stage that it is one of."""
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A run of a preset in a folder."""
 
@@ -58,22 +69,43 @@ class Pipeline:
     plugins: Plugins
     narrator: Narrator
     device: torch.device
+    world: World = field(default_factory=World)
+    stop: Stop = field(default_factory=Stop)
+    accepted: tuple[str, ...] = ()
+    """Inputs that may have changed since the run was begun, by name."""
 
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
-        with self.folder.locked(), disk_errors_told(self.folder.path), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
+        with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
+            outdated = self._refuse_changes(answers)
             forecasts = self._check_data(answers)
+            tasks = {stage.name: stage.task for stage in self._stages if isinstance(stage.task, TrainStage)}
+            refuse_full_disk([(tasks[name], forecast) for name, forecast in forecasts.items()], self.folder)
+            self._set_aside(outdated)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
             for stage in self._stages:
+                self.stop.check()
                 if isinstance(stage.task, TrainStage):
                     trained.append(self._train(stage, stage.task, trained, forecasts))
                 elif isinstance(stage.task, EvaluateStage):
                     evaluations += self._evaluate(stage, stage.task, trained)
                 else:
                     self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
+            self.world.word()
             return evaluations
+
+    def follow(self) -> None:
+        """Take part in whatever the leader trains, until it says nothing more."""
+        stages = {stage.name: stage for stage in self._stages}
+        while (call := self.world.word()) is not None:
+            stage = stages[call["stage"]]
+            assert isinstance(stage.task, TrainStage)
+            self.narrator.say(f"stage {stage.name}")
+            start = Start(call["start"] and Path(call["start"]), stage.changed, self.preset.seed)
+            task = replace(stage.task, train=replace(stage.task.train, **call["train"]))
+            self._training(stage, task, self.folder.stage(stage.name), start).run()
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
@@ -94,6 +126,56 @@ class Pipeline:
                     key = gathering_key(stage.task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
                     found |= {stage.name} if folder.is_done(key) else set()
         return found
+
+    def _keys(self, answers: Answers, *, standing: bool = False) -> Iterator[tuple[Stage, dict[str, Any]]]:
+        """Every stage with its key: after the stages before it as they will be, or as they stand in the folder."""
+        before: Trained | None = None
+        models: dict[str, str] = {}
+        for stage in self._stages:
+            folder, task = self.folder.stage(stage.name), stage.task
+            if isinstance(task, TrainStage):
+                start = Start(before.folder if before else None, stage.changed, self.preset.seed)
+                key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
+                models[stage.name] = digest((folder.key() if standing else None) or key)
+                before = Trained(stage, folder.model, models[stage.name])
+            elif isinstance(task, EvaluateStage):
+                key = evaluation_key(stage, models)
+            else:
+                key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
+            yield stage, key
+
+    def _refuse_changes(self, answers: Answers) -> Outdated:
+        """What stands in the folder and would not be made so now; raises where inputs have changed and nobody has accepted that."""
+        names = [stage.name for stage in self._outdated(answers)]
+        found = list({change.name: (name, change) for name, change in self._changes(answers)}.values()) if names else []
+        refuse([change for _, change in found], self.accepted)
+        return Outdated(names, found)
+
+    def _set_aside(self, outdated: Outdated) -> None:
+        """Make room for what is made anew, the last stage first: cut short, that leaves a change which the same command accepts again."""
+        for name, change in outdated.changes:
+            self.narrator.say(f"stage {name} runs again: {change.name}: was {change.was}, is {change.now}; it is kept under superseded/")
+        if outdated.changes:
+            self._note(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
+        for name in reversed(outdated.stages):
+            self.folder.set_aside(name)
+
+    def _outdated(self, answers: Answers) -> Iterator[Stage]:
+        """Stages that stand in the folder as they would not be made now."""
+        names: set[str] = set()
+        for stage, key in self._keys(answers):
+            standing = self.folder.stage(stage.name).key()
+            portions = [portion for each in portions_of(stage.task).values() for portion in each]
+            if standing is not None and (standing != as_json(key) or gathered_by(portions) & names):
+                names.add(stage.name)
+                yield stage
+
+    def _changes(self, answers: Answers) -> Iterator[tuple[str, Change]]:
+        for stage, key in self._keys(answers, standing=True):
+            folder = self.folder.stage(stage.name)
+            if folder.is_begun:
+                found = changes(stage.name, folder.key() or {}, as_json(key), stage.changed)
+                yield from ((stage.name, change) for change in found)
 
     @property
     def _stages(self) -> list[Stage]:
@@ -132,8 +214,11 @@ class Pipeline:
         return forecasts
 
     def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus, libraries: int | None = None) -> Forecast | None:
-        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), this_device(self.device), self.preset.seed, corpus, libraries)
-        return foresee(outlook, self.narrator)
+        device = this_device(self.device)
+        if device.kind == "cpu":  # whose memory the ranks of a machine share
+            device = replace(device, memory=device.memory // self.world.local_size)
+        outlook = Outlook(stage, task, skeleton_start(self.preset, stage), device, self.preset.seed, corpus, libraries)
+        return foresee(outlook, self.narrator, self.world)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])
@@ -142,10 +227,12 @@ class Pipeline:
     def _note_work(self, stage: Stage, **facts: Any) -> None:
         """Add to `run.json` with what, and where, a stage is worked on."""
         self.narrator.say(f"stage {stage.name}")
+        self._note({"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()})
+
+    def _note(self, *facts: Mapping[str, Any]) -> None:
         notes = self.folder.path / "run.json"
         before = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-        note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
-        write_json(notes, [*before, note])
+        write_json(notes, [*before, *facts])
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
@@ -156,19 +243,26 @@ class Pipeline:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
             self._note_work(stage, tokens_per_batch=task.train.capacity)
-            Training(
-                self.preset.name,
-                replace(stage, task=task, settings={**stage.settings, "train.tokens_per_batch": task.train.capacity}),
-                task,
-                folder,
-                start,
-                self.preset.seed,
-                self.device,
-                self.plugins,
-                self.narrator,
-                tuple(one.stage.name for one in trained),
-            ).run()
+            settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
+            self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
+            self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
         return Trained(stage, folder.model, digest(key))
+
+    def _training(self, stage: Stage, task: TrainStage, folder: StageFolder, start: Start, before: tuple[str, ...] = ()) -> Training:
+        return Training(
+            self.preset.name,
+            replace(stage, task=task, settings={**stage.settings, "train.tokens_per_batch": task.train.capacity}),
+            task,
+            folder,
+            start,
+            self.preset.seed,
+            self.device,
+            self.plugins,
+            self.narrator,
+            before,
+            self.world,
+            self.stop,
+        )
 
     def _foresee_late(
         self, stage: Stage, task: TrainStage, start: Start, forecasts: Mapping[str, Forecast | None]
@@ -220,16 +314,17 @@ class Pipeline:
         return opened
 
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
-        folder, differing = self.folder.open_stage(stage.name, key)
+        opened = self.folder.open_stage(stage.name, key)
+        folder = opened.stage
         damage = folder.damage()
         if damage is not None:
             self.narrator.say(f"stage {stage.name}: {damage}; it is made again, from its last checkpoint if that is there")
             folder.reopen()
         elif folder.done() is not None:
-            told = " is taken back from superseded/, where the same one was" if differing else ": done before, nothing changed"
+            told = " is taken back from superseded/, where the same one was" if opened.taken_back else ": done before, nothing changed"
             self.narrator.say(f"stage {stage.name}{told}")
-        elif differing:
-            reasons = list(dict.fromkeys(CHANGES.get(re.split(r"[:[]", line)[0], line) for line in differing))
+        elif opened.differing:
+            reasons = list(dict.fromkeys(CHANGES.get(re.split(r"[:[]", line)[0], line) for line in opened.differing))
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
         return folder

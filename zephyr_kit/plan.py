@@ -7,9 +7,10 @@ a step is cut into batches is the machine's affair and changes no result.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -114,6 +115,11 @@ def pack(indices: Sequence[int], lengths: npt.ArrayLike, capacity: int, *, multi
     tight = _best_fit(order, sizes, capacity)
     count = math.ceil(len(tight) / multiple) * multiple
     return _even(order, sizes, capacity, count) or tight + [[] for _ in range(count - len(tight))]
+
+
+def together(packs: Sequence[list[int]], count: int) -> Iterator[list[int]]:
+    """The examples of `count` packs at a time: one for each rank."""
+    return (list(itertools.chain.from_iterable(packs[first : first + count])) for first in range(0, len(packs), count))
 
 
 def _best_fit(order: Sequence[int], sizes: npt.NDArray[np.int64], capacity: int) -> list[list[int]]:

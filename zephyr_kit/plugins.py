@@ -32,6 +32,7 @@ OFFERS: Mapping[type, tuple[str, str]] = {
     protocols.Completer: ("completer", "zkit_completers"),
     protocols.Judge: ("judge", "zkit_judges"),
     protocols.Suite: ("suite", "zkit_suites"),
+    protocols.Launcher: ("launcher", "zkit_launchers"),
 }
 """For each protocol: what its offers are called, and the hook that offers them."""
 BLOCK = "ZKIT_BLOCK_PLUGINS"

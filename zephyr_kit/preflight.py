@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,17 +12,21 @@ import torch
 
 from zephyr_kit import ZkitError
 from zephyr_kit.devices import this_device
+from zephyr_kit.disk import DiskError
 from zephyr_kit.doctor import version_problems
-from zephyr_kit.forecast import Forecast, Outlook, foretell
+from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
 from zephyr_kit.protocols import Start
 from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.runs import RunFolder
-from zephyr_kit.sizes import GIB, in_words
-from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, TrainStage
+from zephyr_kit.sizes import GIB, KIB, MIB, in_words
+from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, Task, Train, TrainStage
+from zephyr_kit.world import World
 
 Check = Callable[[], Sequence[str]]
+BESIDE_TENSORS, BESIDE_WEIGHTS = 32 * KIB, 4 * MIB
+"""Bytes of the other files of a checkpoint, and of a model: its tokenizer for the most part."""
 
 
 class NotReady(ZkitError):
@@ -41,17 +46,22 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
         raise NotReady(f"{preset.file} cannot run here:\n{listed}\n{advice}")
 
 
-def foresee(outlook: Outlook, narrator: Narrator) -> Forecast | None:
-    """What a stage will take; raises `NotReady` when the device cannot hold it, None when that cannot be known."""
-    forecast, reason = foretell(outlook)
-    if forecast is None:
-        narrator.say(f"stage {outlook.stage.name}: {reason}")
-        return None
+def foresee(outlook: Outlook, narrator: Narrator, world: World | None = None) -> Forecast | None:
+    """What a stage will take of each device; raises `NotReady` when that cannot hold it, None when it cannot be known."""
+    ways = [outlook] if world is None or world.size == 1 else over_devices(outlook, world.size, world.local_size)
+    for way in ways:
+        forecast, reason = foretell(way)
+        if forecast is None:
+            narrator.say(f"stage {outlook.stage.name}: {reason}")
+            return None
+        if forecast.fits:
+            break
+    assert forecast is not None, "there is always a way to look at"
     if not forecast.fits:
-        raise NotReady(does_not_fit(forecast, find_remedy(outlook)))
+        raise NotReady(does_not_fit(forecast, find_remedy(way)))
     narrator.say(
         f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
-        f"in batches of up to {forecast.tokens_per_batch:,} tokens"
+        f"in batches of up to {forecast.tokens_per_batch:,} tokens{', sharded' if forecast.device.count > 1 else ''}"
     )
     return forecast
 
@@ -64,6 +74,32 @@ def does_not_fit(forecast: Forecast, remedy: Remedy | None) -> str:
     if remedy is None:
         return f"{told}\nno setting that is known makes it fit; take a smaller model"
     return f"{told}\nit fits, with about {in_words(remedy.forecast.peak)}, with:  {remedy.options}"
+
+
+def refuse_full_disk(stages: Sequence[tuple[TrainStage, Forecast | None]], run: RunFolder) -> None:
+    """Raise when the disk has no room for the checkpoints and the results of these stages, one checkpoint more than stay included."""
+    known = [(task, forecast, run.stage(forecast.stage)) for task, forecast in stages if forecast is not None]
+    there = sum(file.stat().st_size for *_, folder in known for file in folder.path.rglob("*") if file.is_file())
+    kept = sum(_kept(task.train) * _checkpoint(forecast) + _result(forecast) for task, forecast, _ in known)
+    needed, free = kept + max((_checkpoint(forecast) for _, forecast, _ in known), default=0) - there, shutil.disk_usage(run.path).free
+    if needed > free:
+        raise DiskError(
+            f"disk full, or it would be: checkpoints and results need {in_words(needed)} ({needed:,} bytes) more, and {run.path} has "
+            f"{in_words(free)} ({free:,} bytes) free; free some, keep fewer (keep_checkpoints), or choose another disk with --output"
+        )
+
+
+def _kept(train: Train) -> int:
+    return train.keep_checkpoints + (train.keep_best is not None)
+
+
+def _checkpoint(forecast: Forecast) -> int:
+    return forecast.rehearsal.state + BESIDE_TENSORS
+
+
+def _result(forecast: Forecast) -> int:
+    shape = forecast.rehearsal.shape
+    return shape.num_trained * shape.dtype.itemsize + BESIDE_WEIGHTS
 
 
 def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.batch import Tree, idle, lay_out
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.observe import Advance, Narrator
 from zephyr_kit.plan import pack
 from zephyr_kit.protocols import Backend, Policy, Start
 from zephyr_kit.score_store import Kept, ScoreStore
+from zephyr_kit.world import World
 
 EXAMPLES_AT_ONCE = 256
 """Packed and kept together: a pass that is killed loses no more, and goes on with the same batches, to the same bits."""
@@ -38,7 +40,8 @@ class ReferenceScores:
 
     def of(self, indices: Sequence[int]) -> Tensor:
         """The scores of these examples' targets, in the order in which `lay_out` lists them, (M,)."""
-        return torch.from_numpy(np.concatenate([self.values.get(key, NOTHING) for i in indices for key in self.keys[i]]))
+        values = [self.values.get(key, NOTHING) for i in indices for key in self.keys[i]]
+        return torch.from_numpy(np.concatenate(values or [NOTHING]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class Missing:
 
     tree: Tree
     keys: Sequence[bytes]
+
+    def num_targets(self) -> list[int]:
+        """Of each completion; without a prompt, nothing comes before the first token."""
+        return [int((trained if len(self.tree.prompt) else trained[1:]).sum()) for trained in self.tree.trained]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Scoring:
     capacity: int
     share_prompts: bool
     narrator: Narrator
+    world: World = field(default_factory=World)
 
     def scores_of(self, corpus: Corpus, name: str) -> ReferenceScores:
         """The scores of a corpus: those that are known from before, and those of the rest, which are kept."""
@@ -66,7 +74,7 @@ class Scoring:
         with self.narrator.track(f"looking for reference scores of {name}"):
             keys = [tuple(completion_keys(tree)) for tree in trees]
             wanted = dict.fromkeys(key for each in keys for key in each if key)
-            values = {key: _array(kept) for key, kept in self.store.known(wanted).items()}
+            values = {key: _array(kept) for key, kept in self._known(wanted).items()}
         num_missing = len(wanted) - len(values)
         self.narrator.say(f"reference scores of {name}: {len(values):,} completions known, {num_missing:,} to score")
         if num_missing:
@@ -80,22 +88,40 @@ class Scoring:
         for first in range(0, len(keys), EXAMPLES_AT_ONCE):
             missing = list(_missing(corpus, keys, range(first, min(first + EXAMPLES_AT_ONCE, len(keys))), values))
             new: dict[bytes, Values] = {}
-            for members in pack(range(len(missing)), [self._row_length(one.tree) for one in missing], self.capacity):
-                new |= self._score([missing[i] for i in members])
+            lengths = [self._row_length(one.tree) for one in missing]
+            packs = pack(range(len(missing)), lengths, self.capacity, multiple=self.world.size)
+            for turn in range(0, len(packs), self.world.size):
+                new |= self._score([[missing[i] for i in members] for members in packs[turn : turn + self.world.size]])
                 advance(done + len(new))
             if new:
-                # What is no number stops this run at its step; kept, it would stop every run after it.
-                self.store.put({key: (value.dtype.str, value.tobytes()) for key, value in new.items() if np.isfinite(value).all()})
+                if self.world.leads:
+                    # What is no number stops this run at its step; kept, it would stop every run after it.
+                    self.store.put({key: (value.dtype.str, value.tobytes()) for key, value in new.items() if np.isfinite(value).all()})
                 values.update(new)
                 done += len(new)
 
     @torch.no_grad()
-    def _score(self, missing: Sequence[Missing]) -> dict[bytes, Values]:
-        batch = lay_out([one.tree for one in missing], share_prompts=self.share_prompts)
-        counts = np.bincount(batch.sequence_M.numpy(), minlength=batch.num_sequences)
-        logp_M = self.policy.score(batch.to(self.device)).cpu().numpy()
-        keys = [key for one in missing for key in one.keys]
-        return dict(zip(keys, np.split(logp_M, np.cumsum(counts)[:-1]), strict=True))
+    def _score(self, packs: Sequence[Sequence[Missing]]) -> dict[bytes, Values]:
+        """Every rank scores one of the packs, and all learn the scores of all."""
+        own = [one.tree for one in packs[self.world.rank]]
+        batch = lay_out(own, share_prompts=self.share_prompts) if own else idle()
+        logp_M = self.policy.score(batch.to(self.device)).cpu()
+        counts = [[count for one in members for count in one.num_targets()] for members in packs]
+        places = np.cumsum([0, *map(sum, counts)])
+        # Sums with zeros, in the widest type, are exact.
+        scores = torch.zeros(int(places[-1]), dtype=torch.float64)
+        scores[places[self.world.rank] : places[self.world.rank + 1]] = logp_M
+        found = self.world.total(scores).to(logp_M.dtype).numpy()
+        keys = [key for members in packs for one in members for key in one.keys]
+        return dict(zip(keys, np.split(found, np.cumsum(list(itertools.chain.from_iterable(counts)))[:-1]), strict=True))
+
+    def _known(self, keys: Mapping[bytes, Any]) -> dict[bytes, Kept]:
+        """What every rank knows; machines may not share a cache, and all must score the same."""
+        known = self.store.known(keys)
+        if self.world.size == 1:
+            return known
+        knowing = self.world.total(torch.tensor([int(key in known) for key in keys])).tolist()
+        return {key: known[key] for key, count in zip(keys, knowing, strict=True) if count == self.world.size}
 
     def _row_length(self, tree: Tree) -> int:
         return tree.num_tokens + (0 if self.share_prompts else len(tree.prompt) * (len(tree.completions) - 1))

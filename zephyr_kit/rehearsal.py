@@ -145,6 +145,7 @@ class _Rehearsing:
     def _take_up(self, trainer: Trainer) -> None:
         """As it is after some steps: with the optimizer's state, and the gradients of the batch before."""
         masters = trainer.masters
+        trainer.skips_on_device = True  # what has no data cannot be asked whether to step
         with self.footprint.counted_as(GRADIENTS):
             for parameter in trainer.parameters:
                 parameter.grad = torch.empty_like(parameter)

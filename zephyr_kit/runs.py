@@ -2,7 +2,7 @@
 
     RUN/preset.toml            the preset, with the changes of the command line
     RUN/settings.json          every resolved value, and where it came from
-    RUN/run.json               versions and machine, each time a stage was worked on
+    RUN/run.json               versions and machine, each time a stage was worked on; changes that were accepted
     RUN/STAGE/key.json         what the stage's result depends on
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
@@ -20,33 +20,20 @@ import json
 import os
 import platform
 import shutil
-import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from zephyr_kit import ZkitError, __version__
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.redaction import redacted
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
-DISK_ERRORS = (
-    "No space left on device",
-    "database or disk is full",
-    "disk I/O error",
-    "File too large",
-    "Disk quota exceeded",
-    "Read-only file system",
-    "Input/output error",
-)
-
 
 class RunError(ZkitError):
     """A run folder that cannot be used."""
@@ -87,12 +74,19 @@ class StageFolder:
         return self.has_result and self.done() is not None and self.key() == as_json(key)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a step has been taken, or a result is there."""
+        return self.has_result or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
+    @property
     def has_result(self) -> bool:
         """Whether a model, or gathered data, is there."""
         return self.model.is_dir() or self.data.is_dir()
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Mark the stage as ended; remember the content of what it made."""
+        """Mark the stage as ended; remember the content of what it made. The mark is on the disk after all that it stands for."""
+        for path in self.path.iterdir():
+            sync(path)
         write_json(self.path / "done.json", {**facts, "files": self._files()})
 
     def damage(self) -> str | None:
@@ -124,6 +118,17 @@ class StageFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A stage's folder, ready to be worked in."""
+
+    stage: StageFolder
+    differing: Sequence[str]
+    """Where the key differs from that of what stood there, and is on the shelf now."""
+    taken_back: bool
+    """Whether the very same stage was found on the shelf."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of a run."""
 
@@ -133,8 +138,8 @@ class RunFolder:
         """The folder of one stage."""
         return StageFolder(self.path / name)
 
-    def open_stage(self, name: str, key: Mapping[str, Any]) -> tuple[StageFolder, list[str]]:
-        """The stage's folder for this key, and why an earlier result is not used if there is one."""
+    def open_stage(self, name: str, key: Mapping[str, Any]) -> Opened:
+        """The stage's folder for this key: the one that stands, one from the shelf, or a new one."""
         stage = self.stage(name)
         key = as_json(key)
         before = stage.key()
@@ -142,11 +147,16 @@ class RunFolder:
         if before is not None and before != key:
             reasons = differences(before, key)
             self._supersede(stage)
-        if not stage.path.exists():
-            self._take_back(stage, key)
+        taken_back = not stage.path.exists() and self._take_back(stage, key)
         stage.path.mkdir(parents=True, exist_ok=True)
+        sync(self.path)
         write_json(stage.path / "key.json", key)
-        return stage, reasons
+        return Opened(stage, reasons, taken_back)
+
+    def set_aside(self, name: str) -> None:
+        """Make room for a stage that is to be made anew."""
+        if (self.path / name).exists():
+            self._supersede(self.stage(name))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -164,39 +174,24 @@ class RunFolder:
             yield
 
     def _supersede(self, stage: StageFolder) -> None:
-        if not stage.metrics.exists() and not stage.has_result:
-            shutil.rmtree(stage.path)  # it never took a step
+        if not stage.is_begun:
+            shutil.rmtree(stage.path)
             return
         self._shelf.mkdir(exist_ok=True)
         numbers = [int(place.name.rpartition("-")[2]) for place in self._shelf.glob(f"{stage.path.name}-*")]
         stage.path.rename(self._shelf / f"{stage.path.name}-{max(numbers, default=0) + 1}")
 
-    def _take_back(self, stage: StageFolder, key: Mapping[str, Any]) -> None:
+    def _take_back(self, stage: StageFolder, key: Mapping[str, Any]) -> bool:
         """Put a superseded stage back in its place when it is the very one that is asked for."""
         for place in self._shelf.glob(f"{stage.path.name}-*"):
             if StageFolder(place).key() == key:
                 place.rename(stage.path)
-                return
+                return True
+        return False
 
     @property
     def _shelf(self) -> Path:
         return self.path / "superseded"
-
-
-@contextmanager
-def disk_errors_told(folder: Path) -> Iterator[None]:
-    """Say in a line that the disk is full, or cannot be written to; what was saved before stands."""
-    try:
-        yield
-    except (OSError, SafetensorError, sqlite3.Error) as error:
-        kind = next((words for words in DISK_ERRORS if words.lower() in str(error).lower()), None)
-        if kind is None:
-            raise
-        # What is written goes to either, and an error of the disk seldom says which.
-        free = " and ".join(f"{place} has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free" for place in (folder, cache_folder(".")))
-        raise RunError(
-            f"{kind[0].lower()}{kind[1:]} ({free}); what was saved before stands, and the same command goes on when that is mended"
-        ) from error
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -249,6 +244,7 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     staging.rename(path)
+    sync(path.parent)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zephyr_kit.cache import SECONDS_TO_WAIT, count_rows, used
+from zephyr_kit.cache import count_rows, open_database, used
 
 FORMAT = 1
 """Part of every key: scores of another format are computed anew."""
@@ -85,8 +85,7 @@ class ScoreStore:
             self._database.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.folder / DATABASE, timeout=SECONDS_TO_WAIT, isolation_level=None)
-        database.execute("PRAGMA journal_mode = WAL")
+        database = open_database(self.folder / DATABASE)
         # A process that is killed loses nothing so; a machine that fails, its last moments.
         database.execute("PRAGMA synchronous = NORMAL")
         columns = "completion BLOB PRIMARY KEY, dtype TEXT NOT NULL, logp BLOB NOT NULL, checksum INTEGER NOT NULL"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zephyr_kit.plan import Indices, Plan
 
 Positive = Annotated[int, Gt(0)]
+Sharding = Literal["replicated", "sharded", "hybrid"]
 Share = Annotated[float, Interval(ge=0, le=1)]
 CPU_TOKENS_PER_BATCH = 2048
 """More brings a CPU nothing but memory in use: the head's logits need no second computation in small batches."""
@@ -37,6 +38,9 @@ class Train:
     """Tokens with each prompt counted once."""
     tokens_per_batch: Positive | None = None
     """What one device takes at once; as much as its memory holds and a step fills, unless given. Changes no result."""
+    sharding: Sharding | Literal["auto"] = "auto"
+    """Whether each of several devices holds the whole model (`replicated`) or a share of it (`sharded`; `hybrid`: shared out over the
+    devices of a machine, and each machine holds it whole); what the plan says, unless given. Changes no result."""
     share_prompts: bool = True
     """Compute the prompt of several completions once; changes no result."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -47,6 +51,9 @@ class Train:
     """Highest norm of the gradient; 0 for no limit."""
     checkpoint_every: Positive = 100
     keep_checkpoints: Positive = 2
+    """The last ones."""
+    keep_best: str | None = None
+    """A metric by which the best checkpoint is kept besides: `held_out/loss`, say. The lowest of a loss, the highest of others."""
     held_out_every: Positive = 100
     """Steps between two looks at the held-out data; there is always one at the end."""
 
@@ -95,6 +102,8 @@ class TrainStage:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
+        if (self.train.keep_best or "").startswith("held_out/") and not self.held_out:
+            raise ValueError(f'`train.keep_best` = "{self.train.keep_best}": there is no `held_out` data to be measured on')
         for portion in (*self.data, *self.held_out):
             _check_rule(portion.binarise, self.objective)
         if self.reference is not None and not self.objective.needs_reference:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
-from zephyr_kit.engine import Meter, Trainer
+from zephyr_kit.devices import give_back_memory
+from zephyr_kit.disk import put
+from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
+from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
-from zephyr_kit.observe import Narrator, Report, Run
-from zephyr_kit.plan import Plan, pack
+from zephyr_kit.observe import Narrator, Run
+from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
@@ -32,9 +35,8 @@ from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import prepare_part, summary
 from zephyr_kit.stages import TrainStage
-from zephyr_kit.world import World, give_back_memory
-
-NUM_ROWS_NAMED = 3
+from zephyr_kit.stopping import Stop
+from zephyr_kit.world import World
 
 
 @dataclass(frozen=True)
@@ -52,28 +54,52 @@ class Training:
     narrator: Narrator
     before: tuple[str, ...] = ()
     """The stages that the model has been through."""
+    world: World = field(default_factory=World)
+    stop: Stop = field(default_factory=Stop)
 
     def run(self) -> None:
         """Train, save the model, and mark the stage as done."""
         tokenizer = self.stage.model.tokenizer(self.start)
-        corpus = self._corpus(self.task.data, tokenizer, "data")
-        held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        with self.world.leader_first():
+            corpus = self._corpus(self.task.data, tokenizer, "data")
+            held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
         with self.narrator.track("loading the model"):
-            policy = self.stage.model.load(self.device, start=self.start, train=True)
+            policy = self._policy()
         references = self._references(policy, {"data": corpus, "held_out": held_out})
         trainer = self._trainer(policy, plan)
-        checkpoints = Checkpoints(self.folder.checkpoints, self.task.train.keep_checkpoints)
+        checkpoints = self._checkpoints()
         self._resume(trainer, checkpoints)
         feed = self._feed(corpus, references.get("data"))
         held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
-        _Loop(self, trainer, plan, feed, held_out_feed, checkpoints).run()
+        self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
         self._finish(policy, corpus, plan)
+        best = checkpoints.best()
+        if best is not None:
+            self.narrator.say(f"best by {self.task.train.keep_best}: step {best}, in {self.folder.checkpoints}")
+
+    def _policy(self) -> Policy:
+        policy = self.stage.model.load(self.device, start=self.start, train=True)
+        if self.task.reference == "live":
+            policy.keep_reference()
+        if self._is_sharded:
+            policy.shard(self.world.mesh(self.device.type, hybrid=self.task.train.sharding == "hybrid"))
+        return policy
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.world.size > 1 and self.task.train.sharding in ("sharded", "hybrid")
 
     def _corpus(self, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> Corpus:
         corpus = prepare_part(self.task, portions, tokenizer, self.narrator, name)
+        if self.world.leads:
+            self._account_for(corpus, portions, tokenizer, name)
+        return corpus
+
+    def _account_for(self, corpus: Corpus, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> None:
+        """Write down what became of every row; refuse what must not be trained on."""
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
         shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
         shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
@@ -82,18 +108,16 @@ class Training:
         if name == "data":
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
-        return corpus
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference:
             return {}
         if self.task.reference == "live":
-            policy.keep_reference()
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
-            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator)
+            scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
             return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
 
     def _score_store(self) -> ScoreStore:
@@ -112,27 +136,55 @@ class Training:
             ),
             seed=self.seed,
             clip=train.clip,
+            world=self.world,
         )
+
+    def _checkpoints(self) -> Checkpoints:
+        train, log = self.task.train, MetricLog(self.folder.metrics)
+        best = train.keep_best
+        worth = None if best is None else lambda: log.worth(best)
+        return Checkpoints(self.folder.checkpoints, train.keep_checkpoints, self.folder.key() or {}, (log.path,), worth, self.world)
 
     def _resume(self, trainer: Trainer, checkpoints: Checkpoints) -> None:
         state, remarks = checkpoints.newest()
         for remark in remarks:
             self.narrator.say(remark)
-        log = MetricLog(self.folder.metrics)
         if state is not None:
             trainer.load_state(state)
-            self.narrator.say(f"going on after step {state.step}")
-        log.rewind(trainer.num_steps_taken)
+        if self.world.leads:
+            self._rewind(trainer.num_steps_taken, resumed=state is not None)
+
+    def _rewind(self, step: int, *, resumed: bool) -> None:
+        log = MetricLog(self.folder.metrics)
+        lost = log.last_step() - step
+        if resumed or lost > 0:
+            again = f"; {lost} that came after are taken again" if lost > 0 else ""
+            self.narrator.say(f"going on after step {step}{again}")
+        log.rewind(step)
 
     def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
         train = self.task.train
-        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, World(), reference)
+        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
+
+    def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
+        about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)
+        log = MetricLog(self.folder.metrics)
+        return Loop(
+            about, self.task.train, trainer, plan, feed, held_out, checkpoints, log, self.plugins, self.narrator, self.stop
+        )
 
     def _finish(self, policy: Policy, corpus: Corpus, plan: Plan) -> None:
         staging = self.folder.path / ".model"
-        shutil.rmtree(staging, ignore_errors=True)
+        if self.world.leads:
+            shutil.rmtree(staging, ignore_errors=True)
         with self.narrator.track("saving the model"):
-            policy.save(staging)
+            if self.world.leads or self._is_sharded:
+                policy.save(staging)
+        if self.world.leads:
+            self._conclude(staging, corpus, plan)
+
+    def _conclude(self, staging: Path, corpus: Corpus, plan: Plan) -> None:
+        """Put the model in its place, with its card, and mark the stage as done."""
         last = _last(MetricLog(self.folder.metrics).lines())
         write_card(
             staging,
@@ -146,84 +198,8 @@ class Training:
         )
         _let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
-        staging.rename(self.folder.model)
+        put(staging, self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """Steps until the plan is fulfilled, with reports, held-out looks and checkpoints between them."""
-
-    training: Training
-    trainer: Trainer
-    plan: Plan
-    feed: Feed
-    held_out: Feed | None
-    checkpoints: Checkpoints
-
-    def run(self) -> None:
-        """Run, and tell observers of the start, of every step, and of the end."""
-        run = self._about()
-        error: BaseException | None = None
-        try:
-            self._tell("zkit_run_started", run=run)
-            self._steps(run)
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._tell("zkit_run_ended", run=run, error=error)
-
-    def _about(self) -> Run:
-        training = self.training
-        return Run(
-            training.run_name,
-            training.stage.name,
-            training.folder.path,
-            self.plan.num_steps,
-            self.trainer.num_steps_taken,
-            training.stage.settings,
-        )
-
-    def _steps(self, run: Run) -> None:
-        train = self.training.task.train
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows)
-        with self.checkpoints.saving() as save:
-            for work in self.feed.steps(self.plan, first=self.trainer.num_steps_taken):
-                self._report(run, meter.add(self.trainer.step(work)))
-                step = self.trainer.num_steps_taken
-                last = step == self.plan.num_steps
-                look, keep = (last or step % every == 0 for every in (train.held_out_every, train.checkpoint_every))
-                if look or keep:
-                    # Flushed first: a figure that is not a number must stop the run before it is kept.
-                    self._report(run, meter.flush())
-                if look and self.held_out is not None:
-                    self._look(run, self.held_out, step)
-                if keep:
-                    save(self.trainer.state())
-                if look or keep:
-                    meter.restart()
-
-    def _report(self, run: Run, reports: Sequence[Report]) -> None:
-        MetricLog(self.training.folder.metrics).append(report.facts() for report in reports)
-        for report in reports:
-            self._tell("zkit_step_ended", run=run, report=report)
-
-    def _look(self, run: Run, feed: Feed, step: int) -> None:
-        groups = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-        means = self.trainer.evaluate(feed.step(group) for group in groups)
-        MetricLog(self.training.folder.metrics).append([{"step": step, **{f"held_out/{name}": value for name, value in means.items()}}])
-        self._tell("zkit_held_out", run=run, step=step, metrics=means)
-
-    def _rows(self, step: int) -> str:
-        """Where the first rows of a step stand."""
-        indices = self.plan.step(step)
-        named = [self.feed.corpus.origins[index] for index in indices[:NUM_ROWS_NAMED]]
-        return f" ({', '.join(named)}{' …' if len(indices) > len(named) else ''})"
-
-    def _tell(self, hook: str, **facts: Any) -> None:
-        for complaint in self.training.plugins.tell(hook, **facts):
-            self.training.narrator.say(complaint)
 
 
 def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,7 +207,8 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
-    return {name: value for name, value in newest.items() if name not in ("step", "tokens_per_second", "num_tokens", "num_targets")}
+    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "skipped", "rows")
+    return {name: value for name, value in newest.items() if name not in beside}
 
 
 def _let_others_read(folder: Path) -> None:

@@ -1,59 +1,125 @@
-"""The devices that take part in a run."""
+"""The processes that train together."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from zephyr_kit import ZkitError
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 
+RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+"""Environment variables in which torch's launchers tell a process its place."""
+BETWEEN_LOOKS = timedelta(seconds=1)
+PATIENCE = timedelta(minutes=10)
+"""How long a message may take: longer than any step, and the other ranks are given up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class World:
-    """This process among all that train together."""
+    """This process among all that train together; ranks of a machine follow each other."""
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    """Ranks on this machine."""
+    store: Any = field(default=None, compare=False)
+    _words: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes files and tells the user."""
+        return self.rank == 0
 
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """This rank's share of the batches of a step."""
         return items[self.rank :: self.size]
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of a value over all ranks."""
+        """The sum of a value over all ranks, in its place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
+    def highest(self, value: int) -> int:
+        """The highest value of any rank; the host waits for the others, and no device does."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
 
-def find_device(name: str = "auto") -> torch.device:
-    """The device to train on: the named one, or the best of this machine."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def mesh(self, device: str, *, hybrid: bool) -> DeviceMesh:
+        """Of all ranks; in two dimensions, machines and their devices, if `hybrid`."""
+        if hybrid:
+            return init_device_mesh(device, (self.size // self.local_size, self.local_size), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device, (self.size,), mesh_dim_names=("shard",))
+
+    def gather(self, value: Any) -> list[Any]:
+        """A JSON value of every rank, by rank."""
+        if self.store is None:
+            return [value]
+        number = next(self._words)
+        self.store.set(f"{number}/{self.rank}", json.dumps(value))
+        return [self._read(f"{number}/{rank}") for rank in range(self.size)]
+
+    def word(self, value: Any = None) -> Any:
+        """A JSON value that the leader gives, and the others wait for, however long it takes."""
+        if self.store is None:
+            return value
+        number = next(self._words)
+        if self.leads:
+            self.store.set(str(number), json.dumps(value))
+        return self._read(str(number))
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """What the leader does before the others do the same; they find made what it has made."""
+        if not self.leads:
+            self.word()
+        yield
+        if self.leads:
+            self.word()
+
+    def _read(self, key: str) -> Any:
+        assert self.store is not None
+        while True:
+            try:
+                self.store.wait([key], BETWEEN_LOOKS)
+            except dist.DistStoreError:  # a signal is heard in between
+                continue
+            return json.loads(self.store.get(key))
+
+
+def is_a_rank() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return {RANK, SIZE, LOCAL_RANK} <= os.environ.keys()
+
+
+@contextmanager
+def joined(device_type: str) -> Iterator[World]:
+    """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
+    local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()))
+        return
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ZkitError(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
-    return device
-
-
-def give_back_memory() -> None:
-    """Return what models that are no longer there have held; torch and glibc keep it, and another could not have it."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        yield World(rank, size, *local, PrefixStore("zkit", store))
+    finally:
+        dist.destroy_process_group()

@@ -12,6 +12,7 @@ from typing import Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.config import plain
+from zephyr_kit.disk import put
 from zephyr_kit.example import Message
 from zephyr_kit.prompts import Dialogue, Prompt
 from zephyr_kit.protocols import Bench, Request, Sampling
@@ -73,4 +74,4 @@ class GatherFiles(AbstractContextManager["GatherFiles"]):
         if error is None:
             self._refuse_empty()
             shutil.rmtree(self._folder.data, ignore_errors=True)
-            self._staging.rename(self._folder.data)
+            put(self._staging, self._folder.data)

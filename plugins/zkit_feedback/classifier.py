@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zephyr_kit import ZkitError
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure, Judgement
 from zephyr_kit.remote_code import code_arguments
 from zephyr_kit.template_process import TemplateWriter, writer_for
 from zephyr_kit.weights import admit, commit_of
-from zephyr_kit.world import give_back_memory
 from zkit_feedback.trouble import Unusable
 
 if TYPE_CHECKING:

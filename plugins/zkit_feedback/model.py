@@ -24,7 +24,7 @@ class ModelCompleter:
 
     def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply | Failure]]:
         if requests:
-            from zephyr_kit.world import give_back_memory
+            from zephyr_kit.devices import give_back_memory
 
             give_back_memory()
             yield from replies_of(self.model.load(bench.device, start=Start(), train=False), requests)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.protocols import Failure, Reply, Request
 from zephyr_kit.template_process import TemplateRefusal, TemplateWriter, writer_for
 from zephyr_kit.weights import admit, commit_of
-from zephyr_kit.world import give_back_memory
 from zkit_feedback.trouble import bracketed
 
 if TYPE_CHECKING:

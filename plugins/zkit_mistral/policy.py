@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zephyr_kit.batch import Batch
 from zephyr_kit.protocols import Attention, Reply, Request
+from zkit_mistral import sharding
 from zkit_mistral.activations import Mover, on_the_host
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
@@ -20,6 +21,9 @@ from zkit_mistral.generation import write_replies
 from zkit_mistral.head import target_logp
 from zkit_mistral.quiet import quiet
 from zkit_mistral.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Scorer(nn.Module):
@@ -80,6 +84,11 @@ class MistralPolicy:
         elif self._twin is None:
             self._twin = copy.deepcopy(self.module).requires_grad_(requires_grad=False).eval()
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        for scorer in (self.module, self._twin):
+            if scorer is not None:
+                sharding.shard(scorer, bare(scorer.model), mesh)
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         training = self.module.training
@@ -119,16 +128,20 @@ class MistralPolicy:
             self.module.train(training)
 
     def save(self, folder: Path) -> None:
+        causal = bare(self.module.model)
+        shared = sharding.is_shared_out(causal)
+        weights = sharding.gathered(causal) if shared and self.adapters is None else None
+        if shared and not sharding.is_first():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
-            self._save(folder)
+            self._save(folder, causal, weights)
 
-    def _save(self, folder: Path) -> None:
-        causal = bare(self.module.model)
+    def _save(self, folder: Path, causal: Any, weights: dict[str, Tensor] | None) -> None:
         causal.generation_config.eos_token_id = self.tokenizer.stop_ids
         causal.generation_config.pad_token_id = self.tokenizer.tokens.eos_token_id
         if self.adapters is None:
-            causal.save_pretrained(folder)
+            causal.save_pretrained(folder, state_dict=weights)
         else:
             self.adapters.save(folder)
             causal.generation_config.save_pretrained(folder)

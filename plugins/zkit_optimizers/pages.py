@@ -8,17 +8,24 @@ from typing import Any
 import torch
 from bitsandbytes.optim import AdamW
 
+CHANGING = ("state1", "state2", "absmax1", "absmax2")
+"""What an update changes beside the parameter."""
+
 
 class MendedAdamW(AdamW):  # type: ignore[misc]
     """The same mathematics."""
 
     initialized: bool
+    found_inf: torch.Tensor | None = None
+    """Above zero: change nothing. The trainer sets it, on the device, as it does for torch's fused optimizers."""
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter; bitsandbytes waits for the device after each one, which only paging needs."""
         if self.is_paged:
-            loss: float | None = super().step(closure)
+            skipped = self.found_inf is not None and bool(self.found_inf)
+            loss: float | None = None if skipped else super().step(closure)
             return loss
         assert closure is None, "the trainer has none"
         if not self.initialized:
@@ -29,8 +36,20 @@ class MendedAdamW(AdamW):  # type: ignore[misc]
                 if parameter.grad is not None:
                     if not self.state[parameter]:
                         self.init_state(group, parameter, number, place)
-                    self.update_step(group, parameter, number, place)
+                    self._update(group, parameter, number, place)
         return None
+
+    def _update(self, group: dict[str, Any], parameter: torch.Tensor, number: int, place: int) -> None:
+        """Update one parameter, or put back what it was: its count of steps goes on, which its next updates hardly feel."""
+        if self.found_inf is None:
+            self.update_step(group, parameter, number, place)
+            return
+        state, skip = self.state[parameter], self.found_inf > 0
+        changing = [parameter, *(state[name] for name in CHANGING if name in state)]
+        before = [tensor.clone() for tensor in changing]
+        self.update_step(group, parameter, number, place)
+        for tensor, old in zip(changing, before, strict=True):
+            torch.where(skip, old, tensor, out=tensor)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a state over, its pages into pages: bitsandbytes would put all of it on the device, for good."""

@@ -1,16 +1,15 @@
 """The command `zkit`. Nothing here imports torch: commands import what they need when they run.
 
-Exit codes: 0 done; 1 it cannot be done here; 2 it was not understood (the command line, a preset
-or its name); 6 the data is refused, with a table of reasons; 130 interrupted. Each error knows its own.
+How it ends is told by `zephyr_kit.exits`.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -19,16 +18,19 @@ from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.doctor import doctor
+from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
-from zephyr_kit.plugins import ONLY_OURS, Plugins
-
-INTERRUPTED = 130
-NO_THIRD_PARTY = "--no-third-party"
+from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
+from zephyr_kit.exits import Exit
+from zephyr_kit.heartbeat import own_signs
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.redaction import redacted
+from zephyr_kit.stopping import Stopped
 
 
 def build() -> click.Group:
@@ -38,7 +40,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, plan, preview, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
@@ -53,21 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
-    with _our_environment(sys.argv[1:] if arguments is None else arguments), without_secrets():
-        sys.exit(_exit_code(arguments))
+    with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
+        code = _exit_code(arguments)
+        if own_signs() is not None:
+            _leave(code)
+        sys.exit(code)
 
 
-@contextmanager
-def _our_environment(arguments: Sequence[str]) -> Iterator[None]:
-    """With the word that no third party's plugin is loaded, if it is among those before the command; processes that are started hear it."""
-    before = os.environ.get(ONLY_OURS)
-    if NO_THIRD_PARTY in itertools.takewhile(lambda word: word.startswith("-"), arguments):
-        os.environ[ONLY_OURS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(ONLY_OURS, None)
+def _leave(code: int) -> NoReturn:
+    """End at once: the threads of a process group may abort an interpreter that shuts down in order."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
@@ -76,11 +75,29 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
-        return error.exit_code
+        _note(redacted(str(error)))
+        return error.exit
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        _note(str(stopped))
+        return stopped.exit
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return Exit.INTERRUPTED
+    except Exception as error:
+        if own_signs() is None:
+            raise
+        traceback.print_exc()
+        _note(redacted(f"{type(error).__name__}: {error}"))
+        return Exit.CRASHED
     return code if isinstance(code, int) else 0
+
+
+def _note(cause: str) -> None:
+    """Leave word of why this rank ends, if it is one of several."""
+    signs = own_signs()
+    if signs is not None:
+        signs.note_failure(cause)

@@ -45,9 +45,9 @@ def chat(
 
 
 def _open(plugins: Plugins, run: Path, stage: str | None, device: str) -> Policy:
+    from zephyr_kit.devices import find_device
     from zephyr_kit.preset import load
     from zephyr_kit.protocols import Start
-    from zephyr_kit.world import find_device
 
     if not (run / "preset.toml").exists():
         raise ZkitError(f"{run}: holds no preset.toml; give the folder that `zkit run` wrote")

@@ -110,10 +110,10 @@ def _refuse_what_cannot_be_read(preset: Preset, stages: Sequence[tuple[Stage, Tr
     """Told as `zkit run` does; but the device that the preset needs is not needed here."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from zephyr_kit.devices import find_device
     from zephyr_kit.preflight import NotReady
     from zephyr_kit.protocols import Start
     from zephyr_kit.stages import TrainStage
-    from zephyr_kit.world import find_device
 
     # Every tokenizer comes from where the first model does.
     first = next(stage for stage in preset.stages if isinstance(stage.task, TrainStage))

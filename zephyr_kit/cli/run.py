@@ -3,64 +3,117 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from zephyr_kit import ZkitError
+from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
+from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
 from zephyr_kit.config import PresetError
+from zephyr_kit.exits import table
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.redaction import names_of_secrets_in
+from zephyr_kit.stopping import Stop
 
 if TYPE_CHECKING:
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.preset import Preset
     from zephyr_kit.protocols import Evaluation
+    from zephyr_kit.world import World
+
+LAUNCHER = "elastic"
+"""What starts the ranks of a run on this machine."""
+ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 
 
-@click.command()
+@click.command(epilog=ENDS)
 @click.argument("preset")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--devices", type=click.IntRange(min=1), help="How many of this machine's devices.  [default: all GPUs, or one CPU]")
+@click.option("--nodes", default="1", metavar="N", help="On so many machines, each with this command; 2:4 goes on with two of four.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet.")
+@click.option("--accept", "accepted", multiple=True, metavar="NAME", help="Accept that an input has changed. Repeatable.")
+@click.option("--max-time", callback=seconds, metavar="TIME", help="Save and leave after so long: 2h30m, 45m, 90s.")
 @click.option("--smoke", is_flag=True, help="The same pipeline in miniature: shrunken random model, generated rows, a few steps, offline.")
 @click.pass_obj
-def run(plugins: Plugins, preset: str, changes: tuple[str, ...], output: Path | None, device: str, smoke: bool) -> None:  # noqa: FBT001  click's way
+def run(
+    plugins: Plugins,
+    preset: str,
+    changes: tuple[str, ...],
+    output: Path | None,
+    device: str,
+    devices: int | None,
+    nodes: str,
+    rendezvous: str | None,
+    accepted: tuple[str, ...],
+    max_time: float | None,
+    smoke: bool,  # noqa: FBT001  click's way
+) -> int:
     """Run PRESET, a file or a name: start it, or go on where it stood."""
-    from zephyr_kit.preset import load
+    stop = Stop()
+    with stop.listening(max_time):
+        from zephyr_kit.disk import disk_errors_told
+        from zephyr_kit.preset import load
+        from zephyr_kit.world import is_a_rank
 
-    resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
-    _refuse_secrets(resolved)
-    folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
-    _run(plugins, resolved, folder, device, smoke=smoke)
+        resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
+        _refuse_secrets(resolved)
+        folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
+        wanted = Devices(device, devices, nodes, rendezvous)
+        with disk_errors_told(folder):
+            if not is_a_rank() and wanted.are_several():
+                return _launch(plugins, resolved.name, folder, wanted)
+            with found_world(plugins, device) as world:
+                _run(plugins, resolved, folder, device, world, stop, accepted, smoke=smoke)
+    return 0
 
 
-def _run(plugins: Plugins, preset: Preset, folder: Path, device: str, *, smoke: bool) -> None:
+def _launch(plugins: Plugins, name: str, folder: Path, wanted: Devices) -> int:
+    """Have this very command started on each device."""
+    from zephyr_kit.protocols import Launcher
+
+    elastic = plugins.offered(Launcher)[LAUNCHER]()
+    return launch_job(elastic, name, folder, wanted, arguments=tuple(sys.argv[1:]))
+
+
+def _run(
+    plugins: Plugins,
+    preset: Preset,
+    folder: Path,
+    device: str,
+    world: World,
+    stop: Stop,
+    accepted: tuple[str, ...],
+    *,
+    smoke: bool,
+) -> None:
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.pipeline import Pipeline
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.smoke import miniature
-    from zephyr_kit.world import find_device
 
     teller = Teller()
     plugins.add(teller, "zkit-teller")
     if smoke:
-        _make(folder)
-        preset = miniature(preset, folder / "smoke")
-    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, find_device(device))
+        make_folder(folder)
+        # Each process has its own, or one would write what another reads.
+        preset = miniature(preset, folder / "smoke" if world.leads else folder / "smoke" / f"rank-{world.rank}")
+    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, own_device(device, world), world, stop, accepted)
+    if not world.leads:
+        pipeline.follow()
+        return
     if not smoke:
         pipeline.check()
-        _make(folder)
-    teller.say(f"{preset.name} in {folder} on {pipeline.device}")
+        make_folder(folder)
+    teller.say(f"{preset.name} in {folder} on {pipeline.device}{f', {world.size} of them' if world.size > 1 else ''}")
     if others := plugins.third_parties():
         teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
-    try:
-        evaluations = pipeline.run()
-    except KeyboardInterrupt:
-        teller.say("the same command goes on where it stood: after the last checkpoint, and with every answer that came")
-        raise
+    evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
 
 
@@ -71,13 +124,6 @@ def _refuse_secrets(preset: Preset) -> None:
             f"{preset.file}: holds the value of the environment variable {name}, which would be written into the run; "
             f'name the variable instead, as in api_key_env = "{name}"'
         )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZkitError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error
 
 
 def _conclude(teller: Teller, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:

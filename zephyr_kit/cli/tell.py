@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from zephyr_kit import hookimpl
+from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Advance, Report, Run
 from zephyr_kit.protocols import Evaluation
 
@@ -116,7 +117,7 @@ def figures(report: Report) -> str:
 
 def shown(metrics: Mapping[str, float]) -> str:
     """The metrics that are worth watching."""
-    return "  ".join(f"{name} {metrics[key]:.4g}" for key, name in SHOWN.items() if key in metrics)
+    return "  ".join(f"{name} {as_text(metrics[key])}" for key, name in SHOWN.items() if key in metrics)
 
 
 def figure(value: float | None) -> str:

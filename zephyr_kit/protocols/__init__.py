@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zephyr_kit.protocols.data import INLINE, DataSource, Filter, Memory, Verdict
+from zephyr_kit.protocols.launch import Job, Launcher
 from zephyr_kit.protocols.measure import Evaluation, Suite
 from zephyr_kit.protocols.model import (
     Attention,
@@ -31,8 +32,10 @@ __all__ = [
     "Evaluation",
     "Failure",
     "Filter",
+    "Job",
     "Judge",
     "Judgement",
+    "Launcher",
     "Leaner",
     "Memory",
     "Objective",

@@ -16,6 +16,7 @@ from zephyr_kit import Unit
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from zephyr_kit.batch import Batch, Tree
     from zephyr_kit.example import Example
@@ -133,6 +134,14 @@ class Policy(Protocol):
 
     def keep_reference(self) -> None:
         """Called once, before the first step, when `reference` will be entered while training."""
+        ...
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Share the weights out over the devices of a mesh, in place of a copy on each.
+
+        Called once, after `keep_reference` and before the first score. From then on every rank
+        calls `score` and `save` together with the others, and the first one writes.
+        """
         ...
 
     def reference(self) -> AbstractContextManager[None]:

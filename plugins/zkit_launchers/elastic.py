@@ -1,0 +1,79 @@
+"""A process for every device, under torch's elastic agent, which starts all anew when one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zephyr_kit.heartbeat import FOLDER
+from zephyr_kit.protocols import Job
+
+STARTS = 10_000
+"""torch's own limit of restarts, which counts those that got on as well; ours does not."""
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """torch's elastic agent: on this machine alone, or one on each of several machines."""
+
+    def problems(self, job: Job) -> Sequence[str]:
+        """See `protocols.Launcher`."""
+        if job.device == "cuda":
+            import torch
+
+            found = torch.cuda.device_count()
+            if job.devices > found:
+                return [f"--devices {job.devices}: torch finds {found} CUDA devices on this machine"]
+        return []
+
+    def launch(self, job: Job, say: Callable[[str], None]) -> int:
+        """See `protocols.Launcher`."""
+        from torch.distributed.elastic.agent.server.api import WorkerSpec
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+
+        from zkit_launchers.guard import Guard, Watched
+        from zkit_launchers.meeting import meeting
+
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        logs = job.folder / "logs" / (socket.gethostname() if job.nodes > 1 else "")
+        signs = _fresh(logs / "signs")
+        _prepare(job, signs)
+        spec = WorkerSpec(
+            role="zkit",
+            local_world_size=job.devices,
+            entrypoint=sys.executable,
+            args=("-m", "zephyr_kit", *job.arguments),
+            rdzv_handler=meeting(job.name, nodes=job.nodes, fewest=job.fewest_nodes, endpoint=job.rendezvous),
+            max_restarts=STARTS,
+            monitor_interval=0.2,
+        )
+        # The first process speaks to the terminal; what the others say is kept.
+        redirects = dict.fromkeys(range(1, job.devices), Std.ALL) | {0: Std.NONE}
+        guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say))
+        try:
+            return guard.exit_code(guard.run())
+        except SignalException as stopped:
+            return 128 + int(stopped.sigval)
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _prepare(job: Job, signs: Path) -> None:
+    """Set what the processes inherit."""
+    os.environ[FOLDER] = str(signs)
+    # Each would take every processor for itself otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.devices)))
+    if job.rendezvous is None and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+

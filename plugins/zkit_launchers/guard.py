@@ -1,0 +1,147 @@
+"""An agent that tells a run that gets on from one that does not, and says what went wrong first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs
+
+from zephyr_kit.exits import Exit
+from zephyr_kit.heartbeat import Signs
+
+STARTS_IN_VAIN = 3
+"""So often is a run started again that takes no new step."""
+SECONDS_OF_SILENCE = 30.0
+"""After which a rank that beat before is taken for frozen."""
+SECONDS_TO_SAVE = 3600
+"""Ranks that are asked to end write a checkpoint first."""
+SECONDS_TO_TELL = 1.0
+"""For the stacks of all threads to be written."""
+NEARLY_AT_ONCE = 2.0
+"""Seconds; who loses a peer may be noticed before the peer is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Where the signs of the ranks and their logs are, and who is told."""
+
+    signs: Path
+    logs: Path
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What went wrong first."""
+
+    time: float
+    text: str
+    code: int
+    """The exit code of the process; below 0, the signal that ended it."""
+
+    @property
+    def was_told(self) -> bool:
+        """Whether it is an end that the process has chosen: starting it again would end in the same way."""
+        return self.code >= 0 and self.code != Exit.CRASHED
+
+
+class Guard(LocalElasticAgent):
+    """torch's agent on one machine."""
+
+    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, watched: Watched) -> None:
+        super().__init__(spec, logs, shutdown_timeout=SECONDS_TO_SAVE)
+        self._watched = watched
+        self._best_step = self._in_vain = 0
+        self._frozen: dict[int, float] = {}
+        self._cause: Cause | None = None
+
+    def exit_code(self, result: RunResult | None) -> int:
+        """Of the whole run."""
+        if result is None or not result.is_failed() or self._cause is None:
+            return 0
+        return self._cause.code if self._cause.code >= 0 else 128 - self._cause.code
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._frozen.clear()
+        for signs in self._signs(worker_group):
+            signs.clear()
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state is WorkerState.HEALTHY:
+            self._look_for_frozen(worker_group)
+        elif result.is_failed():
+            self._judge(worker_group, result.failures)
+        return result
+
+    def _judge(self, group: WorkerGroup, failures: Mapping[int, Any]) -> None:
+        """Whether to start again."""
+        self._cause = cause = self._first_cause(group, failures)
+        if cause.was_told:
+            self._remaining_restarts = 0
+            return
+        step = max(signs.step() for signs in self._signs(group))
+        self._in_vain = 0 if step > self._best_step else self._in_vain + 1
+        self._best_step = max(step, self._best_step)
+        if self._in_vain > STARTS_IN_VAIN:
+            self._remaining_restarts = 0
+            self._watched.say(f"{cause.text}; started again {STARTS_IN_VAIN} times without a new step, so it stops here ({self._where})")
+        else:
+            self._watched.say(f"{cause.text}; all ranks start again from the last checkpoint ({self._where})")
+
+    def _first_cause(self, group: WorkerGroup, failures: Mapping[int, Any]) -> Cause:
+        codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}
+        told = [
+            Cause(found[0], f"rank {signs.rank}: {found[1]}", codes.get(signs.rank, Exit.CRASHED))
+            for signs in self._signs(group)
+            if (found := signs.failure()) is not None
+        ]
+        killed = [
+            Cause(failure.timestamp - NEARLY_AT_ONCE, self._of_the_killed(rank, codes[rank]), codes[rank])
+            for rank, failure in failures.items()
+            if codes[rank] < 0 and codes[rank] != -signal.SIGTERM
+        ]
+        ended = [Cause(failure.timestamp, f"rank {rank} ended with code {codes[rank]}", codes[rank]) for rank, failure in failures.items()]
+        return min(told + killed or ended, key=lambda cause: cause.time)
+
+    def _of_the_killed(self, rank: int, code: int) -> str:
+        if rank in self._frozen:
+            return f"rank {rank} gave no sign of life for {self._frozen[rank]:.0f} s"
+        return f"rank {rank} was ended by {signal.Signals(-code).name}"
+
+    def _look_for_frozen(self, group: WorkerGroup) -> None:
+        """Have every rank write down what it does, and end the one that is frozen; the next look finds it failed."""
+        for worker, signs in zip(group.workers, self._signs(group), strict=True):
+            silent = signs.silent_for()
+            if silent > SECONDS_OF_SILENCE and signs.rank not in self._frozen:
+                self._frozen[signs.rank] = silent
+                for each, its in zip(group.workers, self._signs(group), strict=True):
+                    if its.beat.exists():  # before, the signal would end it
+                        _send(each.id, signal.SIGUSR2)
+                _send(worker.id, signal.SIGCONT)
+                time.sleep(SECONDS_TO_TELL)
+                _send(worker.id, signal.SIGKILL)
+
+    def _signs(self, group: WorkerGroup) -> Iterator[Signs]:
+        """Of the ranks on this machine."""
+        return (Signs(self._watched.signs, worker.global_rank) for worker in group.workers)
+
+    @property
+    def _where(self) -> str:
+        return f"logs in {self._watched.logs}"
+
+
+def _send(pid: int, what: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, what)

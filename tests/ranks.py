@@ -1,0 +1,47 @@
+"""Several processes that are the ranks of a run, under gloo."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from zephyr_kit.world import World
+
+Work = Callable[..., Any]
+
+
+def spawn(work: Work, size: int, folder: Path, *given: Any, local_size: int | None = None) -> list[Any]:
+    """What `work(world, *given)` returns on each rank: tensors, numbers, texts, in lists and dictionaries."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(_rank, args=(work, size, local_size or size, folder, given), nprocs=size)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(size)]
+
+
+@contextmanager
+def world_of(rank: int, size: int, local_size: int, folder: Path) -> Iterator[World]:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=dist.PrefixStore("torch", store), rank=rank, world_size=size)
+    yield World(rank, size, rank % local_size, local_size, dist.PrefixStore("zkit", store))
+
+
+def _rank(number: int, work: Work, size: int, local_size: int, folder: Path, given: tuple[Any, ...]) -> None:
+    try:
+        with world_of(number, size, local_size, folder) as world:
+            torch.save(work(world, *given), folder / f"{number}.pt")
+            dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # gloo's threads may abort an interpreter that shuts down in order

@@ -1,0 +1,111 @@
+"""The processes of a run on several devices, as the command line asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zephyr_kit import ZkitError
+from zephyr_kit.plugins import Plugins
+
+if TYPE_CHECKING:
+    import torch
+
+    from zephyr_kit.protocols import Launcher
+    from zephyr_kit.world import World
+
+
+@dataclass(frozen=True)
+class Devices:
+    """On how many devices, of how many machines."""
+
+    device: str
+    devices: int | None = None
+    nodes: str = "1"
+    rendezvous: str | None = None
+
+    def __post_init__(self) -> None:
+        fewest, most = self.range_of_nodes
+        if not 1 <= fewest <= most:
+            raise ZkitError(f"--nodes {self.nodes}: takes a number of machines, as 4, or the fewest and the most, as 2:4")
+
+    @property
+    def range_of_nodes(self) -> tuple[int, int]:
+        """The fewest and the most machines."""
+        fewest, _, most = self.nodes.partition(":")
+        try:
+            return int(fewest), int(most or fewest)
+        except ValueError:
+            return 0, 0
+
+    def of_this_machine(self) -> tuple[str, int]:
+        """`cpu` or `cuda`, and how many of them."""
+        import torch
+
+        from zephyr_kit.devices import find_device
+
+        found = find_device(self.device)
+        if self.devices is not None:
+            return found.type, self.devices
+        return found.type, torch.cuda.device_count() if found.type == "cuda" and found.index is None else 1
+
+    def are_several(self) -> bool:
+        """Whether there are processes to be started."""
+        several = self.range_of_nodes[1] > 1
+        if several != (self.rendezvous is not None):
+            raise ZkitError("--nodes and --rendezvous HOST:PORT go together: HOST is one of the machines, the same for all")
+        return several or self.of_this_machine()[1] > 1
+
+
+def launch_job(launcher: Launcher, name: str, folder: Path, wanted: Devices, *, arguments: tuple[str, ...]) -> int:
+    """Have `zkit`, with these arguments, started on several devices."""
+    from zephyr_kit.cli.tell import Teller
+    from zephyr_kit.protocols import Job
+
+    device, count = wanted.of_this_machine()
+    fewest, most = wanted.range_of_nodes
+    job = Job(name, arguments, folder, device, count, most, fewest, wanted.rendezvous)
+    problems = launcher.problems(job)
+    if problems:
+        raise ZkitError("\n".join(problems))
+    make_folder(folder)
+    return launcher.launch(job, Teller().say)
+
+
+@contextmanager
+def found_world(plugins: Plugins, device: str) -> Iterator[World]:
+    """What a launcher has started, with signs of life where it wants them; else this process alone."""
+    from zephyr_kit.devices import find_device
+    from zephyr_kit.heartbeat import Heart, own_signs
+    from zephyr_kit.world import World, is_a_rank, joined
+
+    if not is_a_rank():
+        yield World()
+        return
+    signs = own_signs()
+    heart = None if signs is None else Heart(signs)
+    if heart is not None:
+        plugins.add(heart, "zkit-heart")
+    with heart.beating() if heart is not None else nullcontext(), joined(find_device(device).type) as world:
+        yield world
+
+
+def own_device(name: str, world: World) -> torch.device:
+    """The one that this process works on."""
+    import torch
+
+    from zephyr_kit.devices import find_device
+
+    found = find_device(name)
+    return torch.device("cuda", world.local_rank) if found.type == "cuda" and world.size > 1 else found
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZkitError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error

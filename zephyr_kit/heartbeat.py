@@ -1,0 +1,115 @@
+"""Signs of life that a rank gives to who has started it.
+
+    FOLDER/RANK.beat      written anew every few seconds: how many steps were taken
+    FOLDER/RANK.stacks    what every thread was doing, when it is asked (SIGUSR2)
+    FOLDER/RANK.failed    why the rank has ended, if it has failed
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+from zephyr_kit import hookimpl
+from zephyr_kit.observe import Report
+
+FOLDER = "ZKIT_SIGNS"
+"""Environment variable: where signs of life go."""
+SECONDS_BETWEEN_BEATS = 2.0
+
+
+class Heart:
+    """Beats in a thread of its own: a process that is stopped, or starved, no longer does."""
+
+    def __init__(self, signs: Signs) -> None:
+        self.signs = signs
+        self._step = 0
+        self._stop = Event()
+
+    @hookimpl
+    def zkit_step_ended(self, report: Report) -> None:
+        self._step = report.step
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat, and write down every thread's stack when asked to."""
+        thread = Thread(target=self._beat, name="zkit-heart", daemon=True)
+        with self.signs.stacks.open("w", encoding="utf-8") as stacks:
+            faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                self._stop.set()
+                thread.join()
+                faulthandler.unregister(signal.SIGUSR2)
+
+    def _beat(self) -> None:
+        while True:
+            with suppress(OSError):  # a full disk is told by who writes what matters
+                self.signs.beat.write_text(str(self._step), "utf-8")
+            if self._stop.wait(SECONDS_BETWEEN_BEATS):
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """The signs of one rank."""
+
+    folder: Path
+    rank: int
+
+    @property
+    def beat(self) -> Path:
+        return self.folder / f"{self.rank}.beat"
+
+    @property
+    def stacks(self) -> Path:
+        return self.folder / f"{self.rank}.stacks"
+
+    @property
+    def failed(self) -> Path:
+        return self.folder / f"{self.rank}.failed"
+
+    def silent_for(self) -> float:
+        """Seconds since the last beat; 0 before the first one."""
+        with suppress(FileNotFoundError):
+            return time.time() - self.beat.stat().st_mtime
+        return 0.0
+
+    def step(self) -> int:
+        """How many steps were taken, as far as it is known."""
+        with suppress(FileNotFoundError, ValueError):
+            return int(self.beat.read_text("utf-8"))
+        return 0
+
+    def note_failure(self, cause: str) -> None:
+        """Write down why this rank ends."""
+        with suppress(OSError):
+            self.failed.write_text(json.dumps({"time": time.time(), "cause": cause}), "utf-8")
+
+    def failure(self) -> tuple[float, str] | None:
+        """When, and why, the rank has ended."""
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            told = json.loads(self.failed.read_text("utf-8"))
+            return float(told["time"]), str(told["cause"])
+        return None
+
+    def clear(self) -> None:
+        """Forget them."""
+        for file in (self.beat, self.stacks, self.failed):
+            file.unlink(missing_ok=True)
+
+
+def own_signs() -> Signs | None:
+    """Of this process, if whoever has started it wants any."""
+    folder, rank = os.environ.get(FOLDER), os.environ.get("RANK")
+    return Signs(Path(folder), int(rank)) if folder and rank else None

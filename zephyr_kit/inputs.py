@@ -1,0 +1,101 @@
+"""What a stage depends on, compared with what it was begun with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
+
+ALL = "all"
+WIDTH = 40
+"""Of a column, in characters."""
+
+
+class ChangedInputs(ZkitError):
+    """A run whose inputs are not what it was begun with."""
+
+    exit = Exit.CHANGED
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One input, under the name that a preset has for it."""
+
+    name: str
+    was: str
+    now: str
+
+    def is_accepted(self, accepted: Sequence[str]) -> bool:
+        """Whether it, or a table that it stands in, is among these names."""
+        return any(name in (ALL, self.name) or self.name.startswith((f"{name}.", f"{name}[")) for name in accepted)
+
+
+def changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], own: AbstractSet[str] = frozenset()) -> list[Change]:
+    """Where two keys of a stage differ; `own` are the keys of `[model]` that the stage sets itself."""
+    found = {_name(stage, path, own): (was, is_) for path, was, is_ in _differing(before, now)}
+    if any(name.startswith(("model.", f"stages.{stage}.model.")) for name in found):
+        found.pop(f"stages.{stage}.tokenizer", None)  # which is made from the model's files and template
+    return [Change(name, *_columns(was, is_)) for name, (was, is_) in found.items()]
+
+
+def refuse(found: Sequence[Change], accepted: Sequence[str]) -> None:
+    """Raise with all changes side by side, unless every one is accepted."""
+    refused = [change for change in found if not change.is_accepted(accepted)]
+    if not refused:
+        return
+    width = max(len(change.name) for change in found)
+    row = f"  {{:{width}}}  {{:{WIDTH}}}  {{}}"
+    lines = [row.format(change.name, change.was, change.now) for change in found]
+    accept = " ".join(f"--accept {change.name}" for change in refused)
+    advice = (
+        f"to go on with what it is now, add  {accept}  (or --accept {ALL}): what was made before is kept under superseded/\n"
+        "to go on with what it was, undo the change; to have both, give another --output"
+    )
+    raise ChangedInputs("\n".join(["this run was begun with other inputs:", row.format("", "was", "is"), *lines, advice]))
+
+
+def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from _differing(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and path.count("[") == 0:
+        for number, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differing(old, new, f"{path}[{number}]")
+    elif before != now:
+        yield path, before, now
+
+
+def _name(stage: str, path: str, own: AbstractSet[str]) -> str:
+    """What a preset calls it: `settings.objective.beta` is `stages.dpo.objective.beta`."""
+    if path == "seed":
+        return path
+    root, _, rest = path.partition(".")
+    if root == "settings":
+        return f"stages.{stage}.{rest}"
+    if root == "model":
+        # The files of a folder of weights are one input.
+        key = re.split(r"[.\[]", rest)[0]
+        rest = key if key == "weights" else rest
+        return f"stages.{stage}.model.{rest}" if key in own else f"model.{rest}"
+    return f"stages.{stage}.{path}"
+
+
+def _columns(was: Any, now: Any) -> tuple[str, str]:
+    """Both values in the room there is; of long ones, from where they begin to differ."""
+    texts = ["–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (was, now)]
+    if max(map(len, texts)) <= WIDTH:
+        return texts[0], texts[1]
+    same = next((n for n, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), min(map(len, texts)))
+    start = max(0, same - WIDTH // 4)
+    return _cut(texts[0], start), _cut(texts[1], start)
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + WIDTH - 2
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"

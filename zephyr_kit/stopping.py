@@ -1,0 +1,105 @@
+"""Being asked to stop, by a signal or by the clock.
+
+All that a run writes is there whole or not at all, so it may be left anywhere, at once. Only a
+step of training under way is worth waiting for: the loop finishes it, saves, and leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from zephyr_kit.exits import Exit
+
+SIGNALS = {
+    signal.SIGHUP: Exit.HANGUP,
+    signal.SIGINT: Exit.INTERRUPTED,
+    signal.SIGTERM: Exit.TERMINATED,
+    signal.SIGUSR1: Exit.WARNED,
+    signal.SIGALRM: Exit.TIME,
+}
+"""What each asks for; the clock rings by SIGALRM."""
+SECONDS_APART = 0.5
+"""A terminal and a wrapper may both pass one Ctrl-C on."""
+
+
+class Stopped(BaseException):
+    """The run leaves, as it was asked to. No `Exception`: what puts up with any error must not put up with this."""
+
+    def __init__(self, code: Exit) -> None:
+        super().__init__(code.meaning)
+        self.exit = code
+
+
+class Stop:
+    """Whether somebody has asked the run to stop."""
+
+    def __init__(self) -> None:
+        self._asked: Exit | None = None
+        self._since = 0.0
+        self._waits = False
+
+    def requested(self) -> Exit | None:
+        """For what reason, if it is to stop; asked after each step, and where ranks will agree on it."""
+        return self._asked
+
+    def check(self) -> None:
+        """Leave if it is to stop."""
+        asked = self.requested()
+        if asked is not None:
+            raise Stopped(asked)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Within it, a request waits until the loop asks, or until it ends."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        self.check()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the loop, for what can be begun again: a request does not wait."""
+        waits, self._waits = self._waits, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._waits = waits
+
+    @contextmanager
+    def listening(self, seconds: float | None = None) -> Iterator[None]:
+        """Hear signals, and the clock after so many seconds; what was ignored before, as under nohup, stays ignored."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+        for number in heard:
+            signal.signal(number, self._hear)
+        left = signal.setitimer(signal.ITIMER_REAL, seconds) if seconds is not None else None
+        try:
+            yield
+        finally:
+            if left is not None:
+                signal.setitimer(signal.ITIMER_REAL, *left)
+            for number in heard:
+                signal.signal(number, before[number])
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self._asked is None:
+            self._asked, self._since = SIGNALS[signal.Signals(number)], time.monotonic()
+            if not self._waits:
+                raise Stopped(self._asked)
+            _tell("stopping when this step is saved; Ctrl-C twice leaves at once")
+        elif number == signal.SIGINT and time.monotonic() - self._since > SECONDS_APART:
+            _tell("left at once; the same command goes on after the last checkpoint")
+            os._exit(self._asked)
+
+
+def _tell(text: str) -> None:
+    # Not print, which must not be entered twice: the signal may have come in the middle of one.
+    os.write(2, f"\n{text}\n".encode())
