@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The tested versions; without it, the newest that the ranges in pyproject.toml allow.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: install quickstart test lint check bench clean
+.PHONY: install quickstart test lint check bench faults clean
 
 install: $(STAMP)
 
@@ -34,6 +34,13 @@ check: lint test
 bench: install
 	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[bench]'
 	$(BIN)/python -m benchmarks training --quick
+
+FIGURES ?= build/faults.jsonl
+
+faults: install
+	mkdir -p $(dir $(FIGURES)) && rm -f $(FIGURES)
+	ZKIT_FAULTS=full ZKIT_FAULTS_RESULTS=$(abspath $(FIGURES)) $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m tests.faults.table $(FIGURES)
 
 clean:
 	rm -rf .venv build dist

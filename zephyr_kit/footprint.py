@@ -1,4 +1,4 @@
-"""Bytes that tensors hold, by part, while code runs on tensors without data; and the arithmetic it does."""
+"""Bytes that tensors hold, by part, while code runs on tensors without data; the arithmetic it does, and the messages it sends."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from zephyr_kit.shares import local
 
 WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER = "weights", "reference", "master copies", "gradients", "optimizer"
 ACTIVATIONS, HEAD = "activations", "head"
@@ -35,6 +39,10 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Mapping[str, int] = {}
         self.flops = 0
+        self.messages: Counter[str] = Counter()
+        """How many collective operations of each kind."""
+        self.message_bytes: Counter[str] = Counter()
+        """The bytes of the whole of what they gather or reduce."""
         self._part = ACTIVATIONS
         self._blocks: dict[int, tuple[str, int, weakref.ref[UntypedStorage]]] = {}
         self._total = self._highest = 0
@@ -53,13 +61,31 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self._part = self._part, part
         return before
 
+    @contextmanager
+    def resizes_seen(self) -> Iterator[None]:
+        """Within it, storages that code makes longer or shorter in place are followed: `fully_shard` lets gathered weights go so."""
+        resize = UntypedStorage.resize_
+
+        def followed(storage: UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if id(storage) in self._blocks:
+                part, before, reference = self._blocks[id(storage)]
+                self._blocks[id(storage)] = (part, size, reference)
+                self._count(part, size - before)
+            return result
+
+        with mock.patch.object(UntypedStorage, "resize_", followed):
+            yield
+
     def begin(self) -> None:
-        """Forget the peak and the arithmetic so far."""
+        """Forget the peak, the arithmetic and the messages so far."""
+        self.messages.clear()
+        self.message_bytes.clear()
         self.flops, self._highest, self.peak = 0, self._total, dict(self.now)
 
     def move(self, tensor: Tensor, part: str) -> None:
         """What this tensor holds belongs to another part from now on."""
-        key = id(tensor.untyped_storage())
+        key = id(local(tensor).untyped_storage())
         if key in self._blocks:
             old, size, reference = self._blocks[key]
             self.now[old] -= size
@@ -77,9 +103,14 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         self.flops += _flops(func, args, kwargs or {}, result)
+        if func.namespace == "c10d":
+            name = str(func._overloadpacket).rpartition(".")[2].strip("_")
+            self.messages[name] += 1
+            self.message_bytes[name] += max((nbytes(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), default=0)
         return result
 
     def _see(self, tensor: Tensor) -> None:
+        tensor = local(tensor)
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._blocks:
@@ -87,6 +118,9 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wide = self._part == ACTIVATIONS and self.vocabulary and self.vocabulary in tensor.shape
         part, size = HEAD if wide else self._part, storage.nbytes()
         self._blocks[key] = (part, size, weakref.ref(storage, lambda _: self._end(key)))
+        self._count(part, size)
+
+    def _count(self, part: str, size: int) -> None:
         self.now[part] += size
         self._total += size
         if self._total > self._highest:
@@ -94,8 +128,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _end(self, key: int) -> None:
         part, size, _ = self._blocks.pop(key)
-        self.now[part] -= size
-        self._total -= size
+        self._count(part, -size)
 
 
 def _some_number(tensor: Tensor) -> float | int | bool:
@@ -120,5 +153,5 @@ def _halves(args: Any, kwargs: Mapping[str, Any], place: int) -> int:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """What the elements of a tensor take."""
-    return prod(tensor.shape) * tensor.element_size()
+    """What the elements of a tensor take, or of this rank's share of it."""
+    return prod(local(tensor).shape) * tensor.element_size()

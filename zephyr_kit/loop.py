@@ -107,7 +107,7 @@ class Loop:
     def _steps(self) -> Iterator[Totals]:
         """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
         feed = self.feed
-        if feed.device.type == "cuda":
+        if feed.device.type == "cuda" and self.world.size == 1:
             feed = self._try_largest(feed)
         while self.trainer.num_steps_taken < self.plan.num_steps:
             lack = ""

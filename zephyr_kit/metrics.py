@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zephyr_kit import ZkitError
 from zephyr_kit.disk import put
 
 HELD_OUT = "held_out/"
@@ -54,8 +55,11 @@ class MetricLog:
     def lines(self) -> Iterator[dict[str, Any]]:
         """All whole lines; a killed process may have left a half one at the end."""
         if self.path.exists():
-            for text in self.path.read_text("utf-8").split("\n")[:-1]:
-                yield json.loads(text)
+            for number, text in enumerate(self.path.read_text("utf-8", "replace").split("\n")[:-1], 1):
+                try:
+                    yield json.loads(text)
+                except ValueError as error:
+                    raise ZkitError(f"{self.path}:{number}: damaged ({error}); remove that line, and the same command goes on") from error
 
 
 def _written(line: Mapping[str, Any]) -> dict[str, Any]:

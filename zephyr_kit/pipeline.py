@@ -188,29 +188,23 @@ class Pipeline:
         Nor after an earlier result has been set aside for it. What a stage has yet to gather is checked when it is there.
         """
         forecasts: dict[str, Forecast | None] = {}
-        before: Trained | None = None
         latest: Path | None = None
         to_come: set[str] = set()
-        for stage in self._stages:
+        for stage, key in self._keys(answers):
             folder, task = self.folder.stage(stage.name), stage.task
             portions = [portion for each in portions_of(task).values() for portion in each]
             there = are_there(portions) and not gathered_by(portions) & to_come
             if isinstance(task, TrainStage):
-                start = Start(before.folder if before else None, stage.changed, self.preset.seed)
-                key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
                 if folder.is_done(key):
                     latest = folder.model
                 elif there:
                     corpus = check_data(stage, task, Start(latest, stage.changed, self.preset.seed), self.narrator, self.folder.path)
                     forecasts[stage.name] = self._foresee(stage, task, corpus)
-                before = Trained(stage, folder.model, digest(key))
-            elif isinstance(task, (FeedbackStage, DistillStage)):
-                key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
-                if not folder.is_done(key):
-                    to_come.add(stage.name)  # what stands there will not stay
-                    if there:
-                        (name,) = portions_of(task)
-                        read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
+            elif isinstance(task, (FeedbackStage, DistillStage)) and not folder.is_done(key):
+                to_come.add(stage.name)  # what stands there will not stay
+                if there:
+                    (name,) = portions_of(task)
+                    read_prompts(portions, allowed=task.bad_rows, where=f"stages.{stage.name}.{name}")
         return forecasts
 
     def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus, libraries: int | None = None) -> Forecast | None:

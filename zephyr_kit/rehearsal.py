@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 
 from zephyr_kit.batch import Batch, Tree, lay_out
 from zephyr_kit.engine import Trainer
@@ -72,10 +73,15 @@ class Rehearsal:
     mapped: int
     """See `Skeleton`."""
     remark: str
+    messages: Mapping[str, tuple[int, int]]
+    """Between the devices of a mesh, by kind: how many in the step, and the bytes of the whole of what they gather or reduce."""
 
 
-def rehearse(planned: PlannedStep) -> Rehearsal:
-    """Run one step; raises whatever code raises that cannot go without data."""
+def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
+    """Run one step, of one of the devices of a mesh if that is given; raises whatever code raises that cannot go without data.
+
+    The mesh is one of a process group that sends nothing, torch's "fake" one.
+    """
     # Forked outside the mode, for the state of the random numbers is real.
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
@@ -85,7 +91,10 @@ def rehearse(planned: PlannedStep) -> Rehearsal:
             with Footprint(vocabulary=skeleton.vocabulary) as footprint:
                 with footprint.counted_as(WEIGHTS):
                     _give_storage(skeleton.policy.module)
-                return _Rehearsing(planned, skeleton, footprint, batch).run()
+                    if mesh is not None:
+                        skeleton.policy.shard(mesh)
+                with footprint.resizes_seen():
+                    return _Rehearsing(planned, skeleton, footprint, batch).run()
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class _Rehearsing:
             reference_flops,
             self.skeleton.mapped,
             self.skeleton.remark,
+            {name: (count, self.footprint.message_bytes[name]) for name, count in self.footprint.messages.items()},
         )
 
     def _reference(self) -> tuple[Parts, int, Tensor | None]:

@@ -36,7 +36,7 @@ learning_rate = 1e-2
 warmup = 0.2
 tokens_per_batch = 256
 checkpoint_every = {every}
-held_out_every = 5
+held_out_every = {looks}
 """
 DPO = """
 [stages.dpo]
@@ -93,6 +93,7 @@ def write_job(
     objective: str = "dpo",
     steps: int = STEPS,
     every: int = 1,
+    looks: int = 5,
     alone: bool = False,
     shape: Mapping[str, int] | None = None,
 ) -> Job:
@@ -104,7 +105,7 @@ def write_job(
         write_model(folder / "model", **{**SHAPE, **(shape or {})})
     write_rows(folder)
     text = SFT if alone else SFT + DPO
-    text = text.format(folder=folder, model=model, stage=stage, objective=objective, steps=steps, every=every)
+    text = text.format(folder=folder, model=model, stage=stage, objective=objective, steps=steps, every=every, looks=looks)
     (folder / "preset.toml").write_text(text)
     return Job(folder, ("sft",) if alone else ("sft", "dpo"), steps)
 

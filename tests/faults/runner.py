@@ -105,9 +105,9 @@ def child(arguments: list[str], log: Path, cache: Path, prepare: Prepare | None)
     os._exit(code)
 
 
-def wait_for(condition: Callable[[], bool], going: Going, *, every: float = 0.002) -> bool:
+def wait_for(condition: Callable[[], bool], going: Going, *, every: float = 0.002, seconds: float = SECONDS) -> bool:
     """Until it holds, or the run is over."""
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
     while going.is_alive and time.monotonic() < until:
         if condition():
             return True

@@ -27,24 +27,24 @@ COMMITTED = "committed"
 
 @dataclass
 class Disk:
-    """What is on the disk for certain: of files, by inode, their bytes; of folders, the inodes by name."""
+    """What is on the disk for certain: of files, by inode, their bytes; of folders, by name, the inodes and whether they are folders."""
 
     files: dict[int, bytes] = field(default_factory=dict)
-    folders: dict[int, dict[str, int]] = field(default_factory=dict)
+    folders: dict[int, dict[str, tuple[int, bool]]] = field(default_factory=dict)
 
     def sync(self, descriptor: int) -> None:
         stat, place = os.fstat(descriptor), _opened(descriptor)
         if place.is_dir():
             with os.scandir(place) as entries:
-                self.folders[stat.st_ino] = {entry.name: entry.inode() for entry in entries}
+                self.folders[stat.st_ino] = {entry.name: (entry.inode(), entry.is_dir()) for entry in entries}
         else:
             self.files[stat.st_ino] = place.read_bytes()
 
     def write(self, inode: int, place: Path) -> None:
         """Write what a restarted machine would find under a folder."""
         place.mkdir(parents=True, exist_ok=True)
-        for name, each in self.folders.get(inode, {}).items():
-            if each in self.folders:
+        for name, (each, is_folder) in self.folders.get(inode, {}).items():
+            if is_folder:
                 self.write(each, place / name)
             elif each in self.files:
                 (place / name).write_bytes(self.files[each])

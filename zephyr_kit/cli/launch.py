@@ -48,5 +48,5 @@ def _arguments(context: click.Context, preset: str, folder: Path) -> tuple[str, 
         elif parameter.multiple:
             words += [word for each in value for word in (option, each)]
         elif value is not None:
-            words += [option, str(value)]
+            words += [option, f"{value:.0f}s" if isinstance(value, float) else str(value)]  # the only float is a time
     return tuple(words)

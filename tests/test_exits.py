@@ -1,0 +1,62 @@
+"""How the command ends: one table, in code, in the help and in the documents; and lengths of time."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+import pytest
+
+from zephyr_kit import cli
+from zephyr_kit.cli.duration import seconds
+from zephyr_kit.exits import Exit
+from zephyr_kit.stopping import SIGNALS, Stop, Stopped
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+
+
+def test_the_documents_have_the_table():
+    text = DOCUMENT.read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line.split("|")[1].strip().isdecimal()]
+    assert rows == [f"| {code:d} | {code.meaning} |" for code in Exit]
+
+
+def test_the_help_has_the_table(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    said = capsys.readouterr().out
+    assert all(f"{code:>3d}  {code.meaning}" in said for code in Exit)
+
+
+def test_signals_end_as_shells_have_it():
+    assert {number: code - 128 for number, code in SIGNALS.items() if code is not Exit.TIME} == {
+        signal.SIGHUP: 1,
+        signal.SIGINT: 2,
+        signal.SIGTERM: 15,
+        signal.SIGUSR1: 10,
+    }
+
+
+@pytest.mark.parametrize(("text", "expected"), [("2h30m", 9000), ("45m", 2700), ("90s", 90), ("1d", 86400), ("1d2h3m4s", 93784)])
+def test_lengths_of_time(text, expected):
+    assert seconds(None, None, text) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "2", "2 h", "h", "0s", "-1h", "30m2h"])
+def test_what_is_no_length_of_time(text):
+    with pytest.raises(click.BadParameter, match="write it as 2h30m, 45m or 90s"):
+        seconds(None, None, text)  # type: ignore[arg-type]
+
+
+def test_a_request_waits_between_steps_and_not_within_a_look():
+    stop = Stop()
+    with stop.listening(), pytest.raises(Stopped), stop.between_steps():  # noqa: PT012  as the loop has it
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested() is Exit.TERMINATED
+        with pytest.raises(Stopped), stop.at_once():
+            pytest.fail("it should not be entered")
+        signal.raise_signal(signal.SIGTERM)  # a scheduler that repeats itself changes nothing
+    other = Stop()
+    with other.listening(), pytest.raises(Stopped, match="SIGHUP"), other.between_steps(), other.at_once():
+        signal.raise_signal(signal.SIGHUP)

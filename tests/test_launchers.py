@@ -1,0 +1,154 @@
+"""What `zkit launch` hands to a cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from zkit_launchers.elastic import Elastic
+from zkit_launchers.ray import Ray
+from zkit_launchers.slurm import Slurm
+
+from zephyr_kit import ZkitError, hookimpl
+from zephyr_kit.cli import build
+from zephyr_kit.cli.launch import launch
+from zephyr_kit.cli.ranks import Devices
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.protocols import Job
+
+QUICKSTART = str(Path(__file__).parents[1] / "presets" / "quickstart.toml")
+
+
+def job(folder: Path, **given: object) -> Job:
+    return Job(**{"name": "tiny", "arguments": ("run", "a b.toml"), "folder": folder, "device": "cuda", "devices": 8, "nodes": 4, **given})  # type: ignore[arg-type]
+
+
+def asked(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(build(), ["launch", *arguments])
+    return result.exit_code, result.output or str(result.exception)
+
+
+def test_a_script_for_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    told: list[str] = []
+    slurm = Slurm(partition="gpu", time="24:00:00", more=("--mem=0",), setup=("module load cuda",), warning=120)
+    assert slurm.launch(job(tmp_path, fewest_nodes=4), told.append) == 0
+    script = tmp_path / "slurm.sh"
+    assert told == [f"to hand it in:  sbatch {script}"]
+    lines = script.read_text().splitlines()
+    for line in ("--nodes=4", "--partition=gpu", "--time=24:00:00", "--gpus-per-node=8", "--signal=USR1@120", "--requeue", "--mem=0"):
+        assert f"#SBATCH {line}" in lines
+    assert "module load cuda" in lines
+    assert not [line for line in lines if "account" in line]
+    (step,) = [line for line in lines if line.startswith("srun")]
+    words = [sys.executable, "-m", "zephyr_kit", "run", "a b.toml"]
+    assert step == (
+        f"srun --kill-on-bad-exit=1 {shlex.join(words)} --devices 8"
+        ' --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$head:29500"'
+    )
+    assert subprocess.run(["/bin/bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_the_script_meets_on_the_first_machine_and_asks_for_another_turn(tmp_path, monkeypatch):
+    """With stand-ins for Slurm's commands: what they are called with, and what follows from how the run ends."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    stand_ins = {
+        "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "scontrol $*"; fi',
+        "srun": 'shift; echo "srun $*"; exit ${CODE:-0}',
+        "sbatch": 'echo "Submitted batch job 7"',
+    }
+    for name, text in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    told: list[str] = []
+    Slurm().launch(job(tmp_path, nodes=2, devices=1), told.append)
+    assert told == ["Submitted batch job 7"]
+    environment = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    for code, asks in ((0, False), (1, False), (138, True)):
+        ran = subprocess.run(
+            ["/bin/bash", str(tmp_path / "slurm.sh")], env={**environment, "CODE": str(code)}, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == code
+        assert "--devices 1 --nodes 2 --rendezvous n1:29500" in ran.stdout
+        assert ("scontrol requeue 7" in ran.stdout) is asks
+
+
+def test_the_command_passes_the_options_of_run_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    options = ["--set", "seed=7", "--set", "name=other", "--smoke", "--max-time", "2h", "--device", "cpu", "--devices", "3"]
+    code, said = asked("slurm", QUICKSTART, *options, "--output", str(tmp_path / "run"), "--option", "account=me")
+    assert code == 0, said
+    script = (tmp_path / "run" / "slurm.sh").read_text()
+    assert "#SBATCH --account=me" in script
+    assert "#SBATCH --cpus-per-task=3" in script
+    own = "--set seed=7 --set name=other --device cpu --max-time 7200s --smoke"
+    passed_on = f"run {QUICKSTART} --output {tmp_path / 'run'} {own} --devices 3\n"
+    assert passed_on in script
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["slum", QUICKSTART], "slurm"),
+        (["slurm", QUICKSTART, "--option", "partitio=x"], "partition"),
+        (["slurm", QUICKSTART, "--option", "port=far"], "port"),
+        (["slurm", QUICKSTART, "--nodes", "2", "--rendezvous", "n1:1"], "--rendezvous: under Slurm"),
+        (["slurm", QUICKSTART, "--nodes", "some"], "--nodes some: takes a number of machines"),
+        (["ray", QUICKSTART], "pip install 'zephyr-kit[ray]'"),
+    ],
+)
+def test_what_is_wrong_is_told(arguments, told, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    code, said = asked(*arguments, "--device", "cpu")
+    assert code != 0
+    assert told in said
+
+
+def test_a_third_party_may_launch(tmp_path):
+    from dataclasses import dataclass
+
+    seen: list[Job] = []
+
+    @dataclass(frozen=True)
+    class Queue:
+        name: str = "long"
+
+        def problems(self, job):
+            return []
+
+        def launch(self, job, say):
+            seen.append(job)
+            say(f"handed in to {self.name}")
+            return 5
+
+    class Plugin:
+        @hookimpl
+        def zkit_launchers(self):
+            return {"queue": Queue}
+
+    result = CliRunner().invoke(
+        launch,
+        ["queue", QUICKSTART, "--option", "name=short", "--devices", "2", "--device", "cpu", "--output", str(tmp_path)],
+        obj=Plugins(Plugin()),
+        standalone_mode=False,
+    )
+    assert result.return_value == 5
+    assert "handed in to short" in result.output
+    assert (seen[0].devices, seen[0].arguments[:2]) == (2, ("run", QUICKSTART))
+
+
+def test_devices_that_are_not_there_are_told(tmp_path):
+    assert Elastic().problems(job(tmp_path))[0].startswith("--devices 8: torch finds 0 CUDA devices")
+    assert Elastic().problems(job(tmp_path, device="cpu")) == []
+    with pytest.raises(ZkitError, match="go together"):
+        Devices("cpu", nodes="2").are_several()
+    with pytest.raises(ZkitError, match="--nodes 3:2"):
+        Devices("cpu", nodes="3:2")
+    assert Ray().problems(job(tmp_path, rendezvous="x:1"))
