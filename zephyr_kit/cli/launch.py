@@ -22,7 +22,10 @@ def _of_run(*but: str) -> list[click.Parameter]:
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="A key of the launcher: partition=gpu. Repeatable.")
 @click.pass_context
 def launch(context: click.Context, /, launcher: str, preset: str, output: Path | None, options: tuple[str, ...], **others: object) -> int:
-    """Have LAUNCHER run PRESET: `slurm`, `ray`, or what a plugin offers; the other options are those of `zkit run`."""
+    """Have LAUNCHER (slurm, ray, a plugin's) run PRESET.
+
+    The other options are those of `zkit run`.
+    """
     from zephyr_kit.changes import apply_changes
     from zephyr_kit.config import USE, Builder
     from zephyr_kit.preset import load

@@ -59,12 +59,14 @@ def run(
     with stop.listening(max_time):
         from zephyr_kit.disk import disk_errors_told
         from zephyr_kit.preset import load
-        from zephyr_kit.world import is_a_rank
 
         resolved = load(find_preset(preset, plugins), plugins.offers, changes=changes)
         _refuse_secrets(resolved)
         folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
         wanted = Devices(device, devices, nodes, rendezvous)
+        # Only now, for it imports torch, and a misspelt preset is to be told at once.
+        from zephyr_kit.world import is_a_rank
+
         with disk_errors_told(folder):
             if not is_a_rank() and wanted.are_several():
                 return _launch(plugins, resolved.name, folder, wanted)
