@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/zkit run presets/quickstart.toml
 
+# A worker for each processor, and a thread for each worker.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

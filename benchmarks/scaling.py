@@ -38,6 +38,7 @@ RATE, EFFICIENCY = 989e12, 0.4
 """Operations a second of an H100 in dense bfloat16, by its datasheet, and the share of it that a step reaches: assumed."""
 INSIDE, BETWEEN = 450e9, 50e9
 """Bytes a second that a device sends: NVLink 4 inside a machine, 400 Gbit/s InfiniBand between machines, by datasheet."""
+ARITHMETIC, MESSAGES, STEP = "s of arithmetic", "s of messages", "s a step of 524,288 tokens"
 CASES = {
     "full, sharded": ("", False),
     "full, hybrid": ("", True),
@@ -107,7 +108,7 @@ def simulate(case: str, count: int, layers: int) -> dict[str, Any]:
 
 
 def modelled(facts: Mapping[str, Any], count: int, *, hybrid: bool) -> dict[str, float]:
-    """Seconds of a step of 524,288 tokens, if messages go beside the arithmetic: the longer of both.
+    """Seconds of a step, if messages go beside the arithmetic: the longer of both.
 
     A gather or reduction over n devices sends (n - 1) / n of the whole from each; over machines, the slower link sets the pace.
     """
@@ -120,10 +121,9 @@ def modelled(facts: Mapping[str, Any], count: int, *, hybrid: bool) -> dict[str,
         for name, (_, size) in facts["messages"].items()
         if name != "allreduce"
     )
-    if hybrid:  # gradients of each device's share, between machines
+    if hybrid and count > PER_MACHINE:  # gradients of each device's share, between machines
         sent += sum(size * GIB / BETWEEN for name, (_, size) in facts["messages"].items() if name == "allreduce")
-    seconds = max(compute, batches * sent)
-    return {"s a step, modelled": round(seconds, 1), "share of the device's time, modelled": round(compute / seconds, 2)}
+    return {ARITHMETIC: round(compute, 2), MESSAGES: round(batches * sent, 2), STEP: round(max(compute, batches * sent), 2)}
 
 
 def _write(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -145,8 +145,8 @@ def _simulated(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     lines += ["", "Modelled: from those messages and datasheets.", ""]
     lines += _table(
-        ["", "devices", "s a step of 524,288 tokens", "share of it that devices compute"],
-        [[row["case"], row["devices"], row["s a step, modelled"], row["share of the device's time, modelled"]] for row in rows],
+        ["", "devices", ARITHMETIC, MESSAGES, STEP],
+        [[row["case"], row["devices"], row[ARITHMETIC], row[MESSAGES], f"**{row[STEP]}**"] for row in rows],
     )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from zkit_sources.files import Json, Jsonl, LocalFiles, Parquet
 from zephyr_kit.admission import Door
 from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
 from zephyr_kit.example import ExampleError, Message
+from zephyr_kit.exits import Exit
 from zephyr_kit.portion import Portion
 from zephyr_kit.survey import look_over
 
@@ -70,7 +71,7 @@ def test_every_kind_is_named_with_file_line_and_reason(tmp_path: Path, tokenizer
 
 
 def test_a_bad_row_of_a_million_is_refused_before_any_is_tokenised(tmp_path: Path) -> None:
-    """In small; the time of a million rows is in docs/reliability.md."""
+    """In small; a million rows take 20 s of one core."""
     path = tmp_path / "rows.jsonl"
     rows = [encoded(good("sft", number)) for number in range(999)]
     path.write_bytes(b"\n".join([*rows[:700], encoded({"messages": [bad_rows.QUESTION]}), *rows[700:]]))
@@ -81,7 +82,7 @@ def test_a_bad_row_of_a_million_is_refused_before_any_is_tokenised(tmp_path: Pat
     assert not quarantine.exists(), "what is bad is told again when all is tokenised"
     with pytest.raises(DataError, match=r"1 of 1,000 rows are bad") as caught:
         look_over([Portion(Jsonl(str(path)))], Door(1, 128, "cut"), allowed=0.0, **asked)
-    assert caught.value.exit_code == 6
+    assert caught.value.exit == Exit.BAD_DATA
     assert f"{path}:701: no assistant turn to learn from" in str(caught.value)
     assert json.loads(quarantine.read_text())["origin"] == f"{path}:701"
 

@@ -2,141 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from tiny import write_model
-
-PRESET = """
-name = "tiny"
-seed = 3
-
-[model]
-use = "mistral"
-weights = "{folder}/model"
-dtype = "float64"
-template = "zephyr"
-
-[stages.sft]
-objective = "sft"
-data = [{{ use = "jsonl", path = "{folder}/chat.jsonl" }}]
-held_out = [{{ use = "jsonl", path = "{folder}/chat.jsonl", limit = 5 }}]
-max_length = 160
-train = {{ steps = 12, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 3, tokens_per_batch = 128, held_out_every = 6 }}
-
-[stages.dpo]
-objective = {{ use = "dpo", beta = 0.1 }}
-data = [{{ use = "jsonl", path = "{folder}/pairs.jsonl" }}]
-max_length = 160
-model.lora = {{ rank = 2 }}
-train = {{ steps = 6, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 2, tokens_per_batch = 128 }}
-"""
-SLOW = "import time, zephyr_kit.engine as e; s = e.Trainer.step; e.Trainer.step = lambda self, work: (time.sleep(0.3), s(self, work))[1]"
+from launched import SLOW, assert_same_run, pid_of, run, started, steps, wait_until, write_preset
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("preset")
-    write_model(folder / "model", dtype=torch.float64)
-    words = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish"]
-
-    def say(first: int, count: int) -> str:
-        return " ".join(words[(first * 3 + number * number) % len(words)] for number in range(count))
-
-    chat = [{"messages": [{"role": "user", "content": say(n, 4)}, {"role": "assistant", "content": say(n + 1, 6)}]} for n in range(30)]
-    pairs = [{"prompt": say(n, 4), "chosen": say(n + 2, 5), "rejected": say(n + 3, 7)} for n in range(30)]
-    for name, rows in (("chat", chat), ("pairs", pairs)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "preset.toml").write_text(PRESET.format(folder=folder))
-    return folder / "preset.toml"
-
-
-@contextmanager
-def started(preset: Path, output: Path, *options: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
-    """`zkit run`, with something done to it before in every process."""
-    surroundings = {**os.environ, "ZKIT_CACHE": str(output.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    if first:
-        (output.parent / "first").mkdir()
-        (output.parent / "first" / "sitecustomize.py").write_text(first)
-        surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(output.parent / "first"), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zephyr_kit", "run", str(preset), "--output", str(output), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=surroundings,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-
-
-def run(preset: Path, output: Path, *options: str, code: int = 0, first: str = "") -> str:
-    with started(preset, output, *options, first=first) as process:
-        said, _ = process.communicate(timeout=200)
-    assert process.returncode == code, said
-    return said
-
-
-def figures(output: Path, stage: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (output / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for stage in ("sft", "dpo"):
-        for mine, its in zip(figures(one, stage), figures(other, stage), strict=True):
-            assert mine == pytest.approx(its, rel=1e-9), stage
-    for stage, name in (("sft", "model.safetensors"), ("dpo", "adapter_model.safetensors")):
-        weights, expected = (load_file(folder / stage / "model" / name) for folder in (one, other))
-        assert weights.keys() == expected.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-9)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
-
-
-def pid_of(output: Path, rank: int) -> int | None:
-    """The process of a rank, once it beats."""
-    if not (output / "logs" / "signs" / f"{rank}.beat").exists():
-        return None
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = dict(word.partition("=")[::2] for word in (folder / "environ").read_text(errors="replace").split("\0"))
-        except OSError:
-            continue
-        if words.get("ZKIT_SIGNS") == str(output / "logs" / "signs") and words.get("RANK") == str(rank):
-            return int(folder.name)
-    return None
-
-
-def steps(output: Path, stage: str = "sft") -> int:
-    """How many are written down."""
-    path = output / stage / "metrics.jsonl"
-    return json.loads(path.read_text().split("\n")[-2])["step"] if path.exists() and path.stat().st_size else 0
+    return write_preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,10 @@ ALLOWED = {
     "local_files or code asked for at a prompt": {"zephyr_kit/cli/chat.py"},
     # Between a process and the workers that it has started; never from a file.
     "pickle": {"zephyr_kit/workers.py", *(f"zephyr_kit/testing/{name}.py" for name in ("backend", "filter", "optimizer"))},
-    "a process": {"zephyr_kit/template_process.py"},
+    # The meeting of one machine's ranks, on loopback.
+    "a listener": {"plugins/zkit_launchers/meeting.py"},
+    # A child of ours, and the scheduler's own sbatch: neither by a shell.
+    "a process": {"zephyr_kit/template_process.py", "plugins/zkit_launchers/slurm.py"},
     "models read elsewhere than where they are seen to": {
         "plugins/zkit_mistral/opening.py",
         "plugins/zkit_mistral/adapters.py",

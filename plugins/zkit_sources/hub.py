@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
+from zkit_sources.contained import CARD, check_card, check_contained
 from zkit_sources.files import Jsonl
 from zkit_sources.formats import FormatName
 from zkit_sources.hub_cache import Cached, ask_hub, datasets_cache, find_cached, hub_folder
@@ -87,6 +88,15 @@ class Hub:
             return ""
         return schema.recognised(self.records(), where=self.path)[0]
 
+    def _see_to(self, folder: Path | None) -> None:
+        """Refuse what would lead elsewhere; of what is yet to be fetched, its card tells."""
+        if folder is not None:
+            check_contained(folder, files_in(folder))
+        elif not self._cached():
+            card = card_of(self.path, self.revision)
+            if card is not None:
+                check_card(card)
+
     @property
     def _schema(self) -> Schema:
         return Schema(self.format, self.columns)
@@ -96,8 +106,7 @@ class Hub:
         return Path(self.path).expanduser()
 
     def _local_files(self) -> list[Path]:
-        found = sorted(file for file in self._folder.rglob("*") if file.is_file())
-        return [file for file in found if not any(part.startswith(".") for part in file.relative_to(self._folder).parts)]
+        return [file for file in files_in(self._folder) if file.is_file()]
 
     def _cached(self) -> Cached | None:
         return find_cached(self.path, config=self.config, revision=self.revision)
@@ -131,6 +140,7 @@ class Hub:
         """The data set, from its folder, from the cache, or from the hub."""
         here = self._folder.is_dir()
         cached = None if here else self._cached()
+        self._see_to(self._folder if here else cached.folder if cached and not cached.prepared else None)
         try:
             if cached and cached.prepared:
                 return load_prepared(cached, self.path, self.split)
@@ -141,6 +151,22 @@ class Hub:
             advice = "" if here or cached else f". {self._advice()}"
             reason = f"{type(error).__name__}: {error}".rstrip(".")
             raise ZkitError(f"{self.path} (split {self.split}): cannot be loaded: {reason}{advice}") from error
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All that is no folder, and links to some, in order; nothing hidden."""
+    found = sorted(file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def card_of(repo: str, revision: str | None) -> Path | None:
+    """The card of a repository; None if it has none, or is out of reach."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, CARD, repo_type="dataset", revision=revision))
+    except Exception:  # whichever HTTP client is below has errors of its own
+        return None
 
 
 def load_remote(repo: str, config: str | None, *, split: str, revision: str | None) -> Any:

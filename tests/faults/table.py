@@ -31,10 +31,13 @@ ROWS = {
     "S2": ("signals in each phase, twice, and `--max-time`", "–"),
     "S4": ("full disks: refused before, or exit 4 and the older checkpoint stands", "0 of 16"),
     "S5": ("EIO, EROFS, EDQUOT, ESTALE, EMFILE: told without a traceback, nothing lost", "–"),
+    "S3": ("SIGTERM to one rank, to the launcher, to all: one step, saved", "none saved"),
+    "S7": ("a rank frozen: found, stacks kept, all start again", "–"),
     "memory": ("out of memory: smaller batches, the same step", "–"),
     "N1": ("NaN and Inf: no update, rows named, never kept; three in a row: exit 5", "0 of 4 (loss shown as 0.0)"),
     "N2": ("nothing to train, weights that do not move: refused", "in silence (trl #6700)"),
     "N3": ("accumulation is schedule: loss and gradient in float32", "–"),
+    "W3": ("one of two ranks killed, again and again: back within 30 s", "all ended, nothing saved"),
     "N5": ("100 losses each of SFT, DPO and IPO equal those checked in", "–"),
 }
 

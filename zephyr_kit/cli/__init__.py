@@ -5,12 +5,10 @@ How it ends is told by `zephyr_kit.exits`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -27,12 +25,12 @@ from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
+from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import own_signs
-from zephyr_kit.plugins import ONLY_OURS, Plugins
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.redaction import redacted
 from zephyr_kit.stopping import Stopped
-
-NO_THIRD_PARTY = "--no-third-party"
 
 
 def build() -> click.Group:
@@ -57,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
-    with _our_environment(sys.argv[1:] if arguments is None else arguments), without_secrets():
+    with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
         code = _exit_code(arguments)
-    if own_signs() is not None:
-        _leave(code)
-    sys.exit(code)
+        if own_signs() is not None:
+            _leave(code)
+        sys.exit(code)
 
 
 def _leave(code: int) -> NoReturn:
@@ -71,26 +69,13 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-@contextmanager
-def _our_environment(arguments: Sequence[str]) -> Iterator[None]:
-    """With the word that no third party's plugin is loaded, if it is among those before the command; processes that are started hear it."""
-    before = os.environ.get(ONLY_OURS)
-    if NO_THIRD_PARTY in itertools.takewhile(lambda word: word.startswith("-"), arguments):
-        os.environ[ONLY_OURS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(ONLY_OURS, None)
-
-
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         # Not click's standalone mode, which answers Ctrl-C with 1, as if something had failed.
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
         click.echo(f"error: {error}", err=True)
-        _note(str(error))
+        _note(redacted(str(error)))
         return error.exit
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
@@ -106,7 +91,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         if own_signs() is None:
             raise
         traceback.print_exc()
-        _note(f"{type(error).__name__}: {error}")
+        _note(redacted(f"{type(error).__name__}: {error}"))
         return Exit.CRASHED
     return code if isinstance(code, int) else 0
 

@@ -1,0 +1,79 @@
+"""Two ranks that are killed, frozen and asked to end, again and again; tests/test_launch.py does each of it once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launched import SLOW, assert_same_run, pid_of, run, started, steps, wait_until, write_preset
+
+from .job import full
+
+pytestmark = pytest.mark.skipif(not full(), reason="`make faults` does")
+STEPS = 400
+Tell = Callable[[str, int, int, str], None]
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_preset(tmp_path_factory.mktemp("preset"), num_steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("straight") / "run"
+    run(preset, output, "--devices", "2")
+    return output
+
+
+def strike(process: subprocess.Popen[str], output: Path, draw: random.Random, number: int) -> float | None:
+    """Send a signal to one rank when some new steps were taken; seconds until there are more, None if the run was over."""
+    before = steps(output)
+    wait_until(lambda: process.poll() is not None or steps(output) >= before + draw.randint(1, 6), 120)
+    if process.poll() is not None or steps(output) >= STEPS - 4:
+        return None
+    pid = wait_until(lambda: pid_of(output, draw.randint(0, 1)), 60)
+    os.kill(pid, number)
+    struck, at = time.monotonic(), steps(output)
+    wait_until(lambda: process.poll() is not None or steps(output) < at or pid_of(output, 0) not in (None, pid), 90)
+    wait_until(lambda: process.poll() is not None or steps(output) > 0, 90)
+    return time.monotonic() - struck
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("label", "number", "count", "limit"), [("W3", signal.SIGKILL, 50, 30.0), ("S7", signal.SIGSTOP, 20, 60.0)])
+def test_struck_in_one_run(preset, straight, tmp_path, tell: Tell, label: str, number: int, count: int, limit: float) -> None:
+    draw, output, back = random.Random(label), tmp_path / "run", []
+    with started(preset, output, "--devices", "2", first=SLOW) as process:
+        while len(back) < count and (seconds := strike(process, output, draw, number)) is not None:
+            back.append(seconds)
+        said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert_same_run(output, straight)
+    tell(label, sum(seconds <= limit for seconds in back), len(back), f"back within {max(back):.0f} s at the longest")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("whom", ["one rank", "the launcher", "all"])
+def test_asked_to_end(preset, straight, tmp_path, tell: Tell, whom: str) -> None:
+    draw, output, saved, count = random.Random(whom), tmp_path / "run", 0, 20
+    for _ in range(count):
+        before = steps(output)
+        with started(preset, output, "--devices", "2", first=SLOW) as process:
+            wait_until(lambda before=before: process.poll() is not None or steps(output) > before + 2, 120)
+            pids = [wait_until(lambda rank=rank: pid_of(output, rank)) for rank in (0, 1)]
+            asked = time.monotonic()
+            for pid in {"one rank": [draw.choice(pids)], "the launcher": [process.pid], "all": [*pids, process.pid]}[whom]:
+                os.kill(pid, signal.SIGTERM)
+            process.communicate(timeout=60)
+        newest = max((output / "sft" / "checkpoints").glob("step-*"))
+        saved += process.returncode == 143 and time.monotonic() - asked < 10 and int(newest.name.partition("-")[2]) == steps(output)
+    run(preset, output, "--devices", "2")
+    assert_same_run(output, straight)
+    tell("S3", saved, count, "")
