@@ -86,6 +86,7 @@ def child(arguments: list[str], log: Path, cache: Path, prepare: Prepare | None)
     # multiprocessing's own handlers and streams are no part of `zkit`.
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have changed
     os.environ["ZKIT_CACHE"] = str(cache)
     from zephyr_kit.cli import main
 

@@ -25,8 +25,8 @@ ROWS = {
     "K10": ("every sample is seen as often as without kills", "–"),
     "K11": ("checkpoints are chosen by step, whatever their times", "–"),
     "C1": ("one bit flipped: found, file named, the checkpoint before taken", "0 of 300"),
-    "C2": ("cut, empty, missing, zeroed, swapped, renamed … : each file", "13 of 32 in silence"),
-    "C3": ("changed inputs are shown side by side and refused", "18 to 19 of 32 in silence"),
+    "C2": ("cut, empty, missing, zeroed, swapped, renamed … : each file", "19 of 32 damages and changes in silence"),
+    "C3": ("changed inputs are shown side by side and refused", "the same 19; a changed learning rate is ignored"),
     "S1": ("SIGTERM: saved within the step, exit 143", "0 of 5, or 2 of 12 with exit 0"),
     "S2": ("signals in each phase, twice, and `--max-time`", "–"),
     "S4": ("full disks: refused before, or exit 4 and the older checkpoint stands", "0 of 16"),
@@ -35,7 +35,7 @@ ROWS = {
     "S7": ("a rank frozen: found, stacks kept, all start again", "–"),
     "memory": ("out of memory: smaller batches, the same step", "–"),
     "N1": ("NaN and Inf: no update, rows named, never kept; three in a row: exit 5", "0 of 4 (loss shown as 0.0)"),
-    "N2": ("nothing to train, weights that do not move: refused", "in silence"),
+    "N2": ("nothing to train, weights that do not move: refused", "in silence (trl #6700)"),
     "N3": ("accumulation is schedule: loss and gradient in float32", "–"),
     "W3": ("one of two ranks killed, again and again: back within 30 s", "all ended, nothing saved"),
     "N5": ("100 losses each of SFT, DPO and IPO equal those checked in", "–"),
@@ -50,7 +50,7 @@ def table(figures: Path) -> str:
         note = json.loads(line)
         survived[note["label"]][0] += note["survived"]
         survived[note["label"]][1] += note["of"]
-        if note["remark"] and note["label"] not in ("C3", "K4", "K6", "S2"):
+        if note["remark"] and note["label"] not in ("C3", "K4", "K6", "N1", "S2"):
             remarks[note["label"]].append(note["remark"])
     lines = ["| | what | zkit | trl 1.16 |", "|---|---|---|---|"]
     for label, (what, theirs) in ROWS.items():

@@ -86,10 +86,10 @@ def test_s2_a_second_signal(job, straight, tmp_path, tell, number, saved):
 
 
 def test_s2_the_time_is_over(job, straight, tmp_path, tell):
-    going = start(job, tmp_path / "run", "--max-time", "2s", prepare=Slow(STEP, 0.3))
+    going = start(job, tmp_path / "run", "--max-time", "4s", prepare=Slow(STEP, 0.5))
     assert going.end() == 75, going.said
     assert "--max-time is over" in going.said
-    assert 0 < newest(tmp_path / "run" / "sft") == max(line["step"] for line in metrics(tmp_path / "run" / "sft"))
+    assert saved_all(job, tmp_path / "run")
     finish(job, tmp_path / "run")
     tell("S2", int(job.result(tmp_path / "run") == straight.result), 1, "--max-time")
 
