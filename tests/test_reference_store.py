@@ -110,7 +110,7 @@ class Bench:
         self.counted.clear()
         sets = [part for change in changes for part in ("--set", change)]
         with pytest.raises(SystemExit) as ended:
-            main(["run", str(self.folder / "preset.toml"), "--output", str(self.folder / output), *sets])
+            main(["run", str(self.folder / "preset.toml"), "--output", str(self.folder / output), "--accept", "all", *sets])
         assert ended.value.code == 0
         return sum(self.counted)
 

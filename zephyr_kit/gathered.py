@@ -20,6 +20,8 @@ from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.portion import Portion
 
 Part = Literal["train", "held_out"]
+NOT_YET = "not gathered yet"
+"""What stands for rows whose stage has not ended."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class GatheredRows:
                 yield replace(read_row(json.loads(line)), origin=f"{self.path}:{number}")
 
     def fingerprint(self) -> str:
-        return f"gathered {file_fingerprint(self.path)}" if self.is_there else "not gathered yet"
+        return f"gathered {file_fingerprint(self.path)}" if self.is_there else NOT_YET
 
     def problems(self) -> Sequence[str]:
         return []

@@ -11,6 +11,7 @@ from typing import Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
+from zephyr_kit.gathered import NOT_YET
 
 ALL = "all"
 WIDTH = 40
@@ -38,7 +39,7 @@ class Change:
 
 def changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], own: AbstractSet[str] = frozenset()) -> list[Change]:
     """Where two keys of a stage differ; `own` are the keys of `[model]` that the stage sets itself."""
-    found = {_name(stage, path, own): (was, is_) for path, was, is_ in _differing(before, now)}
+    found = {_name(stage, path, own): (was, is_) for path, was, is_ in _differing(before, now) if not _is_to_come(is_)}
     if any(name.startswith(("model.", f"stages.{stage}.model.")) for name in found):
         found.pop(f"stages.{stage}.tokenizer", None)  # which is made from the model's files and template
     return [Change(name, *_columns(was, is_)) for name, (was, is_) in found.items()]
@@ -58,6 +59,11 @@ def refuse(found: Sequence[Change], accepted: Sequence[str]) -> None:
         "to go on with what it was, undo the change; to have both, give another --output"
     )
     raise ChangedInputs("\n".join(["this run was begun with other inputs:", row.format("", "was", "is"), *lines, advice]))
+
+
+def _is_to_come(value: Any) -> bool:
+    """Rows that a stage before this one has yet to gather: whether they will be others cannot be known."""
+    return isinstance(value, list) and NOT_YET in value
 
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
