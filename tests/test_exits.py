@@ -58,5 +58,20 @@ def test_a_request_waits_between_steps_and_not_within_a_look():
             pytest.fail("it should not be entered")
         signal.raise_signal(signal.SIGTERM)  # a scheduler that repeats itself changes nothing
     other = Stop()
-    with other.listening(), pytest.raises(Stopped, match="SIGHUP"), other.between_steps(), other.at_once():
-        signal.raise_signal(signal.SIGHUP)
+    with other.listening(), pytest.raises(Stopped, match="SIGUSR1"), other.between_steps(), other.at_once():
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_request_in_a_destructor_is_remembered_and_no_noise(capsys):
+    class Last:
+        def __del__(self):
+            signal.raise_signal(signal.SIGUSR1)
+
+    stop = Stop()
+    with stop.listening():
+        last = Last()
+        del last
+        assert stop.requested() is Exit.WARNED
+        with pytest.raises(Stopped, match="SIGUSR1"):
+            stop.check()
+    assert "Traceback" not in capsys.readouterr().err

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from zephyr_kit.exits import Exit
 
@@ -80,14 +82,20 @@ class Stop:
         heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
         for number in heard:
             signal.signal(number, self._hear)
+        told, sys.unraisablehook = sys.unraisablehook, self._but_for_requests(sys.unraisablehook)
         left = signal.setitimer(signal.ITIMER_REAL, seconds) if seconds is not None else None
         try:
             yield
         finally:
+            sys.unraisablehook = told
             if left is not None:
                 signal.setitimer(signal.ITIMER_REAL, *left)
             for number in heard:
                 signal.signal(number, before[number])
+
+    def _but_for_requests(self, tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A request that comes in the middle of a destructor cannot leave from there: it is remembered, and nothing to tell of."""
+        return lambda lost: None if isinstance(lost.exc_value, Stopped) else tell(lost)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self._asked is None:
