@@ -97,3 +97,23 @@ def test_what_the_user_can_mend_is_told_once(preset, tmp_path):
     said = run(preset, tmp_path / "run", "--devices", "2", "--set", "stages.sft.max_length=100000", code=1)
     assert said.count("max_length") == 1
     assert "start again" not in said
+
+
+def test_the_quickstart_in_miniature_on_two_devices(tmp_path):
+    """Every rank reads the one small model and the rows that the leader has made."""
+    said = run(Path(__file__).parents[1] / "presets" / "quickstart.toml", tmp_path / "run", "--smoke", "--device", "cpu", "--devices", "2")
+    assert "2 of them" in said
+    assert (tmp_path / "run" / "dpo" / "model").is_dir()
+
+
+def test_what_only_another_rank_lacks_is_told_too(preset, tmp_path):
+    lacks = (
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import zephyr_kit, zephyr_kit.engine as e\n"
+        "    def step(self, work): raise zephyr_kit.ZkitError('a disk that only this machine lacks')\n"
+        "    e.Trainer.step = step"
+    )
+    said = run(preset, tmp_path / "run", "--devices", "2", code=1, first=lacks)
+    assert "rank 1: a disk that only this machine lacks (logs in " in said
+    assert "start again" not in said

@@ -103,8 +103,9 @@ class Begun:
         if rank in self.writers:
             file = self.staging / self._file(rank)
             written = write_hashed(file, pieces(self.state.tensors))
-            write_hashed(hidden := file.with_suffix(".part"), [json.dumps(asdict(written)).encode()])
-            hidden.rename(file.with_suffix(NOTE))
+            half = file.with_suffix(".part")  # the leader must not read it before it is whole
+            write_hashed(half, [json.dumps(asdict(written)).encode()])
+            half.rename(file.with_suffix(NOTE))
 
     def write_tensors(self) -> dict[str, Checksum]:
         """Write the leader's tensors, and wait for those of the others; the checksums of all."""

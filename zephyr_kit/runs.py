@@ -35,6 +35,7 @@ from zephyr_kit.redaction import redacted
 
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
 
+
 class RunError(ZkitError):
     """A run folder that cannot be used."""
 

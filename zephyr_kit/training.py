@@ -111,9 +111,7 @@ class Training:
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
-        if not self.task.objective.needs_reference:
-            return {}
-        if self.task.reference == "live":
+        if not self.task.objective.needs_reference or self.task.reference == "live":
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:

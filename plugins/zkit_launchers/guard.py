@@ -45,6 +45,7 @@ class Cause:
 
     time: float
     text: str
+    rank: int
     code: int
     """The exit code of the process; below 0, the signal that ended it."""
 
@@ -90,6 +91,8 @@ class Guard(LocalElasticAgent):
         self._cause = cause = self._first_cause(group, failures)
         if cause.was_told:
             self._remaining_restarts = 0
+            if cause.rank:  # the first rank has told it itself
+                self._watched.say(f"{cause.text} ({self._where})")
             return
         step = max(signs.step() for signs in self._signs(group))
         self._in_vain = 0 if step > self._best_step else self._in_vain + 1
@@ -103,16 +106,18 @@ class Guard(LocalElasticAgent):
     def _first_cause(self, group: WorkerGroup, failures: Mapping[int, Any]) -> Cause:
         codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}
         told = [
-            Cause(found[0], f"rank {signs.rank}: {found[1]}", codes.get(signs.rank, Exit.CRASHED))
+            Cause(found[0], f"rank {signs.rank}: {found[1]}", signs.rank, codes.get(signs.rank, Exit.CRASHED))
             for signs in self._signs(group)
             if (found := signs.failure()) is not None
         ]
         killed = [
-            Cause(failure.timestamp - NEARLY_AT_ONCE, self._of_the_killed(rank, codes[rank]), codes[rank])
+            Cause(failure.timestamp - NEARLY_AT_ONCE, self._of_the_killed(rank, codes[rank]), rank, codes[rank])
             for rank, failure in failures.items()
             if codes[rank] < 0 and codes[rank] != -signal.SIGTERM
         ]
-        ended = [Cause(failure.timestamp, f"rank {rank} ended with code {codes[rank]}", codes[rank]) for rank, failure in failures.items()]
+        ended = [
+            Cause(failure.timestamp, f"rank {rank} ended with code {codes[rank]}", rank, codes[rank]) for rank, failure in failures.items()
+        ]
         return min(told + killed or ended, key=lambda cause: cause.time)
 
     def _of_the_killed(self, rank: int, code: int) -> str:

@@ -103,8 +103,9 @@ def _run(
     plugins.add(teller, "zkit-teller")
     if smoke:
         make_folder(folder)
-        # Each process has its own, or one would write what another reads.
-        preset = miniature(preset, folder / "smoke" if world.leads else folder / "smoke" / f"rank-{world.rank}")
+        with world.leader_first():
+            preset = miniature(preset, folder / "smoke")
+        world.gather(None)  # nobody reads what another still writes
     pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, own_device(device, world), world, stop, accepted)
     if not world.leads:
         pipeline.follow()
