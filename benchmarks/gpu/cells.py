@@ -91,6 +91,11 @@ class Cell:
         return RATES[self.method]
 
     @property
+    def has_longer_weights(self) -> bool:
+        """Whether what is trained is kept in a longer type than the model computes in."""
+        return self.method == "full" and self.dtype != "float32"
+
+    @property
     def shape(self) -> Shape:
         """The model's."""
         return SHAPES[self.model]

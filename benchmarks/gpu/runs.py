@@ -32,7 +32,7 @@ def measure(cell: Cell, side: str) -> dict[str, Any]:
 
 
 def _dtype(cell: Cell, side: str) -> str:
-    return "float32" if cell.method == "full" and side == TRL else cell.dtype
+    return "float32" if cell.has_longer_weights and side == TRL else cell.dtype
 
 
 def _loads(cell: Cell, work: Work, side: str) -> dict[str, list[Load]]:

@@ -79,7 +79,7 @@ class Session:
     def _runs(self, sides: Sequence[str]) -> Iterator[tuple[Cell, str]]:
         """Both sides of a cell one after the other; what is beside the point comes last."""
         yield from ((cell, side) for cell in self.cells for side in sides if side != TRL_SHORT)
-        yield from ((cell, TRL_SHORT) for cell in self.cells if TRL_SHORT in sides and cell.method == "full")
+        yield from ((cell, TRL_SHORT) for cell in self.cells if TRL_SHORT in sides and cell.has_longer_weights)
 
     def _measured(self, cell: Cell, side: str) -> dict[str, Any]:
         """The facts of a run, or why there are none; with less kept of the activations where memory does not suffice."""

@@ -95,13 +95,17 @@ def _model(cell: Cell, weights_dtype: str) -> Any:
         assert flash.agrees(), "torch's varlen_attn does not say what its scaled_dot_product_attention says"
     dtype = getattr(torch, weights_dtype)
     quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         cell.weights,
         dtype=dtype,
         attn_implementation=flash.NAME,
         device_map={"": cell.device},
         quantization_config=BitsAndBytesConfig(**quantized) if cell.method == "qlora" else None,
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # as on our side: a CPU repacks 4-bit layers so that no gradient passes them
+    return model
 
 
 def _configuration(cell: Cell, folder: str) -> Any:
