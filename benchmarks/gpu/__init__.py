@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.gpu.cells import KINDS
 from benchmarks.gpu.plot import plot
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import Results, write
 from benchmarks.gpu.runs import OURS, TRL, TRL_SHORT
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.table import write_table
@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="what does not fit into them is not measured (default: %(default)s)")
     parser.add_argument("--home", type=Path, metavar="FOLDER", help="where weights and prepared data are, or will be; default: the cache")
     parser.add_argument("--prepare", action="store_true", help="tokenise all that is needed, and stop: no GPU is needed for it")
+    parser.add_argument("--trace", action="store_true", help="instead: the kernels and the waits of a step of ours in the first cell")
+    parser.add_argument("--recompiles", action="store_true", help="instead: how often batches of other lengths are compiled for anew")
     parser.add_argument("--results", type=Path, metavar="FOLDER", default=RESULTS, help="where the table is kept, and added to")
     parser.add_argument("--start", choices=("forkserver", "spawn"), default="forkserver", help="how each run's process begins")
 
@@ -45,6 +47,13 @@ def run(given: argparse.Namespace) -> None:
     session.prepare()
     if given.prepare:
         print(f"prepared: {session.home}")  # noqa: T201
+        return
+    session = session.with_weights()
+    if given.trace:
+        write(given.results / "gpu_trace.json", session.trace(given.results))
+    if given.recompiles:
+        write(given.results / "gpu_recompiles.json", session.recompiles())
+    if given.trace or given.recompiles:
         return
     results = Results(given.results)
     session.measure_all([side for name in given.side for side in SIDES[name]], results)

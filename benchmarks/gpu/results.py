@@ -19,7 +19,6 @@ class Results:
     """Cells by name, in a file that is written anew after every run."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gpu.json"
         self.cells: dict[str, Entry] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
 
@@ -42,9 +41,15 @@ class Results:
     def _write(self) -> None:
         for cell in self.cells.values():
             cell["foretold / measured"] = _ratio(cell.get("plan", {}).get("foretold GiB"), cell["sides"].get(OURS, {}).get("peak GiB"))
-        staging = self.path.with_suffix(".part")
-        staging.write_text(json.dumps(self.cells, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        staging.replace(self.path)
+        write(self.path, self.cells)
+
+
+def write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".part")
+    staging.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    staging.replace(path)
 
 
 def compared(sides: Mapping[str, Entry]) -> dict[str, Any]:

@@ -14,15 +14,18 @@ from typing import Any
 from benchmarks.gpu.cells import KINDS, Cell
 from benchmarks.gpu.foretold import foretell
 from benchmarks.gpu.forked import Failed, LacksMemory, apart, context_of
-from benchmarks.gpu.prepared import prepare
+from benchmarks.gpu.prepared import folder_of, prepare
+from benchmarks.gpu.recompiled import count
 from benchmarks.gpu.results import MEASURED, Results
 from benchmarks.gpu.runs import TRL_SHORT, measure
+from benchmarks.gpu.traced import trace
 from benchmarks.measure import surroundings
 from benchmarks.models import make
 from zephyr_kit.cache import cache_folder
 
 PACKAGES = ("accelerate", "bitsandbytes", "datasets", "liger_kernel", "peft", "torch", "transformers", "triton", "trl")
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+COMPILED = "flex"
 SECONDS_OF_A_RUN = 25.0
 """With less time left, none is begun."""
 SECONDS_TO_PREPARE = 600.0
@@ -59,14 +62,33 @@ class Session:
     def prepare(self) -> None:
         """The data of every cell, if it is not there yet."""
         for cell in self.cells:
-            self._apart("prepare", SECONDS_TO_PREPARE, prepare, cell)
+            if not folder_of(cell).is_dir():
+                self._apart("prepare", SECONDS_TO_PREPARE, prepare, cell)
+
+    def with_weights(self) -> Session:
+        """Make them on the device, if they are not there yet; with processes that import for themselves if forked ones cannot use it."""
+        try:
+            self._apart("weights", self.left, _make, self.cells[0])
+        except Failed as error:
+            if self.context.get_start_method() == "spawn":
+                raise SystemExit(f"no weights: {error}") from error
+            _say(f"forked processes fail: {error}; each imports for itself from here on")
+            return replace(self, context=context_of("spawn")).with_weights()
+        return self
+
+    def trace(self, folder: Path) -> dict[str, Any]:
+        """Of the first cell; with the chrome trace in the folder if it is small."""
+        return self._told(self.cells[0], trace, folder / "gpu_trace.json.gz")
+
+    def recompiles(self) -> dict[str, Any]:
+        """Of the first cell, with attention that is compiled unless it names another."""
+        cell = self.cells[0]
+        return self._told(replace(cell, attention=cell.attention or COMPILED), count)
 
     def measure_all(self, sides: Sequence[str], results: Results) -> None:
         """Every run, the plan's figures meanwhile; what fails is written down, and the others go on."""
-        first = self.cells[0]
-        self._apart("weights", self.left, make, first.model, first.dtype, self.home, first.device)
         for cell in self.cells:
-            results.begin(cell.name, _settings(cell))
+            results.begin(cell.name, {**_settings(cell), "on": self._card})
         with ThreadPoolExecutor(2) as pool:
             plans = {cell.name: pool.submit(self._apart, f"{cell.name}-plan", self.left, foretell, cell) for cell in self.cells}
             for cell, side in self._runs(sides):
@@ -100,12 +122,34 @@ class Session:
                 _say(f"  {facts['real tokens a second']:,.0f} real tokens a second, {facts['peak GiB']} GiB")
                 took = {"seconds in all": round(time.monotonic() - begun, 1)}
                 told = {"surroundings": surroundings(self.processors, PACKAGES)}
-                return {"outcome": MEASURED, "settings": _told(tried), **facts, **took, **told}
+                return {"outcome": MEASURED, "settings": _in_words(tried), **facts, **took, **told}
         return {"outcome": outcome}
+
+    @property
+    def _card(self) -> str:
+        told = surroundings(self.processors, ())
+        return str(told["gpu"] if self.cells[0].device != "cpu" and "gpu" in told else told["processor"])
+
+    def _told(self, cell: Cell, work: Callable[..., Any], *given: Any) -> dict[str, Any]:
+        """What comes of a look at a cell, with all that it depends on; or why nothing does."""
+        try:
+            facts = self._apart(f"{cell.name}-{work.__name__}", self.left, work, cell, *given)
+        except Failed as error:
+            facts = {"outcome": str(error)}
+        settings = {"cell": cell.name, "settings": _settings(cell)}
+        return {**settings, **facts, "surroundings": surroundings(self.processors, PACKAGES)}
 
     def _apart(self, name: str, seconds: float, work: Callable[..., Any], *given: Any) -> Any:
         log = self.home / "logs" / f"{name.replace(', ', '-').replace(' ', '-')}.txt"
         return apart(self.context, log, seconds, work, *given)
+
+
+def _make(cell: Cell) -> None:
+    """Touches the device, if only to see that it can be used."""
+    import torch
+
+    torch.zeros(1, device=cell.device)
+    make(cell.model, cell.dtype, cell.home, cell.device)
 
 
 def _cell(name: str, given: argparse.Namespace, home: Path) -> Cell:
@@ -131,7 +175,7 @@ def _settings(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in vars(cell).items() if name not in ("name", "home")}
 
 
-def _told(cell: Cell) -> str:
+def _in_words(cell: Cell) -> str:
     kept = {"none": "activations kept", "block": "blocks computed again", "selective": "cheap parts computed again"}
     return f"{cell.optimizer}, {cell.tokens_per_batch:,} tokens a batch, {kept[cell.checkpointing]}"
 
