@@ -93,7 +93,7 @@ class Settings:
     """System turn for dialogues that have none; becomes part of the template."""
     lora: Lora | None = None
     quantize: Quantize | None = None
-    attention: Attention = default_use("segments")
+    attention: Attention = default_use("auto")
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
     activation_offload: bool = False
