@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from kernels import Plain
+from flash_kernels import Plain
 from zkit_attentions import varlen
 from zkit_attentions.auto import Auto, choose
 from zkit_attentions.flash import Flash, FlashAttention2
