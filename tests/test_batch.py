@@ -119,14 +119,29 @@ def test_a_window_counts_positions(share: bool, row: list[Tree], window: int) ->
 
 
 @quick
-@given(rows, rows)
-def test_nothing_leaks_between_examples(left: list[Tree], right: list[Tree]) -> None:
-    size = len(lay_out(left).tokens_T)
-    mask = visible(lay_out([*left, *right]))
-    assert torch.equal(mask[:size, :size], visible(lay_out(left)))
-    assert torch.equal(mask[size:, size:], visible(lay_out(right)))
-    assert not mask[size:, :size].any()
-    assert not mask[:size, size:].any()
+@given(rows)
+def test_nothing_leaks_between_examples(row: list[Tree]) -> None:
+    batch = lay_out(row)
+    forked = [tree for tree in row if len(tree.prompt) and len(tree.completions) > 1]
+    others = [tree for tree in row if not len(tree.prompt) or len(tree.completions) < 2]
+    alone = [Tree(each.prompt, (ids,), (flags,)) for each in others for ids, flags in zip(each.completions, each.trained, strict=True)]
+    family_S = torch.tensor([parent if parent >= 0 else number for number, parent in enumerate(batch.parents)], dtype=torch.long)
+    mask, family_T = visible(batch), family_S[batch.segment_T]
+    assert not mask[family_T[:, None] != family_T[None, :]].any()
+    for family, one in zip(family_S.unique(), [*forked, *alone], strict=True):
+        own = family_T == family
+        assert torch.equal(batch.tokens_T[own], lay_out([one]).tokens_T)
+        assert torch.equal(mask[own][:, own], visible(lay_out([one])))
+
+
+@quick
+@given(rows)
+def test_what_is_shared_lies_in_one_piece_and_what_shares_it_in_another(row: list[Tree]) -> None:
+    parents = lay_out(row).parents
+    shared = sorted({parent for parent in parents if parent >= 0})
+    assert shared == list(range(len(shared)))
+    children = [parent for parent in parents if parent >= 0]
+    assert list(parents) == [*([-1] * len(shared)), *sorted(children), *([-1] * (len(parents) - len(shared) - len(children)))]
 
 
 def tree(prompt: list[int], *completions: list[int], untrained: int = 0) -> Tree:

@@ -6,7 +6,8 @@ Tensor names carry their shape: T tokens, M targets, N sequences (completions), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +37,12 @@ class Batch:
     """Whole examples in one row of T tokens.
 
     A segment attends to itself causally, and to the whole of its parent segment if it has
-    one (-1: none). Target m is the token that should follow position `source_M[m]`, and
+    one (-1: none). The parents come first, then their children in the order of their parents,
+    then segments by themselves: so a kernel finds all that is shared, and all that shares it,
+    in one piece each. Target m is the token that should follow position `source_M[m]`, and
     belongs to completion `sequence_M[m]`; two completions may share a source.
     `lengths` (S,) and `parents` (S,) repeat the segments on the host, for kernels that
-    loop over them.
+    loop over them; in `prepared` kernels keep what they make of the row once, for all layers.
     """
 
     tokens_T: Tensor
@@ -52,11 +55,12 @@ class Batch:
     num_sequences: int
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting for it."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M")}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, prepared={})
 
 
 class _Row:
@@ -108,16 +112,17 @@ class _Row:
 def lay_out(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
     """Lay examples end to end; with sharing, a prompt of several completions is written once."""
     row = _Row()
-    for tree in trees:
+    forks = [i for i, tree in enumerate(trees) if share_prompts and len(tree.prompt) and len(tree.completions) > 1]
+    trunks = {i: row.segment(trees[i].prompt) for i in forks}
+    branches = {
+        i: [row.segment(ids, start=len(trees[i].prompt), parent=parent) for ids in trees[i].completions] for parent, i in enumerate(forks)
+    }
+    for i, tree in enumerate(trees):
         size = len(tree.prompt)
-        if share_prompts and size and len(tree.completions) > 1:
-            trunk = row.segment(tree.prompt)
-            parent = len(row.parents) - 1
-            for ids, trained in zip(tree.completions, tree.trained, strict=True):
-                first = row.segment(ids, start=size, parent=parent)
-                row.sequence(first, trunk + size - 1, ids, trained)
-        else:
-            for ids, trained in zip(tree.completions, tree.trained, strict=True):
+        for number, (ids, trained) in enumerate(zip(tree.completions, tree.trained, strict=True)):
+            if i in trunks:
+                row.sequence(branches[i][number], trunks[i] + size - 1, ids, trained)
+            else:
                 first = row.segment(tree.prompt, ids) + size
                 row.sequence(first, first - 1 if size else -1, ids, trained)
     return row.batch()

@@ -109,12 +109,14 @@ def _hub_cache() -> Path:
 
 def _attentions(plugins: Plugins) -> Iterator[Finding]:
     from zephyr_kit.devices import find_device
-    from zephyr_kit.protocols import Attention
+    from zephyr_kit.protocols import Attention, ChoosingAttention
 
     device = find_device()
     for name, kind in plugins.offered(Attention).items():
-        problems = kind().problems(device)
-        yield Finding(f"attention {name}", "; ".join(problems) or f"on {device}", "remark" if problems else "good")
+        kernel = kind()
+        problems = kernel.problems(device)
+        told = kernel.choice(device) if isinstance(kernel, ChoosingAttention) else f"on {device}"
+        yield Finding(f"attention {name}", "; ".join(problems) or told, "remark" if problems else "good")
 
 
 def _plugins(plugins: Plugins) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Attention for packed rows that share prompts: `segments`, and `dense`, which is right by definition."""
+"""Attention for packed rows that share prompts: `auto`, and what it chooses among."""
 
 from __future__ import annotations
 
@@ -13,8 +13,21 @@ if TYPE_CHECKING:
 
 @hookimpl
 def zkit_attentions() -> Mapping[str, type[Attention]]:
-    """Offer the kernels that need nothing but torch."""
+    """Offer kernels for CPUs and CUDA GPUs."""
+    from zkit_attentions.auto import Auto
     from zkit_attentions.dense import Dense
+    from zkit_attentions.flash import Flash
+    from zkit_attentions.flex import Flex
     from zkit_attentions.segments import Segments
+    from zkit_attentions.varlen import Varlen
+    from zkit_attentions.xformers import Xformers
 
-    return {"dense": Dense, "segments": Segments}
+    return {
+        "auto": Auto,
+        "dense": Dense,
+        "flash": Flash,
+        "flex": Flex,
+        "segments": Segments,
+        "varlen": Varlen,
+        "xformers": Xformers,
+    }

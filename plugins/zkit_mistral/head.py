@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zkit_mistral.softmax import Softmax, softmax_for
+
 CHUNK = {"cpu": 1 << 23, "cuda": 1 << 25}
 """Logits computed at once; 32 MiB in float32 stay in a processor's cache."""
+TILE = {"cpu": 1, "cuda": 128}
+"""Rows of a chunk are a multiple of this where they can: the tiles in which a GPU multiplies."""
 BUFFER = 1 << 25
 """Logits held at once."""
 
@@ -42,7 +46,7 @@ class _TrainedHead(torch.autograd.Function):
         logp_M, normaliser_M, total_M = (_empty(hidden_MD) for _ in range(3))
         ctx.buffer = _Buffer.of(hidden_MD, weight_VD, kept=keep)
         for rows, logits in ctx.buffer.chunks(hidden_MD, weight_VD):
-            logp_M[rows], normaliser_M[rows], total_M[rows] = _normalise(logits, target_M[rows])
+            logp_M[rows], normaliser_M[rows], total_M[rows] = ctx.buffer.softmax.normalise(logits, target_M[rows])
         ctx.save_for_backward(hidden_MD, weight_VD, target_M, logp_M, normaliser_M, total_M)
         return logp_M
 
@@ -57,12 +61,11 @@ class _TrainedHead(torch.autograd.Function):
         scaled_MD = hidden_MD * grad_M[:, None].to(hidden_MD.dtype)
         # A second backward pass finds nothing in the buffer that it could use.
         buffer, ctx.buffer = ctx.buffer or _Buffer.of(hidden_MD, weight_VD, kept=False), None
-        for rows, p in buffer.probabilities(hidden_MD, weight_VD, normaliser_M, total_M):
-            _less_one(p, target_M[rows], logp_M[rows])
+        for rows, missed in buffer.missed(hidden_MD, weight_VD, target_M, logp_M, normaliser_M, total_M):
             if grad_hidden is not None:
-                torch.mm(p, weight_VD, out=grad_hidden[rows])
+                torch.mm(missed, weight_VD, out=grad_hidden[rows])
             if grad_weight is not None:
-                _subtract_product(grad_weight, p.T, scaled_MD[rows])
+                _subtract_product(grad_weight, missed.T, scaled_MD[rows])
         if grad_hidden is not None:
             grad_hidden *= -grad_M[:, None].to(grad_hidden.dtype)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
@@ -72,11 +75,12 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, _keep: bool) -> Tensor:  # noqa: FBT001  torch's signature
         logp_M, missed_MD = _empty(hidden_MD), torch.empty_like(hidden_MD)
-        for rows, logits in _Buffer.of(hidden_MD, weight_VD, kept=False).chunks(hidden_MD, weight_VD):
-            logp_M[rows], _, total = _normalise(logits, target_M[rows])
-            p = logits.div_(total[:, None])
-            _less_one(p, target_M[rows], logp_M[rows])
-            torch.mm(p, weight_VD, out=missed_MD[rows])
+        buffer = _Buffer.of(hidden_MD, weight_VD, kept=False)
+        for rows, logits in buffer.chunks(hidden_MD, weight_VD):
+            logp, normaliser, total = buffer.softmax.normalise(logits, target_M[rows])
+            missed = buffer.softmax.missed_of_used(logits, target_M[rows], logp, normaliser, total)
+            logp_M[rows] = logp
+            torch.mm(missed, weight_VD, out=missed_MD[rows])
         ctx.save_for_backward(missed_MD)
         return logp_M
 
@@ -87,19 +91,12 @@ class _FrozenHead(torch.autograd.Function):
         return missed_MD * -grad_M[:, None].to(missed_MD.dtype), None, None, None
 
 
-def _normalise(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the targets, normaliser, and sum of what is left in the place of the logits: exp(logits - highest)."""
-    wide = _wide(logits)
-    highest = logits.amax(-1, keepdim=True)
-    picked = logits.gather(-1, target[:, None]).squeeze(-1).to(wide)
-    total = logits.sub_(highest).exp_().sum(-1, dtype=wide)
-    normaliser = highest.squeeze(-1).to(wide) + total.log()
-    return picked - normaliser, normaliser, total
-
-
-def _less_one(p: Tensor, target: Tensor, logp: Tensor) -> None:
-    """Put p - 1 in the place of each target's p: from its logarithm, for next to 1 a short type cannot tell p from it."""
-    p.scatter_(-1, target[:, None], logp.expm1()[:, None].to(p.dtype))
+def _product(left: Tensor, right: Tensor, place: Tensor) -> Tensor:
+    """Multiply into a place, which may be wider than the matrices: what they add up to is not rounded then."""
+    if place.dtype == left.dtype:
+        return torch.mm(left, right, out=place)
+    wider: Tensor = torch.ops.aten.mm.dtype_out(left, right, place.dtype, out=place)
+    return wider
 
 
 def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -118,32 +115,35 @@ class _Buffer:
     chunk: int
     num_rows: int
     kept: bool
+    softmax: Softmax
 
     @staticmethod
     def of(hidden_MD: Tensor, weight_VD: Tensor, *, kept: bool) -> _Buffer:
         num_rows, vocabulary = len(hidden_MD), weight_VD.shape[0]
-        at_once = CHUNK["cpu" if hidden_MD.device.type == "cpu" else "cuda"]
-        chunk, held = (max(1, size // vocabulary) for size in (at_once, BUFFER))
+        kind = "cpu" if hidden_MD.device.type == "cpu" else "cuda"
+        chunk, held = (max(1, size // vocabulary) for size in (CHUNK[kind], BUFFER))
+        chunk = chunk // TILE[kind] * TILE[kind] or chunk
         # Whole chunks, so that the last ones end with the last row.
         held = held // chunk * chunk if kept else chunk
-        return _Buffer(hidden_MD.new_empty(min(held, num_rows), vocabulary), chunk, num_rows, kept)
+        softmax = softmax_for(hidden_MD)
+        logits = hidden_MD.new_empty(min(held, num_rows), vocabulary, dtype=softmax.logits_type(hidden_MD))
+        return _Buffer(logits, chunk, num_rows, kept, softmax)
 
     def chunks(self, hidden_MD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The logits of some rows after others."""
         for rows in self._rows():
-            yield rows, torch.mm(hidden_MD[rows], weight_VD.T, out=self._place(rows))
+            yield rows, _product(hidden_MD[rows], weight_VD.T, self._place(rows))
 
-    def probabilities(
-        self, hidden_MD: Tensor, weight_VD: Tensor, normaliser_M: Tensor, total_M: Tensor
+    def missed(
+        self, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, logp_M: Tensor, normaliser_M: Tensor, total_M: Tensor
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Softmax of some rows before others: of the last ones from the exponentials that are still there."""
+        """Give p - onehot(target) of some rows before others: of the last ones by what is still there of them."""
         for rows in reversed(list(self._rows())):
-            place = self._place(rows)
+            place, known = self._place(rows), (target_M[rows], logp_M[rows], normaliser_M[rows])
             if self.kept and self._is_kept(rows):
-                yield rows, place.div_(total_M[rows, None])
+                yield rows, self.softmax.missed_of_used(place, *known, total_M[rows])
             else:
-                torch.mm(hidden_MD[rows], weight_VD.T, out=place)
-                yield rows, place.sub_(normaliser_M[rows, None]).exp_()
+                yield rows, self.softmax.missed(_product(hidden_MD[rows], weight_VD.T, place), *known)
 
     def _rows(self) -> Iterator[slice]:
         first = self.num_rows % self.chunk

@@ -17,11 +17,14 @@ from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
 from zkit_mistral.compiled import compile_layers
+from zkit_mistral.liger import rotated
+from zkit_mistral.low_rank import add_in_one_pass
 from zkit_mistral.opening import Origin
 from zkit_mistral.pointwise import fuse
 from zkit_mistral.policy import MistralPolicy
 from zkit_mistral.quiet import quiet
-from zkit_mistral.reach import refusals
+from zkit_mistral.reach import refusals, wants_liger
+from zkit_mistral.rotary import use_rotation
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         _keep_differentiable(model)
         _keep_one_arithmetic(model, device)
         forget_inputs(model)
-        fuse(model, getattr(torch, settings.dtype))
+        use_kernels(model, settings, device)
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
         adapters = _adapters(settings, model, start, train=train)
         if train:
@@ -65,10 +68,22 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
     return MistralPolicy(model, adapters, chat, settings.attention, device, offload=offload)
 
 
+def use_kernels(model: Any, settings: Settings, device: torch.device) -> None:
+    """Put faster forwards in the place of the model's own where they say the same."""
+    dtype = getattr(torch, settings.dtype)
+    liger = wants_liger(settings.kernels, settings.dtype, device)
+    fuse(model, dtype, liger=liger)
+    if liger:
+        use_rotation(model, dtype, rotated)
+
+
 def prepare_for_training(model: Any, settings: Settings, adapters: Adapters | None) -> None:
     """Let gradients reach what is trained, and keep what the settings say of the activations."""
     if adapters is None:
         model.requires_grad_(requires_grad=True)
+    else:
+        # What "selective" keeps must not be added into.
+        add_in_one_pass(adapters.peft, in_place=settings.activation_checkpointing != "selective")
     if settings.activation_checkpointing != "none":
         compute_again(model, selective=settings.activation_checkpointing == "selective")
 

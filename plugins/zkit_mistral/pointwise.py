@@ -14,23 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from zkit_mistral import liger as by_liger
+
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-4}
 """Of roundings, transformers' to float32 inside included; another function lies further off."""
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
-def fuse(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the forward of every RMSNorm and gated MLP of the model, which computes in `dtype`, that is one of those below.
+def fuse(model: nn.Module, dtype: torch.dtype, *, liger: bool = False) -> None:
+    """Replace the forward of every RMSNorm and gated MLP of the model, which computes in `dtype`, that is one of those below, or Liger's.
 
     float64 models then compute in float64 throughout: transformers' norms drop to float32
     inside, which is right for shorter types but blurs proofs in float64 to 1e-5.
     """
+    norms, gates = ((by_liger.scaled, by_liger.scaled_by_one_more), (by_liger.gated,)) if liger else (NORMS, GATES)
     module: Any
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module) is not None:
-            _replace(module, _example(module.weight.numel(), module.weight, dtype), (_scaled, _scaled_by_one_more))
+            _replace(module, _example(module.weight.numel(), module.weight, dtype), norms)
         elif all(hasattr(module, name) for name in GATED) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
-            _replace(module, _example(module.gate_proj.in_features, module.gate_proj.weight, dtype), (_gated,))
+            _replace(module, _example(module.gate_proj.in_features, module.gate_proj.weight, dtype), gates)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -114,3 +117,6 @@ def _example(width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _eps(norm: Any) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+NORMS, GATES = (_scaled, _scaled_by_one_more), (_gated,)

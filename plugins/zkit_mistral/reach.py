@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,22 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
         found.append(f"[model] activation_offload: moves what a CUDA GPU keeps to the host, but the device is {device.type}; leave it out")
     if settings.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         found.append("[model] compile: torch.compile needs a C++ compiler on a CPU, and there is no g++ (nor what CXX names); leave it out")
+    if settings.kernels == "liger" and not wants_liger("liger", settings.dtype, device):
+        found.append(
+            "[model] kernels: Liger's run on CUDA GPUs, in bfloat16 and float32, where it is installed (pip install 'zephyr-kit[liger]'); "
+            f'this is {device.type} in {settings.dtype}; leave it out, or set it to "torch"'
+        )
     template = Path(settings.template)
     if settings.template.endswith(".jinja") and not template.exists():
         found.append(f"[model] template: there is no file {template.absolute()}")
     if start.folder is None:
         found += _origin_problems(settings)
     return found
+
+
+def wants_liger(kernels: str, dtype: str, device: torch.device) -> bool:
+    """Whether Liger's kernels are asked for, and can be had."""
+    return kernels != "torch" and device.type == "cuda" and dtype != "float64" and find_spec("liger_kernel") is not None
 
 
 def refusals(settings: Settings, start: Start) -> Iterator[str]:

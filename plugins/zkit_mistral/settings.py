@@ -93,11 +93,13 @@ class Settings:
     """System turn for dialogues that have none; becomes part of the template."""
     lora: Lora | None = None
     quantize: Quantize | None = None
-    attention: Attention = default_use("segments")
+    attention: Attention = default_use("auto")
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
     activation_offload: bool = False
     """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
+    kernels: Literal["auto", "liger", "torch"] = "auto"
+    """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, else torch's."""
     compile: bool = False
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
 

@@ -8,6 +8,7 @@ from zephyr_kit.protocols.measure import Evaluation, Suite
 from zephyr_kit.protocols.model import (
     Attention,
     Backend,
+    ChoosingAttention,
     Leaner,
     Objective,
     OptimizerFactory,
@@ -27,6 +28,7 @@ __all__ = [
     "Backend",
     "Bench",
     "Case",
+    "ChoosingAttention",
     "Completer",
     "DataSource",
     "Evaluation",

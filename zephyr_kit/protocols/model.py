@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from zephyr_kit import Unit
 
@@ -237,7 +237,10 @@ class Backend(Protocol):
 
 
 class Attention(Protocol):
-    """A kernel for packed rows that share prompts; equal to softmax attention under `visible`."""
+    """A kernel for packed rows that share prompts; equal to softmax attention under `visible`.
+
+    `attend` is called once for each layer: what is worked out of the row can be kept in `batch.prepared`.
+    """
 
     def problems(self, device: torch.device) -> Sequence[str]:
         """Why it cannot run on `device`; empty if it can."""
@@ -247,6 +250,15 @@ class Attention(Protocol):
         self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
     ) -> Tensor:
         """`query` (heads, T, size), `key` and `value` (key-value heads, T, size) -> (heads, T, size)."""
+        ...
+
+
+@runtime_checkable
+class ChoosingAttention(Protocol):
+    """An attention that leaves the work to another."""
+
+    def choice(self, device: torch.device) -> str:
+        """What it takes on `device`, and why."""
         ...
 
 

@@ -47,14 +47,16 @@ class AttentionLaws:
         batch = batch.to(self.device)
         mine, theirs = self._run(batch, kernel=True), self._run(batch, kernel=False)
         for one, other in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(one, other, rtol=self.tolerance, atol=self.tolerance)
+            torch.testing.assert_close(one.double(), other, rtol=self.tolerance, atol=self.tolerance)
 
     def _run(self, batch: Batch, *, kernel: bool) -> list[Tensor]:
-        """The output, and the gradient of a random projection of it by query, key and value."""
+        """The output, and the gradient of a random projection of it by query, key and value; of the definition in float64."""
         generator = torch.Generator().manual_seed(0)
         shapes = [(heads, len(batch.tokens_T), self.size) for heads in (self.heads[0], self.heads[1], self.heads[1])]
-        query, key, value = (torch.randn(shape, generator=generator).to(self.device, self.dtype).requires_grad_() for shape in shapes)
-        weight = torch.randn(shapes[0], generator=generator).to(self.device, self.dtype)
+        drawn = [torch.randn(shape, generator=generator).to(self.device, self.dtype) for shape in (*shapes, shapes[0])]
+        weight, query, key, value = (x if kernel else x.double() for x in (drawn[3], *drawn[:3]))
+        for given in (query, key, value):
+            given.requires_grad_()
         scale = self.size**-0.5
         output = (
             self.attention.attend(query, key, value, batch, scale=scale, window=self.window, dropout=0.0)

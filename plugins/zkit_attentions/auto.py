@@ -1,0 +1,58 @@
+"""The attention that suits the device and the row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zephyr_kit.batch import Batch
+from zephyr_kit.protocols import Attention
+from zkit_attentions.flex import Flex
+from zkit_attentions.segments import Segments
+from zkit_attentions.two_pass import misfit
+from zkit_attentions.varlen import Varlen
+
+
+@dataclass(frozen=True)
+class Auto:
+    """On a CPU `segments`; on a CUDA GPU the fastest that can, by the measurements in benchmarks/results/gpu_attention.json."""
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        return []
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
+    ) -> Tensor:
+        chosen, _ = choose(query, batch, window=window, dropout=dropout)
+        return chosen.attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
+
+    def choice(self, device: torch.device) -> str:
+        """What a bfloat16 model gets on `device`, and why."""
+        if device.type != "cuda":
+            return f"segments: the device is {device.type}"
+        refused = Varlen().problems(device)
+        return f"segments: {refused[0]}" if refused else "varlen: the fastest in bfloat16; flex beyond a window, segments in float32"
+
+
+def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> tuple[Attention, str]:
+    """The kernel, and why not a faster one; the same for all layers with this window."""
+    if query.device.type != "cuda":
+        return Segments(), f"the device is {query.device.type}"
+    name = ("attention", query.dtype, query.shape[-1], window, dropout)
+    if name not in batch.prepared:
+        batch.prepared[name] = _choose(query, batch, window, dropout)
+    found: tuple[Attention, str] = batch.prepared[name]
+    return found
+
+
+def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> tuple[Attention, str]:
+    if refused := Varlen().problems(query.device):
+        return Segments(), refused[0]
+    if why := misfit(query, batch, window=window, dropout=dropout):
+        # What only the window keeps from varlen, flex can.
+        flexible = not misfit(query, batch, window=None, dropout=dropout) and not Flex().problems(query.device)
+        return (Flex() if flexible else Segments()), f"varlen {why}"
+    return Varlen(), ""

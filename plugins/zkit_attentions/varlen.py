@@ -1,0 +1,58 @@
+"""torch's own flash attention for sequences end to end, on a CUDA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zephyr_kit.batch import Batch
+from zkit_attentions.cuda import cuda_problems
+from zkit_attentions.two_pass import Pair, Pass, Triple, check_fit, two_pass_attention
+
+_forward = torch.ops.aten._flash_attention_forward
+_backward = torch.ops.aten._flash_attention_backward
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """FlashAttention-2 as torch has it (arXiv 2307.08691); in bfloat16 or float16."""
+
+    def problems(self, device: torch.device) -> Sequence[str]:
+        return cuda_problems("varlen", device, capability=(8, 0))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
+    ) -> Tensor:
+        check_fit("varlen", query, batch, window=window, dropout=dropout)
+        return two_pass_attention(TorchFlash(), query, key, value, batch, scale=scale, window=window)
+
+
+@dataclass(frozen=True)
+class TorchFlash:
+    """See `two_pass.Kernel`."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, spans: Pass, *, scale: float, window: int | None) -> Pair:
+        output, logsumexp, *_ = _forward(
+            query, key, value, *_bounds(spans), 0.0, spans.causal, return_debug_mask=False, scale=scale, **_window(spans, window)
+        )
+        return output, logsumexp
+
+    def backward(self, grad: Tensor, result: Pair, given: Triple, spans: Pass, *, scale: float, window: int | None) -> Triple:
+        # What random numbers a dropout would have drawn.
+        nothing = torch.zeros(2, dtype=torch.uint64, device=grad.device)
+        gradients: Triple = _backward(
+            grad, *given, *result, *_bounds(spans), 0.0, spans.causal, nothing, nothing, scale=scale, **_window(spans, window)
+        )
+        return gradients
+
+
+def _bounds(spans: Pass) -> tuple[Tensor, Tensor, int, int]:
+    return spans.query_bounds, spans.key_bounds, max(spans.query_lengths), max(spans.key_lengths)
+
+
+def _window(spans: Pass, window: int | None) -> dict[str, int]:
+    """How far a token sees to its left, beside itself; to its right nothing if causal."""
+    return {"window_size_left": -1 if window is None else window - 1, "window_size_right": 0 if spans.causal else -1}
