@@ -23,7 +23,7 @@ from benchmarks.gpu.operations import VOCABULARY, Load, operations, padded, prom
 from benchmarks.gpu.plot import plot
 from benchmarks.gpu.prepared import open_work, prepare
 from benchmarks.gpu.recompiled import count
-from benchmarks.gpu.results import MEASURED, Results
+from benchmarks.gpu.results import MEASURED, NO_TIME, Results
 from benchmarks.gpu.runs import OURS, TRL, measure
 from benchmarks.gpu.table import write_table
 from benchmarks.gpu.theirs import batches_of, micro_batches
@@ -164,8 +164,10 @@ def test_a_side_that_failed_stands_in_the_table_and_unequal_losses_are_no_compar
         results.begin(name, {})
         results.keep(name, OURS, {**facts, "losses": [1.0]})
         results.keep(name, TRL, {**facts, "losses": [losses]})
-    results.keep("sft-lora", TRL, {"outcome": "not measured: no time left"})
+    results.keep("sft-lora", TRL, {"outcome": "LacksMemory: 9 GiB"})
+    results.keep("sft-lora", OURS, {"outcome": NO_TIME})  # does not take the place of what was measured
     text = write_table(Results(tmp_path).cells, tmp_path / "gpu.md")
-    assert "| not measured: no time left |" in text
+    assert "| LacksMemory: 9 GiB |" in text
+    assert NO_TIME not in text
     assert "no comparison" in text
     assert "| 50 % | 60 % |" in text

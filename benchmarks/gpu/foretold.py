@@ -43,4 +43,4 @@ def foretell(cell: Cell) -> dict[str, Any]:
     device = Device("GPU", "cuda", memory=0, libraries=0)
     forecast = Forecast(stage.name, device, cell.tokens_per_batch, chosen=False, workload=None, rehearsal=rehearsal, libraries=0)
     parts = {name: round(size / GIB, 3) for name, size in forecast.parts.items() if name != LIBRARIES}
-    return {"foretold GiB": round(forecast.peak / GIB, 3), "by part": parts}
+    return {"checkpointing": cell.checkpointing, "foretold GiB": round(forecast.peak / GIB, 3), "by part": parts}

@@ -11,7 +11,7 @@ from benchmarks.gpu.runs import OURS
 
 MAX_DIFFERENCE = 1e-2
 """Of the loss of a step, as a share of it; more is no comparison."""
-MEASURED = "measured"
+MEASURED, NO_TIME = "measured", "not measured: no time left"
 Entry = dict[str, Any]
 
 
@@ -28,7 +28,10 @@ class Results:
             self.cells[name] = {"settings": dict(settings), "sides": {}}
 
     def keep(self, name: str, side: str, facts: Mapping[str, Any]) -> None:
-        """What came of a run."""
+        """What came of a run; one that no time was left for leaves what was measured before."""
+        before = self.cells[name]["sides"].get(side, {}).get("outcome")
+        if facts["outcome"] == NO_TIME and before == MEASURED:
+            return
         self.cells[name]["sides"][side] = dict(facts)
         self.cells[name].update(compared(self.cells[name]["sides"]))
         self._write()
@@ -40,7 +43,9 @@ class Results:
 
     def _write(self) -> None:
         for cell in self.cells.values():
-            cell["foretold / measured"] = _ratio(cell.get("plan", {}).get("foretold GiB"), cell["sides"].get(OURS, {}).get("peak GiB"))
+            plan, own = cell.get("plan", {}), cell["sides"].get(OURS, {})
+            same = plan.get("checkpointing") == own.get("checkpointing")  # else it did not fit as planned
+            cell["foretold / measured"] = _ratio(plan.get("foretold GiB"), own.get("peak GiB")) if same else None
         write(self.path, self.cells)
 
 

@@ -28,7 +28,7 @@ def measure(cell: Cell, side: str) -> dict[str, Any]:
     rates = measured_rates(cell)
     work = open_work(cell)
     trace = ours.train(cell, work, clock) if side == OURS else theirs.train(cell, work, clock, weights_dtype=_dtype(cell, side))
-    return {**_facts(cell, trace, _loads(cell, work, side), rates), **clock.memory()}
+    return {"checkpointing": cell.checkpointing, **_facts(cell, trace, _loads(cell, work, side), rates), **clock.memory()}
 
 
 def _dtype(cell: Cell, side: str) -> str:

@@ -16,7 +16,7 @@ from benchmarks.gpu.foretold import foretell
 from benchmarks.gpu.forked import Failed, LacksMemory, apart, context_of
 from benchmarks.gpu.prepared import folder_of, prepare
 from benchmarks.gpu.recompiled import count
-from benchmarks.gpu.results import MEASURED, Results
+from benchmarks.gpu.results import MEASURED, NO_TIME, Results
 from benchmarks.gpu.runs import TRL_SHORT, measure
 from benchmarks.gpu.traced import trace
 from benchmarks.measure import surroundings
@@ -29,7 +29,6 @@ COMPILED = "flex"
 SECONDS_OF_A_RUN = 25.0
 """With less time left, none is begun."""
 SECONDS_TO_PREPARE = 600.0
-NO_TIME = "not measured: no time left"
 
 
 @dataclass(frozen=True)
