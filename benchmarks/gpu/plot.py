@@ -29,11 +29,17 @@ def plot(cells: Mapping[str, Any], path: Path) -> None:
             axes.bar_label(bars, [f"{value:,.0f}" if value else "" for value in values], fontsize=8, padding=1)
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xticks(range(len(cells)), list(cells))
+    panels[-1].set_xticks(range(len(cells)), [_label(name, cell) for name, cell in cells.items()])
     panels[0].legend(frameon=False)
     figure.suptitle("zephyr-kit beside trl 1.16: same weights, examples, order, optimizer")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _label(name: str, cell: Mapping[str, Any]) -> str:
+    """With a mark where the two have not trained alike."""
+    agree = cell.get("beside", {}).get(TRL, {}).get("losses agree", True)
+    return name if agree else f"{name}\n(losses differ)"
 
 
 def _value(facts: Mapping[str, Any], key: str) -> float:
