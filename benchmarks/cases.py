@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,17 +73,7 @@ class Case:
 
     def stage(self) -> Stage:
         """The preset's one stage, with all that it does not say as it is by default."""
-        import tempfile
-
-        import tomli_w
-
-        from zephyr_kit.plugins import Plugins
-        from zephyr_kit.preset import load
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "benchmark.toml"
-            path.write_text(tomli_w.dumps(self.preset()), "utf-8")
-            return load(path, Plugins().offers).stages[0]
+        return only_stage(self.preset())
 
     @property
     def _num_rows(self) -> int:
@@ -91,6 +81,14 @@ class Case:
         if self.objective == "sft":
             needed = math.ceil(self.steps * ROWS_PER_STEP * MAX_LENGTH / TOKENS_OF_A_DEMONSTRATION)
         return math.ceil(SPARE * needed)
+
+
+def only_stage(preset: Mapping[str, Any]) -> Stage:
+    """The one stage of a preset."""
+    from zephyr_kit.plugins import Plugins
+    from zephyr_kit.preset import resolve
+
+    return resolve(preset, Plugins().offers, file="benchmark.toml").stages[0]
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def prepare(case: Case) -> tuple[Work, list[int]]:
     stage = case.stage()
     corpus = prepare_part(stage.task, stage.task.data, stage.model.tokenizer(Start()), Silent(), "data")
     if case.objective == "sft":
-        steps = _packed_steps(corpus, case.steps)
+        steps = packed_steps(corpus, case.steps)
     else:
         plan = Plan(corpus.lengths, SEED, examples_per_step=PAIRS_PER_STEP, steps=case.steps)
         steps = [[(index,) for index in plan.step(number)] for number in range(case.steps)]
@@ -160,15 +158,17 @@ def prepare(case: Case) -> tuple[Work, list[int]]:
     return work, [sum(real_tokens(corpus[index]) for index in work.step(number)) for number in range(work.num_steps)]
 
 
-def _packed_steps(corpus: Corpus, num_steps: int) -> Sequence[Sequence[tuple[int, ...]]]:
+def packed_steps(
+    corpus: Corpus, num_steps: int, *, num_rows: int = ROWS_PER_STEP, length: int = MAX_LENGTH
+) -> Sequence[Sequence[tuple[int, ...]]]:
     """Rows as trl packs them (best fit, decreasing), in a random order, since it packs the longest first."""
     import numpy as np
     from datasets import Dataset, disable_progress_bars
     from trl import pack_dataset
 
     disable_progress_bars()
-    numbers = Dataset.from_list([{"example": [index] * int(length)} for index, length in enumerate(corpus.lengths)])
-    rows = [tuple(dict.fromkeys(row["example"])) for row in pack_dataset(numbers, MAX_LENGTH, "bfd")]
+    numbers = Dataset.from_list([{"example": [index] * int(size)} for index, size in enumerate(corpus.lengths)])
+    rows = [tuple(dict.fromkeys(row["example"])) for row in pack_dataset(numbers, length, "bfd")]
     order = np.random.Generator(np.random.Philox(key=[SEED, 0])).permutation(len(rows))
-    assert len(rows) >= num_steps * ROWS_PER_STEP, f"{len(rows)} rows are too few for {num_steps} steps; raise SPARE"
-    return [[rows[index] for index in order[first : first + ROWS_PER_STEP]] for first in range(0, num_steps * ROWS_PER_STEP, ROWS_PER_STEP)]
+    assert len(rows) >= num_steps * num_rows, f"{len(rows)} rows are too few for {num_steps} steps; raise SPARE"
+    return [[rows[index] for index in order[first : first + num_rows]] for first in range(0, num_steps * num_rows, num_rows)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,29 @@ def surroundings(processors: int, packages: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "processors": processors,
         "processor": _processor(),
-        "packages": {each: version(each) for each in packages},
+        **_card(),
+        "packages": {each: found for each in packages if (found := _version(each))},
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "date": date.today().isoformat(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _card() -> dict[str, str]:
+    """The first GPU and its driver, as the driver's own tool tells them; nothing where it is not there."""
+    ask = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(ask, capture_output=True, check=True, text=True).stdout.splitlines()[0]  # noqa: S603
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return {}
+    name, _, driver = told.partition(", ")
+    return {"gpu": name, "driver": driver}
 
 
 def _figure(value: Any) -> str:

@@ -43,8 +43,14 @@ def place_of(name: str, dtype: str, home: Path) -> Path:
     return home / "models" / f"{name}-{dtype}"
 
 
-def make(name: str, dtype: str, home: Path) -> Path:
-    """The model in Hugging Face format; written once."""
+def tokenizer_of(home: Path) -> Path:
+    """The folder of the tokenizer: one that was put beside prepared data, or the one of the shared folder."""
+    kept = home / "tokenizer"
+    return kept if kept.is_dir() else shared() / "models" / "mistral-7b-v0.1-tokenizer"
+
+
+def make(name: str, dtype: str, home: Path, device: str = "cpu") -> Path:
+    """The model in Hugging Face format, its values drawn on the device; written once."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,8 +58,9 @@ def make(name: str, dtype: str, home: Path) -> Path:
     if not place.exists():
         staging = place.with_name(f".{place.name}.{os.getpid()}")
         torch.manual_seed(SEED)
-        tokens = AutoTokenizer.from_pretrained(shared() / "models" / "mistral-7b-v0.1-tokenizer")
-        model = AutoModelForCausalLM.from_config(config(SHAPES[name], tokens), dtype=getattr(torch, dtype))
+        tokens = AutoTokenizer.from_pretrained(tokenizer_of(home))
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config(SHAPES[name], tokens), dtype=getattr(torch, dtype))
         model.save_pretrained(staging)
         tokens.save_pretrained(staging)
         try:

@@ -45,14 +45,10 @@ def train(case: Case, work: Work, setting: str, watch: Watch) -> Trace:
 def _trainer(case: Case, work: Work, setting: str, folder: str, watch: Watch) -> Any:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+    from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import DPOTrainer, SFTTrainer
 
     from tests.oracles.trl_runs import in_order
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            watch.step_ended()
 
     model = AutoModelForCausalLM.from_pretrained(case.weights, dtype=getattr(torch, case.dtype), attn_implementation="sdpa")
     watch.loaded()
@@ -61,12 +57,23 @@ def _trainer(case: Case, work: Work, setting: str, folder: str, watch: Watch) ->
         model=model,
         args=_configuration(case, work, setting, folder, num_micro_batches=len(batches) // work.num_steps),
         train_dataset=Dataset.from_list(rows),
-        peft_config=_adapters() if case.method == "lora" else None,
-        callbacks=[Steps()],
+        peft_config=adapters() if case.method == "lora" else None,
+        callbacks=[steps_seen(watch)],
     )
     trainer.remove_callback(PrinterCallback)
     draw_adapters(trainer.model.named_parameters())
     return trainer
+
+
+def steps_seen(watch: Watch) -> Any:
+    """A callback that notes when each step ends."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            watch.step_ended()
+
+    return Steps()
 
 
 def _data(work: Work, setting: str) -> tuple[list[dict[str, list[int]]], Batches]:
@@ -74,7 +81,7 @@ def _data(work: Work, setting: str) -> tuple[list[dict[str, list[int]]], Batches
     from tests.oracles.trl_runs import demonstration, pair
 
     if setting in (PACKED, ROW_BY_ROW):
-        rows = [_packed([work.corpus[index] for index in row]) for step in work.steps for row in step]
+        rows = [packed([work.corpus[index] for index in row]) for step in work.steps for row in step]
         numbers = iter(range(len(rows)))
         steps = [[next(numbers) for _ in step] for step in work.steps]
     else:
@@ -86,7 +93,7 @@ def _data(work: Work, setting: str) -> tuple[list[dict[str, list[int]]], Batches
     return rows, steps
 
 
-def _packed(trees: Sequence[Tree]) -> dict[str, list[int]]:
+def packed(trees: Sequence[Tree]) -> dict[str, list[int]]:
     """One row of trl's packer."""
     from tests.oracles.trl_runs import demonstration
 
@@ -95,7 +102,8 @@ def _packed(trees: Sequence[Tree]) -> dict[str, list[int]]:
     return {**ends, "seq_lengths": [len(row["input_ids"]) for row in rows]}
 
 
-def _adapters() -> Any:
+def adapters() -> Any:
+    """Ours, in peft's words."""
     from peft import LoraConfig
 
     return LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules="all-linear")

@@ -1,0 +1,82 @@
+"""What was measured, kept as it comes, and both sides compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.runs import OURS
+
+MAX_DIFFERENCE = 1e-2
+"""Of the loss of a step, as a share of it; more is no comparison."""
+MEASURED = "measured"
+Entry = dict[str, Any]
+
+
+class Results:
+    """Cells by name, in a file that is written anew after every run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "gpu.json"
+        self.cells: dict[str, Entry] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+
+    def begin(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Forget what was measured of this cell with other settings."""
+        if self.cells.get(name, {}).get("settings") != dict(settings):
+            self.cells[name] = {"settings": dict(settings), "sides": {}}
+
+    def keep(self, name: str, side: str, facts: Mapping[str, Any]) -> None:
+        """What came of a run."""
+        self.cells[name]["sides"][side] = dict(facts)
+        self.cells[name].update(compared(self.cells[name]["sides"]))
+        self._write()
+
+    def foretold(self, name: str, facts: Mapping[str, Any]) -> None:
+        """What the plan says of the cell."""
+        self.cells[name]["plan"] = dict(facts)
+        self._write()
+
+    def _write(self) -> None:
+        for cell in self.cells.values():
+            cell["foretold / measured"] = _ratio(cell.get("plan", {}).get("foretold GiB"), cell["sides"].get(OURS, {}).get("peak GiB"))
+        write(self.path, self.cells)
+
+
+def write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".part")
+    staging.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    staging.replace(path)
+
+
+def compared(sides: Mapping[str, Entry]) -> dict[str, Any]:
+    """What ours is to each of the others."""
+    own = sides.get(OURS, {})
+    others = {side: facts for side, facts in sides.items() if side != OURS and _is_measured(own, facts)}
+    return {"beside": {side: _beside(own, facts) for side, facts in others.items()}}
+
+
+def _is_measured(*sides: Entry) -> bool:
+    return all(facts.get("outcome") == MEASURED for facts in sides)
+
+
+def _beside(own: Entry, other: Entry) -> dict[str, Any]:
+    difference = _difference(own["losses"], other["losses"])
+    return {
+        "times as fast": round(own["real tokens a second"] / other["real tokens a second"], 2),
+        "share of its memory": _ratio(own["peak GiB"], other["peak GiB"]),
+        "largest difference of a loss": difference,
+        "largest difference of a gradient norm": _difference(own["gradient norms"], other["gradient norms"]),
+        "losses agree": difference <= MAX_DIFFERENCE,
+    }
+
+
+def _difference(ones: Sequence[float], others: Sequence[float]) -> float:
+    return float(f"{max(abs(one - other) / abs(other) for one, other in zip(ones, others, strict=True)):.1e}")
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else round(one / other, 3)

@@ -1,0 +1,75 @@
+"""One run of one side, in the process that calls it, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import ours
+from benchmarks.gpu import theirs
+from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.operations import Load, operations, padded, real, shared
+from benchmarks.gpu.prepared import open_work
+from benchmarks.gpu.rates import LARGE, OWN, measured_rates
+
+if TYPE_CHECKING:
+    from benchmarks.cases import Work
+    from benchmarks.trace import Trace
+
+OURS, TRL, TRL_SHORT = "zephyr-kit", "trl", "trl, bfloat16 weights"
+"""trl trains float32 weights in full by default, under autocast, as we update float32 masters; shorter ones forget small updates."""
+
+
+def measure(cell: Cell, side: str) -> dict[str, Any]:
+    """Train, and tell."""
+    clock = Clock(device=cell.device)
+    rates = measured_rates(cell)
+    work = open_work(cell)
+    trace = ours.train(cell, work, clock) if side == OURS else theirs.train(cell, work, clock, weights_dtype=_dtype(cell, side))
+    return {**_facts(cell, trace, _loads(cell, work, side), rates), **clock.memory()}
+
+
+def _dtype(cell: Cell, side: str) -> str:
+    return "float32" if cell.has_longer_weights and side == TRL else cell.dtype
+
+
+def _loads(cell: Cell, work: Work, side: str) -> dict[str, list[Load]]:
+    """Of each step: the real tokens, and those that are computed."""
+    steps = [[work.corpus[index] for index in work.step(number)] for number in range(work.num_steps)]
+    asked = [real(trees) for trees in steps]
+    if side == OURS:
+        return {"real": asked, "computed": [shared(trees) for trees in steps]}
+    if cell.objective == "sft":
+        return {"real": asked, "computed": asked}
+    batches = [padded([work.corpus[index] for index in batch]) for batch in theirs.batches_of(cell, work)]
+    each = len(batches) // work.num_steps
+    return {"real": asked, "computed": [sum(batches[first : first + each], Load()) for first in range(0, len(batches), each)]}
+
+
+def _facts(cell: Cell, trace: Trace, loads: Mapping[str, Sequence[Load]], rates: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {name: [operations(load, cell.shape, cell.method) for load in steps] for name, steps in loads.items()}
+    tera = {name: _median_rate(steps, trace) / 1e12 for name, steps in counts.items()}
+    return {
+        **{f"{name} tokens a second": round(_median_rate([load.tokens for load in steps], trace), 1) for name, steps in loads.items()},
+        **{f"TFLOP/s, {name} tokens": round(rate, 3) for name, rate in tera.items()},
+        **{f"utilisation, {name} tokens": _share(rate, rates[LARGE]) for name, rate in tera.items()},
+        "utilisation of the rate at the model's shapes, computed tokens": _share(tera["computed"], rates[OWN]),
+        "TFLOP/s of torch.mm": rates,
+        "seconds of each step": [round(each, 4) for each in trace.seconds],
+        "seconds to the first step": round(trace.first_step, 2),
+        "real tokens of each step": [load.tokens for load in loads["real"]],
+        "computed tokens of each step": [load.tokens for load in loads["computed"]],
+        "losses": trace.losses,
+        "gradient norms": trace.norms,
+    }
+
+
+def _median_rate(amounts: Sequence[int], trace: Trace) -> float:
+    """A second, in the median step; the first one is not timed."""
+    return median(amount / seconds for amount, seconds in zip(amounts[1:], trace.seconds, strict=True))
+
+
+def _share(rate: float, whole: float | None) -> float | None:
+    return None if whole is None else round(rate / whole, 4)
