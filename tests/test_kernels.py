@@ -135,6 +135,7 @@ def test_ligers_kernels_are_for_cuda_gpus_where_it_is_installed(monkeypatch):
 
 
 def test_liger_asked_for_where_it_cannot_be_is_refused():
-    (told,) = Mistral(weights="mistralai/Mistral-7B-v0.1", revision="0" * 40, kernels="liger", attention=Auto()).problems(CPU, start=Start(folder=Path("x")))
+    model = Mistral(weights="mistralai/Mistral-7B-v0.1", revision="0" * 40, kernels="liger", attention=Auto())
+    (told,) = model.problems(CPU, start=Start(folder=Path("x")))
     assert "[model] kernels: Liger's run on CUDA GPUs" in told
     assert 'leave it out, or set it to "torch"' in told
