@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from benchmarks import models
 from benchmarks.workloads import MAX_LENGTH, SEED, WORKLOADS
@@ -37,8 +37,8 @@ class Case:
     steps: int
     home: Path
     """The folder of models and data."""
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: ClassVar[str] = "cpu"
+    dtype: ClassVar[str] = "float32"
 
     @property
     def objective(self) -> str:

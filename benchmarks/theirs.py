@@ -110,7 +110,7 @@ def adapters() -> Any:
 
 
 def _configuration(case: Case, work: Work, setting: str, folder: str, *, num_micro_batches: int) -> Any:
-    """The oracle's settings, on any device, with torch's fused AdamW as on our side."""
+    """The oracle's settings, with torch's fused AdamW as on our side."""
     from trl import DPOConfig, SFTConfig
 
     from tests.oracles.trl_runs import Recipe, arguments
@@ -119,10 +119,8 @@ def _configuration(case: Case, work: Work, setting: str, folder: str, *, num_mic
     shared = {
         **arguments(recipe, folder),
         "optim": "adamw_torch_fused",
-        "use_cpu": case.device == "cpu",
-        "bf16": case.dtype == "bfloat16",
         "model_init_kwargs": None,  # the model is there already
-        "dataloader_pin_memory": case.device != "cpu",
+        "dataloader_pin_memory": False,
     }
     if case.objective == "sft":
         packing = {"packing": True, "max_length": MAX_LENGTH} if setting != PADDED else {}

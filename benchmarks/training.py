@@ -1,4 +1,4 @@
-"""Speed and memory of training, beside trl: each run in a fresh process, ours and theirs by turns."""
+"""Speed and memory of training on a CPU, beside trl: each run in a fresh process, ours and theirs by turns."""
 
 from __future__ import annotations
 
@@ -62,8 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, help="of each side, by turns")
     parser.add_argument("--steps", type=int, help="of each run; the first is not timed")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where the table is kept, and added to")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -73,7 +71,7 @@ def run(given: argparse.Namespace) -> None:
             setattr(given, name, value)
     home = cache_folder("benchmarks")
     for model, workload, method in itertools.product(given.model, given.workload, given.method):
-        case = Case(model, method, workload, given.steps, home, given.device, given.dtype)
+        case = Case(model, method, workload, given.steps, home)
         work, num_tokens = apart(prepare, case, folder=home, processors=given.processors)
         for allocator in given.allocator:
             cell = _cell(case, allocator, _alternate(case, work, allocator, given), num_tokens)

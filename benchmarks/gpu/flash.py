@@ -8,6 +8,7 @@ function is registered under the name, so transformers makes no mask.
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -54,10 +55,27 @@ def packed(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int
     """Sequences end to end, causal each by itself: (T, heads, size) each, to the same; `ends` begins with 0."""
     if query.device.type != "cuda":
         return one_by_one(query, key, value, ends, scale)
+    if not takes_fewer_keys():
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    return _kernel(query, key, value, ends, longest, scale)
+
+
+@cache
+def takes_fewer_keys() -> bool:
+    """Whether torch's function passes fewer key heads than heads on to the kernel, which knows them."""
+    query, key = (torch.zeros(8, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2))
+    try:
+        _kernel(query, key, key, torch.tensor([0, 8], device="cuda", dtype=torch.int32), 8, 1.0).sum().backward()
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
-    # torch 2.10 has `is_causal`, later ones a window; what takes no `enable_gqa` leaves fewer key heads to the kernel, which knows them.
+    # torch 2.10 has `is_causal` and no scale; later ones a window.
     how = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     how |= {name: setting for name, setting in (("enable_gqa", True), ("scale", scale)) if name in known}
     attended: Tensor = varlen_attn(query, key, value, ends, ends, longest, longest, **how)
@@ -79,6 +97,6 @@ def agrees() -> bool:
     shapes = ((48, 8, 128), (48, 2, 128), (48, 2, 128))
     drawn = [torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     ends = torch.tensor([0, 17, 48], device="cuda", dtype=torch.int32)
-    ways = (packed(*drawn, ends, 31, 0.1), one_by_one(*drawn, ends, 0.1))
+    ways = (packed(*drawn, ends, 31, 128**-0.5), one_by_one(*drawn, ends, 128**-0.5))
     fast, slow = ([attended, *torch.autograd.grad(attended.square().sum(), drawn)] for attended in ways)
     return all(torch.allclose(a, b, rtol=5e-2, atol=5e-2 * float(b.abs().max())) for a, b in zip(fast, slow, strict=True))

@@ -38,7 +38,10 @@ def apart(context: Any, log: Path, seconds: float, work: Callable[..., Any], *gi
     """What comes of the work; raises `Failed` if nothing does, or not in time. What it prints goes to the log."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, log, work, given))
-    process.start()
+    try:
+        process.start()
+    except (OSError, EOFError) as error:
+        raise Failed(f"no process could be started ({type(error).__name__}: {error})") from error
     sender.close()
     try:
         if not receiver.poll(max(1.0, seconds)):

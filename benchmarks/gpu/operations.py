@@ -42,7 +42,7 @@ def real(trees: Sequence[Tree]) -> Load:
     return Load(sum(lengths), _targets(trees), sum(map(_causal, lengths)))
 
 
-def shared(trees: Sequence[Tree]) -> Load:
+def prompts_once(trees: Sequence[Tree]) -> Load:
     """Every prompt once."""
     replies = [(len(ids), len(tree.prompt)) for tree in trees for ids in tree.completions]
     pairs = sum(_causal(len(tree.prompt)) for tree in trees) + sum(_causal(length) + length * prompt for length, prompt in replies)

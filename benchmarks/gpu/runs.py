@@ -10,7 +10,7 @@ from benchmarks import ours
 from benchmarks.gpu import theirs
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.operations import Load, operations, padded, real, shared
+from benchmarks.gpu.operations import Load, operations, padded, prompts_once, real
 from benchmarks.gpu.prepared import open_work
 from benchmarks.gpu.rates import LARGE, OWN, measured_rates
 
@@ -40,7 +40,7 @@ def _loads(cell: Cell, work: Work, side: str) -> dict[str, list[Load]]:
     steps = [[work.corpus[index] for index in work.step(number)] for number in range(work.num_steps)]
     asked = [real(trees) for trees in steps]
     if side == OURS:
-        return {"real": asked, "computed": [shared(trees) for trees in steps]}
+        return {"real": asked, "computed": [prompts_once(trees) for trees in steps]}
     if cell.objective == "sft":
         return {"real": asked, "computed": asked}
     batches = [padded([work.corpus[index] for index in batch]) for batch in theirs.batches_of(cell, work)]
