@@ -19,7 +19,7 @@ from zkit_mistral.agreement import check_agreement
 from zkit_mistral.compiled import compile_layers
 from zkit_mistral.opening import Origin
 from zkit_mistral.pointwise import fuse
-from zkit_mistral.policy import MistralPolicy
+from zkit_mistral.policy import MistralPolicy, Scorer
 from zkit_mistral.quiet import quiet
 from zkit_mistral.reach import refusals
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
@@ -48,13 +48,13 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
     chat = tokenizer(settings, start)
     with quiet():
         model = _weights(settings, device, start, chat)
-        _check_head(model)
+        check_head(model)
         _keep_differentiable(model)
         _keep_one_arithmetic(model, device)
         forget_inputs(model)
         fuse(model, getattr(torch, settings.dtype))
-        check_agreement(model, settings.attention, tolerance=_tolerance(settings))
-        adapters = _adapters(settings, model, start, train=train)
+        check_agreement(model, settings.attention, tolerance=tolerance_of(settings))
+        adapters = adapters_of(settings, model, start, train=train)
         if train:
             prepare_for_training(model, settings, adapters)
             if settings.compile:
@@ -62,7 +62,8 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"
-    return MistralPolicy(model, adapters, chat, settings.attention, device, offload=offload)
+    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload)
+    return MistralPolicy(scorer, adapters, chat, device)
 
 
 def prepare_for_training(model: Any, settings: Settings, adapters: Adapters | None) -> None:
@@ -77,7 +78,7 @@ def max_length(settings: Settings, start: Start) -> int | None:
     """The number of positions that the model was made for."""
     if start.folder is None and settings.scratch is not None:
         return settings.scratch.context
-    positions = getattr(_bare(settings, start).config(), "max_position_embeddings", None)
+    positions = getattr(origin_of(settings, start).config(), "max_position_embeddings", None)
     return None if positions is None else int(positions)
 
 
@@ -88,10 +89,10 @@ def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatT
 
         config = scratch.mistral_config(chat.tokens, **scratch.shape_of(settings.scratch))
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME).to(device)
-    return _bare(settings, start).model(
+    return origin_of(settings, start).model(
         dtype=dtype,
         attn_implementation=attention.NAME,
-        quantization_config=_quantization(settings.quantize, dtype),
+        quantization_config=quantization(settings.quantize, dtype),
         device_map={"": device},
     )
 
@@ -100,7 +101,8 @@ def _origin(settings: Settings) -> Origin:
     return Origin(settings.place, settings.commit, settings.remote_code)
 
 
-def _bare(settings: Settings, start: Start) -> Origin:
+def origin_of(settings: Settings, start: Start) -> Origin:
+    """Where the weights below all adapters are."""
     return Origin(*bare_weights(settings, start), settings.remote_code)
 
 
@@ -122,7 +124,8 @@ def bare_weights(settings: Settings, start: Start) -> tuple[str, str | None]:
     return str(start.folder.absolute()), None
 
 
-def _adapters(settings: Settings, model: Any, start: Start, *, train: bool) -> Adapters | None:
+def adapters_of(settings: Settings, model: Any, start: Start, *, train: bool) -> Adapters | None:
+    """The adapters that the stage trains, or reads, on the bare model; None for whole weights."""
     folder: Path | None = start.folder
     if folder is None or not is_adapter(folder):
         return new_adapters(model, settings.lora) if train and settings.lora is not None else None
@@ -135,7 +138,8 @@ def _adapters(settings: Settings, model: Any, start: Start, *, train: bool) -> A
     return continued_adapters(model, folder, settings.lora)
 
 
-def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
+def quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
+    """The same as transformers takes it."""
     if quantize is None:
         return None
     from transformers import BitsAndBytesConfig
@@ -182,7 +186,7 @@ def _stay(module: Any, mode: bool = True) -> Any:  # noqa: ARG001, FBT001, FBT00
     return module
 
 
-def _check_head(model: Any) -> None:
+def check_head(model: Any) -> None:
     """Refuse what the fused head leaves out, and what small logits, or a bias that is still zero, would not betray."""
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or getattr(model.config, "final_logit_softcapping", None):
@@ -190,7 +194,7 @@ def _check_head(model: Any) -> None:
         raise ZkitError(f"{name} ends in more than a plain linear head (a bias or a soft cap), which `mistral` does not offer")
 
 
-def _tolerance(settings: Settings) -> float:
+def tolerance_of(settings: Settings) -> float:
     """How far two orders of the same sums may lie apart, as a share of what they say."""
     if settings.quantize is not None and settings.quantize.bits == 8:
         return 0.3  # activations are rounded too
