@@ -53,7 +53,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         _keep_one_arithmetic(model, device)
         forget_inputs(model)
         fuse(model, getattr(torch, settings.dtype))
-        check_agreement(model, settings.attention, tolerance=tolerance_of(settings))
+        check_agreement(model, settings.attention, tolerance=_tolerance(settings))
         adapters = adapters_of(settings, model, start, train=train)
         if train:
             prepare_for_training(model, settings, adapters)
@@ -194,7 +194,7 @@ def check_head(model: Any) -> None:
         raise ZkitError(f"{name} ends in more than a plain linear head (a bias or a soft cap), which `mistral` does not offer")
 
 
-def tolerance_of(settings: Settings) -> float:
+def _tolerance(settings: Settings) -> float:
     """How far two orders of the same sums may lie apart, as a share of what they say."""
     if settings.quantize is not None and settings.quantize.bits == 8:
         return 0.3  # activations are rounded too
