@@ -130,7 +130,7 @@ BY_EXAMPLES, BY_TOKENS = {"examples_per_step": 4}, {"tokens_per_step": 900}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(Version(version("trl")) < Version("1.16"), reason="trl's head is in Triton alone before 1.16, and these are runs on a CPU")
+@pytest.mark.skipif(Version(version("trl")) < Version("1.16"), reason="before, trl's head is in Triton alone, and this is a CPU")
 @pytest.mark.parametrize(
     "case",
     [
