@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The tested versions; without it, the newest that the ranges in pyproject.toml allow.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: install quickstart test lint check bench faults clean
+.PHONY: install quickstart test test-unsloth-versions lint check bench faults clean
 
 install: $(STAMP)
 
@@ -24,6 +24,19 @@ quickstart: install
 # A worker for each processor, and a thread for each worker.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The same tests at the newest versions that unsloth takes: its caps must not reach the core.
+CAPPED := build/unsloth-versions
+
+test-unsloth-versions: $(CAPPED)/.installed
+	OMP_NUM_THREADS=1 $(CAPPED)/bin/python -m pytest -n auto --dist loadfile $(TESTS)
+
+$(CAPPED)/.installed: pyproject.toml constraints-unsloth.txt
+	test -x $(CAPPED)/bin/python || $(PYTHON) -m venv $(CAPPED)
+	$(CAPPED)/bin/pip install --quiet --upgrade pip
+	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt torch
+	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt --editable . hypothesis jsonschema pytest pytest-timeout pytest-xdist trl
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
-from benchmarks.measure import GIB, RESULTS, surroundings
+from benchmarks.measure import GIB, RESULTS, surroundings, timed
 
 PACKAGES = {"liger-kernel": "liger_kernel", "peft": "peft", "torch": "torch", "triton": "triton", "xformers": "xformers"}
 HEADS, KV_HEADS, SIZE = 32, 8, 128
@@ -79,7 +79,7 @@ def _tried(way: Call, inputs: Sequence[Any], expected: Sequence[Any] | None, giv
 
 
 def _timed(way: Call, inputs: Sequence[Any], given: argparse.Namespace) -> tuple[list[float], int]:
-    """Seconds of each time, and the bytes that it takes beside its inputs."""
+    """Seconds of each time, one after the other without a wait, and the bytes that it takes beside its inputs."""
     import torch
 
     cuda = given.device == "cuda"
@@ -87,18 +87,17 @@ def _timed(way: Call, inputs: Sequence[Any], given: argparse.Namespace) -> tuple
     for _ in range(3):
         _results(way, inputs, upstream)
     before = torch.cuda.memory_allocated() if cuda else 0
-    times = []
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(given.times):
-        if cuda:
-            torch.cuda.synchronize()
-        begun = perf_counter()
+    if not cuda:
+        return [timed(lambda: _results(way, inputs, upstream))[0] for _ in range(given.times)], 0
+    torch.cuda.reset_peak_memory_stats()
+    moments = [torch.cuda.Event(enable_timing=True) for _ in range(given.times + 1)]
+    moments[0].record()
+    for moment in moments[1:]:
         _results(way, inputs, upstream)
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(perf_counter() - begun)
-    return times, (torch.cuda.max_memory_allocated() if cuda else 0) - before
+        moment.record()
+    torch.cuda.synchronize()
+    times = [one.elapsed_time(other) / 1e3 for one, other in pairwise(moments)]
+    return times, torch.cuda.max_memory_allocated() - before
 
 
 def _results(way: Call, inputs: Sequence[Any], upstream: Any = None) -> list[Any]:
@@ -157,9 +156,9 @@ def _rows(given: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     pairs.append(tree(room // 2, room - room // 2 - 1, 1))
     yield "pairs, prompts shared", lay_out(pairs).to(device)
     yield "pairs, prompts repeated", lay_out(pairs, share_prompts=False).to(device)
-    short = given.tokens // 8
-    yield "8 dialogues", lay_out([tree(short // 4, short - short // 4)] * 8).to(device)
-    yield "1 dialogue", lay_out([tree(given.tokens // 4, given.tokens - given.tokens // 4)]).to(device)
+    for count in (16, 8, 4, 2, 1):
+        size = given.tokens // count
+        yield f"{count} dialogues", lay_out([tree(size // 4, size - size // 4)] * count).to(device)
     yield "1 prompt of half, 4 completions", lay_out([tree(given.tokens // 2, *[given.tokens // 8] * 4)]).to(device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import ListCorpus, random_trees, write_model
+from zkit_attentions.auto import Auto
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_mistral.head import target_logp
 from zkit_optimizers.adamw import AdamW, AdamW8bit
@@ -29,7 +30,8 @@ def weights(tmp_path_factory):
 
 def load(weights, device, dtype="bfloat16", **settings):
     torch.manual_seed(0)
-    policy = Mistral(weights=str(weights), dtype=dtype, template="zephyr", **settings).load(device, start=Start(), train=True)
+    model = Mistral(weights=str(weights), dtype=dtype, template="zephyr", attention=Auto(), **settings)
+    policy = model.load(device, start=Start(), train=True)
     draw = torch.Generator().manual_seed(5)
     for name, parameter in policy.module.named_parameters():
         if "lora_" in name:

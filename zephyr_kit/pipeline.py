@@ -245,6 +245,8 @@ class Pipeline:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
             self._note_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size)
+            if stage.remark:
+                self.narrator.say(f"stage {stage.name}: {stage.remark}")
             settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
             self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
             self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()

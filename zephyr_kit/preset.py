@@ -44,6 +44,8 @@ class Stage:
     """Keys of `[model]` that the stage sets itself."""
     settings: Mapping[str, Any]
     """Its resolved keys, flat, `model.` and its own."""
+    remark: str = ""
+    """What of it follows from another table, and a reader of that one would not expect."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,25 @@ def _stage(builder: Builder, name: str, table: Any, model: Mapping[str, Any]) ->
     # Built under its own path, so that errors and origins name the place where the override stands.
     inside = Builder(builder.offers, builder.file, {**_inherited(model, override, where), **builder.origins})
     backend = _offer_in(inside, {**model, **override}, f"{where}.model")
+    task, remark = _laid_out(own, task, backend, table, where)
     builder.settings.extend(own.settings)
     if override:
         builder.settings.extend(inside.settings)
     settings = {s.path.removeprefix(f"{where}."): s.value for s in (*inside.settings, *own.settings)}
-    return Stage(name, task, backend, frozenset(override), settings)
+    return Stage(name, task, backend, frozenset(override), settings, remark)
+
+
+def _laid_out(builder: Builder, task: Task, backend: Backend, table: Mapping[str, Any], where: str) -> tuple[Task, str]:
+    """The stage with its rows as the model can read them, and what is to be said of that."""
+    if not isinstance(task, TrainStage) or getattr(backend, "shares_prompts", True) or not task.train.share_prompts:
+        return task, ""
+    reason = "the backend of its [model] cannot compute a prompt once for several completions"
+    path = f"{where}.train.share_prompts"
+    if "share_prompts" in table["train"]:
+        raise builder.error(f"{where}.train", f"`share_prompts` = true: {reason}; leave it out", path=path)
+    builder.settings[:] = [Setting(path, False, "[model]") if s.path == path else s for s in builder.settings]  # noqa: FBT003  a value
+    remark = f"prompts are repeated for each completion (train.share_prompts = false): {reason}" if task.objective.completions > 1 else ""
+    return replace(task, train=replace(task.train, share_prompts=False)), remark
 
 
 def _kind(builder: Builder, table: Mapping[str, Any], where: str) -> type:

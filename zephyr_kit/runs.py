@@ -33,7 +33,7 @@ from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.redaction import redacted
 
-PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers")
+PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers", "unsloth")
 
 
 class RunError(ZkitError):

@@ -19,6 +19,8 @@ from zkit_attentions.cuda import cuda_problems
 
 BLOCK = 128
 """Tokens that the kernel looks at, or passes over, together."""
+OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Rows of fewer than 128 tokens would get a kernel for decoding, which has none of their shape."""
 Blocks = npt.NDArray[np.bool_]
 
 
@@ -36,7 +38,9 @@ class Flex:
         if dropout:
             raise ZkitError(f'[model] attention: flex has no dropout, and the model\'s attention_dropout is {dropout}; use "auto"')
         mask, gqa = _block_mask(batch, window), len(query) != len(key)
-        attended: Tensor = _compiled()(query[None], key[None], value[None], block_mask=mask, scale=scale, enable_gqa=gqa)
+        attended: Tensor = _compiled()(
+            query[None], key[None], value[None], block_mask=mask, scale=scale, enable_gqa=gqa, kernel_options=OPTIONS
+        )
         return attended[0]
 
 

@@ -51,19 +51,20 @@ class Adapters:
     @contextmanager
     def active(self, names: Sequence[str]) -> Iterator[None]:
         """Switch to these adapters, and back whatever happens."""
-        before = {layer: layer._active_adapter for layer in self._layers()}
+        before = {layer: (layer._active_adapter, layer._disable_adapters) for layer in self._layers()}
         try:
             self.use(names)
             yield
         finally:
-            for layer, active in before.items():
-                layer._active_adapter = active
+            for layer, state in before.items():
+                layer._active_adapter, layer._disable_adapters = state
 
     def use(self, names: Sequence[str]) -> None:
         """Make these adapters, added up, the active ones."""
         # Not peft's set_adapter, which also makes every active adapter trainable.
         for layer in self._layers():
-            layer._active_adapter = list(names)
+            # With none, they are switched off besides: kernels that compute the adapter themselves look for a first one.
+            layer._active_adapter, layer._disable_adapters = list(names), not names
 
     def save(self, folder: Path) -> None:
         """Write one adapter that says what all active ones do, in peft's format."""
@@ -134,13 +135,13 @@ def new_adapters(model: Any, lora: Lora) -> Adapters:
     from peft import get_peft_model
 
     _check_targets(model, lora)
-    return Adapters(_in_type_of_model(get_peft_model(model, _config(lora), adapter_name=TRAINED)))
+    return Adapters(in_type_of_model(get_peft_model(model, _config(lora), adapter_name=TRAINED)))
 
 
 def read_adapters(model: Any, folder: Path) -> Adapters:
     """The adapter of an earlier stage, to be used and not trained."""
     peft = _opened(model, folder, TRAINED, train=False)
-    return Adapters(_in_type_of_model(peft), continued_from=folder)
+    return Adapters(in_type_of_model(peft), continued_from=folder)
 
 
 def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
@@ -160,7 +161,7 @@ def continued_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
                 f"the stage goes on with the adapter of the stage before, which has {name} = {left}, but [model.lora] says {wanted}; "
                 "set `model.lora` in the stage to bring an adapter of its own"
             )
-    return Adapters(_in_type_of_model(peft), continued_from=folder)
+    return Adapters(in_type_of_model(peft), continued_from=folder)
 
 
 def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
@@ -196,7 +197,7 @@ def _on_top(peft: Any, lora: Lora) -> Adapters:
             "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"
         )
     peft.add_adapter(TRAINED, _config(lora))
-    adapters = Adapters(_in_type_of_model(peft), under=(EARLIER,))
+    adapters = Adapters(in_type_of_model(peft), under=(EARLIER,))
     _silence_dropout(peft, EARLIER)
     adapters.use((EARLIER, TRAINED))
     adapters._train_only(TRAINED)
@@ -231,10 +232,10 @@ def _opened(model: Any, folder: Path, name: str, *, train: bool) -> Any:
 def _read(peft: Any, folder: Path, name: str) -> None:
     check_adapter(folder)
     peft.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-    _silence_dropout(_in_type_of_model(peft), name)
+    _silence_dropout(in_type_of_model(peft), name)
 
 
-def _in_type_of_model(peft: Any) -> Any:
+def in_type_of_model(peft: Any) -> Any:
     """Let adapters compute as the layers that they stand on, as under autocast; the optimizer has float32 masters of them.
 
     peft makes them float32, and each layer would then keep its input once more in float32, and

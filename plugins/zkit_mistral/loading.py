@@ -21,7 +21,7 @@ from zkit_mistral.liger import rotated
 from zkit_mistral.low_rank import add_in_one_pass
 from zkit_mistral.opening import Origin
 from zkit_mistral.pointwise import fuse
-from zkit_mistral.policy import MistralPolicy
+from zkit_mistral.policy import MistralPolicy, Scorer
 from zkit_mistral.quiet import quiet
 from zkit_mistral.reach import refusals, wants_liger
 from zkit_mistral.rotary import use_rotation
@@ -51,13 +51,13 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
     chat = tokenizer(settings, start)
     with quiet():
         model = _weights(settings, device, start, chat)
-        _check_head(model)
+        check_head(model)
         _keep_differentiable(model)
         _keep_one_arithmetic(model, device)
         forget_inputs(model)
         use_kernels(model, settings, device)
         check_agreement(model, settings.attention, tolerance=_tolerance(settings))
-        adapters = _adapters(settings, model, start, train=train)
+        adapters = adapters_of(settings, model, start, train=train)
         if train:
             prepare_for_training(model, settings, adapters)
             if settings.compile:
@@ -65,7 +65,8 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"
-    return MistralPolicy(model, adapters, chat, settings.attention, device, offload=offload)
+    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload)
+    return MistralPolicy(scorer, adapters, chat, device)
 
 
 def use_kernels(model: Any, settings: Settings, device: torch.device) -> None:
@@ -92,7 +93,7 @@ def max_length(settings: Settings, start: Start) -> int | None:
     """The number of positions that the model was made for."""
     if start.folder is None and settings.scratch is not None:
         return settings.scratch.context
-    positions = getattr(_bare(settings, start).config(), "max_position_embeddings", None)
+    positions = getattr(origin_of(settings, start).config(), "max_position_embeddings", None)
     return None if positions is None else int(positions)
 
 
@@ -103,10 +104,10 @@ def _weights(settings: Settings, device: torch.device, start: Start, chat: ChatT
 
         config = scratch.mistral_config(chat.tokens, **scratch.shape_of(settings.scratch))
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME).to(device)
-    return _bare(settings, start).model(
+    return origin_of(settings, start).model(
         dtype=dtype,
         attn_implementation=attention.NAME,
-        quantization_config=_quantization(settings.quantize, dtype),
+        quantization_config=quantization(settings.quantize, dtype),
         device_map={"": device},
     )
 
@@ -115,7 +116,8 @@ def _origin(settings: Settings) -> Origin:
     return Origin(settings.place, settings.commit, settings.remote_code)
 
 
-def _bare(settings: Settings, start: Start) -> Origin:
+def origin_of(settings: Settings, start: Start) -> Origin:
+    """Where the weights below all adapters are."""
     return Origin(*bare_weights(settings, start), settings.remote_code)
 
 
@@ -137,7 +139,8 @@ def bare_weights(settings: Settings, start: Start) -> tuple[str, str | None]:
     return str(start.folder.absolute()), None
 
 
-def _adapters(settings: Settings, model: Any, start: Start, *, train: bool) -> Adapters | None:
+def adapters_of(settings: Settings, model: Any, start: Start, *, train: bool) -> Adapters | None:
+    """The adapters that the stage trains, or reads, on the bare model; None for whole weights."""
     folder: Path | None = start.folder
     if folder is None or not is_adapter(folder):
         return new_adapters(model, settings.lora) if train and settings.lora is not None else None
@@ -150,7 +153,8 @@ def _adapters(settings: Settings, model: Any, start: Start, *, train: bool) -> A
     return continued_adapters(model, folder, settings.lora)
 
 
-def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
+def quantization(quantize: Quantize | None, dtype: torch.dtype) -> Any:
+    """The same as transformers takes it."""
     if quantize is None:
         return None
     from transformers import BitsAndBytesConfig
@@ -197,7 +201,7 @@ def _stay(module: Any, mode: bool = True) -> Any:  # noqa: ARG001, FBT001, FBT00
     return module
 
 
-def _check_head(model: Any) -> None:
+def check_head(model: Any) -> None:
     """Refuse what the fused head leaves out, and what small logits, or a bias that is still zero, would not betray."""
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or getattr(model.config, "final_logit_softcapping", None):

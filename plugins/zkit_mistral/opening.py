@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,11 @@ class Origin:
             )
         self._leave_code_where_it_is(model)
         return model
+
+    def read_by(self, reader: Callable[..., Any], **how: Any) -> Any:
+        """What another library makes of it."""
+        with self._seen_to():
+            return reader(self.place, revision=self.revision, use_safetensors=True, **how)
 
     def _leave_code_where_it_is(self, model: Any) -> None:
         """Else it would be copied into whatever is saved, where no commit says which it is."""

@@ -43,33 +43,29 @@ class Scorer(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
+        hidden_TD = self.hidden(causal, batch)
+        return target_logp(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
+
+    def hidden(self, causal: Any, batch: Batch) -> Tensor:
+        """What the body of transformers' model makes of every token, (T, D)."""
         body = getattr(causal, causal.base_model_prefix)
         packed = Packed(self.attention, batch)
         with on_the_host(self, self.mover) if self.mover is not None and torch.is_grad_enabled() else nullcontext():
-            hidden = body(
+            hidden_TD: Tensor = body(
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],
                 use_cache=False,
                 packed=packed,
             ).last_hidden_state[0]
         packed.check(causal)
-        return target_logp(hidden.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
+        return hidden_TD
 
 
 class MistralPolicy:
     """See `protocols.Policy`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        adapters: Adapters | None,
-        tokenizer: ChatTokenizer,
-        attention: Attention,
-        device: torch.device,
-        *,
-        offload: bool = False,
-    ) -> None:
-        self.module = Scorer(model if adapters is None else adapters.peft, attention, offload=offload)
+    def __init__(self, scorer: Scorer, adapters: Adapters | None, tokenizer: ChatTokenizer, device: torch.device) -> None:
+        self.module = scorer
         self.adapters, self.tokenizer, self.device = adapters, tokenizer, device
         self._twin: Scorer | None = None
         self._scorer = self.module

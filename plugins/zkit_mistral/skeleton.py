@@ -12,7 +12,7 @@ from zkit_mistral import attention
 from zkit_mistral.adapters import REFERENCE, Adapters, copy_frozen, new_adapters, stack
 from zkit_mistral.loading import prepare_for_training
 from zkit_mistral.pointwise import fuse
-from zkit_mistral.policy import MistralPolicy
+from zkit_mistral.policy import MistralPolicy, Scorer
 from zkit_mistral.quiet import quiet
 from zkit_mistral.shapes import find_config
 from zkit_mistral.stand_ins import quantise
@@ -45,7 +45,8 @@ def skeleton(settings: Settings, start: Start) -> Skeleton:
         adapters = _adapters(settings, model, start)
         prepare_for_training(model, settings, adapters)
     # It scores and writes nothing, so it needs no tokenizer.
-    policy = MistralPolicy(model, adapters, cast("ChatTokenizer", None), settings.attention, torch.device("cpu"))
+    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention)
+    policy = MistralPolicy(scorer, adapters, cast("ChatTokenizer", None), torch.device("cpu"))
     if settings.activation_offload:
         remark = "; ".join(filter(None, (remark, "what activation_offload moves to the host is counted on the device")))
     return Skeleton(policy, int(config.vocab_size), mapped, remark)

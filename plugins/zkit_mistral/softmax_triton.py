@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -40,7 +39,7 @@ class TritonSoftmax:
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _normalise(logits: Any, target: Any, logp: Any, normaliser: Any, stride: Any, size: Any, BLOCK: tl.constexpr) -> None:
+def _normalise(logits, target, logp, normaliser, stride, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """One row: log-sum-exp by a running maximum (arXiv 1805.02867), and the target's logit less it."""
     row = tl.program_id(0).to(tl.int64)
     place = logits + row * stride
@@ -57,9 +56,7 @@ def _normalise(logits: Any, target: Any, logp: Any, normaliser: Any, stride: Any
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _missed(
-    logits: Any, target: Any, hit: Any, normaliser: Any, result: Any, stride: Any, result_stride: Any, size: Any, BLOCK: tl.constexpr
-) -> None:
+def _missed(logits, target, hit, normaliser, result, stride, result_stride, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """One row: softmax, and in the target's place what is given as its p - 1."""
     row = tl.program_id(0).to(tl.int64)
     aim, less, its_hit = tl.load(target + row), tl.load(normaliser + row), tl.load(hit + row)

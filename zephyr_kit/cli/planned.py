@@ -70,9 +70,9 @@ def _planned(outlook: Outlook, remark: str) -> Planned:
     stage, task = outlook.stage, outlook.task
     forecast, reason = foretell(outlook)
     if forecast is None:
-        return Planned(stage, task, None, None, (reason,))
+        return Planned(stage, task, None, None, tuple(filter(None, (reason, stage.remark))))
     remedy = None if forecast.fits else find_remedy(outlook)
-    return Planned(stage, task, forecast, remedy, tuple(filter(None, (forecast.rehearsal.remark, remark))))
+    return Planned(stage, task, forecast, remedy, tuple(filter(None, (forecast.rehearsal.remark, stage.remark, remark))))
 
 
 def _corpus(stage: Stage, task: TrainStage, seed: int, narrator: Narrator) -> tuple[Corpus | None, str]:

@@ -114,7 +114,7 @@ def view(
     }
     if not all(one.corpus.ledger["kept"] for one in inspections):
         return View(stage, about, figures=tuple(_rows(inspections)), **common)
-    figures = (*_rows(inspections), *_contents(inspections), *_leak(data, held_out), *_work(data, train, seed))
+    figures = (*_rows(inspections), *_contents(inspections, train), *_leak(data, held_out), *_work(data, train, seed))
     sizes, judged = data.lengths["whole"], thresholds(gate, data)
     longest = tuple((data.corpus.origins[index], int(sizes[index])) for index in np.argsort(-sizes, kind="stable")[:NUM_LONGEST])
     return View(
@@ -147,7 +147,7 @@ def _rows(inspections: Sequence[Inspection]) -> Iterator[Figure]:
         yield Figure(name, tuple(_of(part.count, part.share) for part in parts), meaning)
 
 
-def _contents(inspections: Sequence[Inspection]) -> Iterator[Figure]:
+def _contents(inspections: Sequence[Inspection], train: Train) -> Iterator[Figure]:
     def parts(name: str) -> tuple[str, ...]:
         return tuple(_of(part.count, part.share) for part in (getattr(one, name) for one in inspections))
 
@@ -162,8 +162,9 @@ def _contents(inspections: Sequence[Inspection]) -> Iterator[Figure]:
         yield Figure("chosen is longer", tuple(_of(part.count, part.share) if part else "–" for part in longer), "than the rejected one")
         gaps = [float(np.mean(one.lengths["chosen"] - one.lengths["rejected"])) for one in inspections]
         yield Figure("chosen less rejected", tuple(f"{gap:+,.1f} tokens" for gap in gaps), "on average")
-        shared = [one.shared for one in inspections]
-        yield Figure("saved by sharing", tuple(_of(part.count, part.share) for part in shared), "tokens of prompts that are computed once")
+        if train.share_prompts:
+            shared = tuple(_of(one.shared.count, one.shared.share) for one in inspections)
+            yield Figure("saved by sharing", shared, "tokens of prompts that are computed once")
 
 
 def _altered(inspection: Inspection) -> str:

@@ -188,7 +188,11 @@ class Leaner:
 
 
 class Backend(Protocol):
-    """A preset's `[model]` table."""
+    """A preset's `[model]` table.
+
+    One whose trained models cannot compute the prompt of several completions once says so by
+    `shares_prompts = False`, on the class: each completion then comes with a prompt of its own.
+    """
 
     def problems(self, device: torch.device, *, start: Start) -> Sequence[str]:
         """What stands in the way of loading it, found within three seconds; empty if nothing."""
