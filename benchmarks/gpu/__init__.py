@@ -9,13 +9,13 @@ from pathlib import Path
 from benchmarks.gpu.cells import KINDS
 from benchmarks.gpu.plot import plot
 from benchmarks.gpu.results import Results, write
-from benchmarks.gpu.runs import OURS, TRL, TRL_SHORT
+from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.table import write_table
 from benchmarks.measure import RESULTS
 from benchmarks.models import SHAPES
 
-SIDES: Mapping[str, tuple[str, ...]] = {"ours": (OURS,), "trl": (TRL, TRL_SHORT)}
+SIDES: Mapping[str, tuple[str, ...]] = {"ours": (OURS,), "trl": (TRL, TRL_PAIRS, TRL_SHORT)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = {"sft": 2048, "dpo": 1024}
 RATES = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
-BETA = 0.1
+BETA = 0.01
 
 
 @dataclass(frozen=True)

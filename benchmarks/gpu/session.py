@@ -17,7 +17,7 @@ from benchmarks.gpu.forked import Failed, LacksMemory, apart, context_of
 from benchmarks.gpu.prepared import folder_of, prepare
 from benchmarks.gpu.recompiled import count
 from benchmarks.gpu.results import MEASURED, NO_TIME, Results
-from benchmarks.gpu.runs import TRL_SHORT, measure
+from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT, measure
 from benchmarks.gpu.traced import trace
 from benchmarks.measure import surroundings
 from benchmarks.models import make
@@ -99,7 +99,8 @@ class Session:
 
     def _runs(self, sides: Sequence[str]) -> Iterator[tuple[Cell, str]]:
         """Both sides of a cell one after the other; what is beside the point comes last."""
-        yield from ((cell, side) for cell in self.cells for side in sides if side != TRL_SHORT)
+        for cell in self.cells:
+            yield from ((cell, side) for side in sides if side in (OURS, TRL) or (side, cell.objective) == (TRL_PAIRS, "dpo"))
         yield from ((cell, TRL_SHORT) for cell in self.cells if TRL_SHORT in sides and cell.has_longer_weights)
 
     def _measured(self, cell: Cell, side: str) -> dict[str, Any]:

@@ -15,10 +15,13 @@ from zkit_attentions.segments import Segments
 from zkit_attentions.two_pass import misfit
 from zkit_attentions.varlen import Varlen
 
+LONG = 3072
+"""Tokens of a segment on average from which torch's own choice for single ones beats flash attention of all at once."""
+
 
 @dataclass(frozen=True)
 class Auto:
-    """On a CPU `segments`; on a CUDA GPU the fastest that can, by the measurements in benchmarks/results/gpu_attention.json."""
+    """On a CPU `segments`; on a CUDA GPU the fastest that can, by the measurements in benchmarks/results/kernels.json."""
 
     def problems(self, device: torch.device) -> Sequence[str]:
         return []
@@ -34,7 +37,9 @@ class Auto:
         if device.type != "cuda":
             return f"segments: the device is {device.type}"
         refused = Varlen().problems(device)
-        return f"segments: {refused[0]}" if refused else "varlen: the fastest in bfloat16; flex beyond a window, segments in float32"
+        if refused:
+            return f"segments: {refused[0]}"
+        return f"varlen: the fastest in bfloat16; segments in float32 and from {LONG:,} tokens each; flex to share beyond a window"
 
 
 def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> tuple[Attention, str]:
@@ -55,4 +60,7 @@ def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> 
         # What only the window keeps from varlen, flex can.
         flexible = not misfit(query, batch, window=None, dropout=dropout) and not Flex().problems(query.device)
         return (Flex() if flexible else Segments()), f"varlen {why}"
+    long = max(batch.parents, default=-1) < 0 and sum(batch.lengths) >= LONG * len(batch.lengths)
+    if long and (window is None or max(batch.lengths) <= window):
+        return Segments(), f"segments of {LONG:,} tokens and more are faster one by one"
     return Varlen(), ""

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from zkit_mistral.made import mark
+
 NOT_IN_PLACE = (False,)
 """The gradient that comes in may be wanted elsewhere."""
 
@@ -24,7 +26,9 @@ def gated(self: Any, hidden: Tensor) -> Tensor:
     """Mistral's feed-forward part, Llama's, Qwen's."""
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-    down: Tensor = self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(hidden), self.up_proj(hidden)))
+    gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+    # Its backward pass puts gradients in the place of both, which comes after that of what reads their product.
+    down: Tensor = self.down_proj(mark(LigerSiLUMulFunction.apply(gate, up), LigerSiLUMulFunction.apply, gate, up))
     return down
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from zkit_mistral.made import Made, how_made
 
 
 def add_in_one_pass(peft: Any, *, in_place: bool = True) -> None:
@@ -56,11 +59,11 @@ def _is_plain(base: Any) -> bool:
     return type(base) is nn.Linear and getattr(base, "bias", None) is None and not base.weight.requires_grad
 
 
-def _adapter(layer: Any, x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Its input, its two matrices, and its scale."""
+def _adapter(layer: Any, x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, float, Made | None]:
+    """Its input, its two matrices, its scale, and how the input came about if that is known."""
     dropout = layer.lora_dropout[name]
     hidden = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.p else x
-    return hidden, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    return hidden, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], how_made(hidden)
 
 
 def _type_of(layer: Any, name: str) -> torch.dtype:
@@ -72,46 +75,62 @@ class _AddProduct(torch.autograd.Function):
     """`total` + scale x down^T up^T."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:  # noqa: FBT001
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ down.T
+    def forward(
+        ctx: Any, total: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, made: Made | None, in_place: bool  # noqa: FBT001
+    ) -> Tensor:
+        low = _rows(x) @ down.T
         if in_place:
             ctx.mark_dirty(total)
-        total = _add(total, low, up, scale, in_place=in_place)
-        ctx.save_for_backward(rows, low, down, up)
-        ctx.scale = scale
-        return total
+        ctx.save_for_backward(low, down, up, *_kept(x, made))
+        ctx.scale, ctx.make = scale, made and made.make
+        return _add(total, low, up, scale, in_place=in_place)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, low, down, up = ctx.saved_tensors
+        low, down, up, *kept = ctx.saved_tensors
+        rows = _again(kept, ctx.make)
         by_low, by_down, by_up = _by_adapter(grad, rows, low, up, ctx.scale, ctx.needs_input_grad[2:4])
         by_x = (by_low @ down).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[1] else None
-        return grad, by_x, by_down, by_up, None, None
+        return grad, by_x, by_down, by_up, None, None, None
 
 
 class _BothProducts(torch.autograd.Function):
     """x weight^T + scale x down^T up^T, of a weight that is not trained."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:  # noqa: FBT001
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ down.T
-        total = _add(nn.functional.linear(x, weight), low, up, scale, in_place=in_place)
-        ctx.save_for_backward(weight, rows, low, down, up)
-        ctx.scale = scale
-        return total
+    def forward(
+        ctx: Any, weight: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, made: Made | None, in_place: bool  # noqa: FBT001
+    ) -> Tensor:
+        low = _rows(x) @ down.T
+        ctx.save_for_backward(weight, low, down, up, *_kept(x, made))
+        ctx.scale, ctx.make = scale, made and made.make
+        return _add(nn.functional.linear(x, weight), low, up, scale, in_place=in_place)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, rows, low, down, up = ctx.saved_tensors
+        weight, low, down, up, *kept = ctx.saved_tensors
+        rows = _again(kept, ctx.make)
         by_low, by_down, by_up = _by_adapter(grad, rows, low, up, ctx.scale, ctx.needs_input_grad[2:4])
         by_x = None
         if ctx.needs_input_grad[1]:
-            by_x = (grad.reshape(-1, grad.shape[-1]) @ weight).addmm_(by_low, down).view(*grad.shape[:-1], -1)
-        return None, by_x, by_down, by_up, None, None
+            by_x = (_rows(grad) @ weight).addmm_(by_low, down).view(*grad.shape[:-1], -1)
+        return None, by_x, by_down, by_up, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _kept(x: Tensor, made: Made | None) -> tuple[Tensor, ...]:
+    """What the backward pass needs to have the input."""
+    return (x,) if made is None else made.of
+
+
+def _again(kept: list[Tensor], make: Callable[..., Tensor] | None) -> Tensor:
+    """The rows of the input."""
+    return _rows(kept[0] if make is None else make(*kept))
 
 
 def _add(total: Tensor, low: Tensor, up: Tensor, scale: float, *, in_place: bool) -> Tensor:
@@ -127,7 +146,7 @@ def _by_adapter(
     grad: Tensor, rows: Tensor, low: Tensor, up: Tensor, scale: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients by what lies between the two matrices, and by each of them."""
-    upper = grad.reshape(-1, grad.shape[-1])
+    upper = _rows(grad)
     by_low = (upper @ up).mul_(scale)
     by_down = by_low.T @ rows if wanted[0] else None
     by_up = (upper.T @ low).mul_(scale) if wanted[1] else None

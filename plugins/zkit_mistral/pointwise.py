@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from zkit_mistral import liger as by_liger
+from zkit_mistral.made import mark
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-4}
 """Of roundings, transformers' to float32 inside included; another function lies further off."""
@@ -68,7 +69,7 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        return _swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +92,14 @@ def _scaled_by_one_more(self: Any, hidden: Tensor) -> Tensor:
 
 def _gated(self: Any, hidden: Tensor) -> Tensor:
     """Mistral's, Llama's, Qwen's."""
-    down: Tensor = self.down_proj(_SwiGlu.apply(self.gate_proj(hidden), self.up_proj(hidden)))  # type: ignore[no-untyped-call]
+    gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+    product: Tensor = _SwiGlu.apply(gate, up)  # type: ignore[no-untyped-call]
+    down: Tensor = self.down_proj(mark(product, _swiglu, gate, up))
     return down
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate).mul_(up)
 
 
 @torch.no_grad()
