@@ -86,7 +86,7 @@ class Settings:
     scratch: Scratch | None = None
     """Make a new model instead of taking `weights`."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """What the model computes in. Trained weights are kept and updated in float32 at least."""
+    """What the model computes in. Trained weights are kept and updated in float32 at least, unless the optimizer rounds at random."""
     template: str = "auto"
     """Chat template: `zephyr`, `chatml`, a file ending in .jinja, or `auto`: the tokenizer's own, else Zephyr's."""
     system: str | None = None
