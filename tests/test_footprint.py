@@ -96,6 +96,16 @@ def test_short_weights_have_masters_and_gradients_in_float32():
     assert held[MASTERS] == held[GRADIENTS] == MATRIX
 
 
+def test_stochastic_rounding_needs_no_masters_and_one_parameter_at_a_time_in_float32():
+    held = rehearse(planned_step(backend=Toy(torch.bfloat16), optimizer=AdamW(stochastic_rounding=True))).training
+    copies = rehearse(planned_step(backend=Toy(torch.bfloat16)))
+    assert held[WEIGHTS] == MATRIX // 2 + 3 * 4
+    assert held[GRADIENTS] == MATRIX
+    assert MASTERS not in held
+    assert sum(held.values()) <= sum(copies.training.values())
+    assert rehearse(planned_step(backend=Toy(torch.bfloat16), optimizer=AdamW8bit(stochastic_rounding=True))).training[GRADIENTS] == MATRIX
+
+
 def test_a_live_reference_is_a_second_model_and_a_cached_one_is_a_pass():
     cached, live = rehearse(planned_step()), rehearse(planned_step(cached_reference=False))
     assert cached.reference_pass

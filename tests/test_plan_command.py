@@ -96,6 +96,9 @@ def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
     for device in (named_device("h200"), named_device("a100-80", count=8)):
         assert replace(rehearsed, device=device).fits
     assert not replace(rehearsed, device=named_device("a100-80")).fits
+    rounding = 'stages.dpo.train.optimizer={ use = "adamw_8bit", stochastic_rounding = true }'
+    short = load(next(file for file in PRESETS if file.stem == "zephyr-7b-full"), plugins.offers, changes=[rounding])
+    assert replace(outlook(short, "dpo", 0).with_batches_of(2048), device=named_device("a100-80")).fits, "without float32 copies"
     assert outlook(qlora, "dpo", 12 * GIB).with_batches_of(2048).peak < 12 * GIB
 
 

@@ -22,6 +22,8 @@ from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
 from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
 
+EVERY_RANK = (1 << 32) - 1
+"""In place of a rank, for random numbers that are the same on all."""
 BUCKET = 1 << 28
 """Bytes of gradients in one message."""
 
@@ -61,9 +63,10 @@ class Trainer:
         seed: int,
         clip: float = 1.0,
         world: World | None = None,
+        updates_bfloat16: bool = False,
     ) -> None:
         self.policy, self.objective = policy, objective
-        self.masters = Masters.of(policy.module.named_parameters())
+        self.masters = Masters.of(policy.module.named_parameters(), updates_bfloat16=updates_bfloat16)
         self.parameters = list(self.masters.optimized.values())
         if not self.parameters:
             raise TrainingError("the model has no trainable parameter")
@@ -194,6 +197,8 @@ class Trainer:
 
     def _optimize(self, *, skip: Tensor) -> None:
         """Let the optimizer step, unless the flag says not to."""
+        # What ranks hold copies of must stay the same, however it is rounded.
+        seed_everything(self.seed, self.num_steps_taken, EVERY_RANK)
         if self.skips_on_device:
             self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         elif skip:
@@ -215,7 +220,7 @@ class Trainer:
         if self.world.size == 1:
             return
         for bucket in _buckets([p for p in self.parameters if share_of(p) is None]):
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p, dtype=p.grad_dtype) for p in bucket]
             flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
             for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
                 parameter.grad = piece.view_as(parameter)
@@ -287,13 +292,17 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
     """Parameters whose gradients go into one message: of one type, and of no more than `BUCKET` bytes, unless it is a single one."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
-        filled = sum(p.nbytes for p in bucket) + parameter.nbytes > BUCKET
+        filled = sum(map(_gradient_nbytes, [*bucket, parameter])) > BUCKET
         if bucket and (filled or bucket[0].dtype != parameter.dtype):
             yield bucket
             bucket = []
         bucket.append(parameter)
     if bucket:
         yield bucket
+
+
+def _gradient_nbytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * (parameter.grad_dtype or parameter.dtype).itemsize
 
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:

@@ -90,6 +90,8 @@ class Forecast:
         if count > 1:
             # One block computes while the next one is gathered; the largest matrix is gathered for the head.
             share[GATHERED] = 2 * self.rehearsal.shape.block + self.rehearsal.shape.largest
+            # What is trained is shared out in float32, also where one device would go without copies in it.
+            share[WEIGHTS] = max(share.get(WEIGHTS, 0), (4 * self.rehearsal.shape.num_trained - parts.get(MASTERS, 0)) // count)
         if not parts:
             return {}
         return {LIBRARIES: self.libraries, **share, **(self._on_a_cpu(parts) if self.device.kind == "cpu" else {})}

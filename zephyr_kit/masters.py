@@ -1,7 +1,8 @@
 """Full-precision copies of parameters that are kept in a shorter type.
 
 A step of 5e-7 on a bfloat16 weight is lost to rounding; so the optimizer works on float32
-copies, and the model gets their rounded values.
+copies, and the model gets their rounded values. An optimizer that rounds so that nothing is
+lost has no need of them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ class Masters:
     optimized: dict[str, nn.Parameter]
 
     @staticmethod
-    def of(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Masters:
-        """Copies for those parameters that need a gradient and are in a short type."""
+    def of(named_parameters: Iterable[tuple[str, nn.Parameter]], *, updates_bfloat16: bool = False) -> Masters:
+        """Copies for those parameters that need a gradient and are in a short type, unless the optimizer updates it as it is."""
+        copied = (torch.float16,) if updates_bfloat16 else SHORT
         model = {name: p for name, p in named_parameters if p.requires_grad}
-        optimized = {name: nn.Parameter(p.detach().float()) if p.dtype in SHORT else p for name, p in model.items()}
+        optimized = {name: nn.Parameter(p.detach().float()) if p.dtype in copied else p for name, p in model.items()}
+        for parameter in optimized.values():
+            if parameter.dtype in SHORT:
+                # Summed over micro-batches in bfloat16 it would lose a hundredth.
+                parameter.grad_dtype = torch.float32
         masters = Masters(model, optimized)
         for short, full in masters._copies():
             short.register_post_accumulate_grad_hook(partial(_move_gradient, full))  # type: ignore[no-untyped-call]

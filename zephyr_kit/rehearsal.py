@@ -16,7 +16,7 @@ from zephyr_kit.batch import Batch, Tree, lay_out
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import StepWork, Work
 from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS, Footprint, nbytes
-from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Skeleton, Start, num_units
+from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Skeleton, Start, num_units, updates_bfloat16
 
 Parts = Mapping[str, int]
 """Bytes of each part."""
@@ -150,6 +150,7 @@ class _Rehearsing:
             learning_rate=lambda _: 1e-3,
             seed=0,
             clip=self.planned.clip,
+            updates_bfloat16=updates_bfloat16(factory),
         )
 
     def _take_up(self, trainer: Trainer) -> None:
@@ -158,7 +159,7 @@ class _Rehearsing:
         trainer.skips_on_device = True  # what has no data cannot be asked whether to step
         with self.footprint.counted_as(GRADIENTS):
             for parameter in trainer.parameters:
-                parameter.grad = torch.empty_like(parameter)
+                parameter.grad = torch.empty_like(parameter, dtype=parameter.grad_dtype)
         with self.footprint.counted_as(OPTIMIZER):
             trainer.optimizer.step()
         if not self.planned.accumulates:

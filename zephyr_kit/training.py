@@ -28,7 +28,7 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Policy, Start, Tokenizer
+from zephyr_kit.protocols import Policy, Start, Tokenizer, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
@@ -135,6 +135,7 @@ class Training:
             seed=self.seed,
             clip=train.clip,
             world=self.world,
+            updates_bfloat16=updates_bfloat16(train.optimizer),
         )
 
     def _checkpoints(self) -> Checkpoints:

@@ -25,7 +25,8 @@ BASE_KEY = "base_model_name_or_path"
 def scores_fingerprint(settings: Settings, start: Start) -> dict[str, Any]:
     """See `protocols.Backend`."""
     quantize = None if settings.quantize is None else settings.quantize.facts()
-    return {"recipe": RECIPE, "dtype": settings.dtype, "quantize": quantize, **_weights(settings, start)}
+    float8 = {} if settings.fp8 == "none" else {"fp8": settings.fp8}
+    return {"recipe": RECIPE, "dtype": settings.dtype, "quantize": quantize, **float8, **_weights(settings, start)}
 
 
 def _weights(settings: Settings, start: Start) -> dict[str, Any]:

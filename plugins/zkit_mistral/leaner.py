@@ -21,7 +21,7 @@ def leaner(model: Mistral) -> list[Leaner]:
         if kind == "block" or not (model.activation_offload or model.compile):
             model = replace(model, activation_checkpointing=kind)
             steps.append(Leaner("activation_checkpointing", f'"{kind}"', model, same_result=True))
-    if model.lora is None and model.scratch is None:
+    if model.lora is None and model.scratch is None and model.fp8 == "none":
         model = replace(model, lora=Lora())
         steps.append(Leaner("lora", "{ rank = 16, alpha = 16 }", model))
     if model.lora is not None and model.quantize is None and model.scratch is None:

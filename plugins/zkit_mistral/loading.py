@@ -12,7 +12,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
 from zephyr_kit.remote_code import brings_code
 from zephyr_kit.weights import looks_like_folder
-from zkit_mistral import attention, scratch
+from zkit_mistral import attention, float8, scratch
 from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
@@ -60,6 +60,9 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         adapters = adapters_of(settings, model, start, train=train)
         if train:
             prepare_for_training(model, settings, adapters)
+            if settings.fp8 != "none":
+                # No run comes here without a GPU, for `problems` refuses it.
+                float8.convert(model, settings.fp8, emulate=device.type != "cuda")
             if settings.compile:
                 compile_layers(model)
         elif adapters is None:

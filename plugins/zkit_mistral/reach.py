@@ -28,6 +28,10 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
     found = [*settings.attention.problems(device), *refusals(settings, start)]
     if settings.activation_offload and device.type != "cuda":
         found.append(f"[model] activation_offload: moves what a CUDA GPU keeps to the host, but the device is {device.type}; leave it out")
+    if settings.fp8 != "none":
+        from zkit_mistral import float8
+
+        found += float8.problems(device)
     if settings.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         found.append("[model] compile: torch.compile needs a C++ compiler on a CPU, and there is no g++ (nor what CXX names); leave it out")
     if settings.kernels == "liger" and not wants_liger("liger", settings.dtype, device):

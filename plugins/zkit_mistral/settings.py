@@ -86,7 +86,7 @@ class Settings:
     scratch: Scratch | None = None
     """Make a new model instead of taking `weights`."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
-    """What the model computes in. Trained weights are kept and updated in float32 at least."""
+    """What the model computes in. Trained weights are kept and updated in float32 at least, unless the optimizer rounds at random."""
     template: str = "auto"
     """Chat template: `zephyr`, `chatml`, a file ending in .jinja, or `auto`: the tokenizer's own, else Zephyr's."""
     system: str | None = None
@@ -102,6 +102,8 @@ class Settings:
     """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, else torch's."""
     compile: bool = False
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
+    fp8: Literal["none", "tensorwise", "rowwise"] = "none"
+    """Multiply in float8 while training whole weights, a scale for each tensor (faster) or row (closer); `compile` makes it pay."""
 
     def __post_init__(self) -> None:
         read_remote_code(self.remote_code)
@@ -119,9 +121,17 @@ class Settings:
             raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
         if self.compile and self.activation_checkpointing == "selective":
             raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.fp8 != "none":
+            self._check_fp8()
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
+
+    def _check_fp8(self) -> None:
+        if self.lora is not None:
+            raise ValueError('`fp8` is for training whole weights, and `lora` freezes them; leave `lora` out, or set `fp8` = "none"')
+        if self.dtype != "bfloat16":
+            raise ValueError(f'`fp8` rounds what is bfloat16; set `dtype` = "bfloat16" instead of "{self.dtype}", or `fp8` = "none"')
 
     @property
     def place(self) -> str:

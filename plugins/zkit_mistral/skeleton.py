@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from zephyr_kit.protocols import Skeleton, Start
-from zkit_mistral import attention
+from zkit_mistral import attention, float8
 from zkit_mistral.adapters import REFERENCE, Adapters, copy_frozen, new_adapters, stack
 from zkit_mistral.loading import prepare_for_training
 from zkit_mistral.pointwise import fuse
@@ -47,9 +47,9 @@ def skeleton(settings: Settings, start: Start) -> Skeleton:
     # It scores and writes nothing, so it needs no tokenizer.
     scorer = Scorer(model if adapters is None else adapters.peft, settings.attention)
     policy = MistralPolicy(scorer, adapters, cast("ChatTokenizer", None), torch.device("cpu"))
-    if settings.activation_offload:
-        remark = "; ".join(filter(None, (remark, "what activation_offload moves to the host is counted on the device")))
-    return Skeleton(policy, int(config.vocab_size), mapped, remark)
+    offload = "what activation_offload moves to the host is counted on the device" if settings.activation_offload else ""
+    remarks = (remark, offload, float8.remark(settings.fp8, compiled=settings.compile))
+    return Skeleton(policy, int(config.vocab_size), mapped, "; ".join(filter(None, remarks)))
 
 
 def _model(settings: Settings, config: Any) -> Any:

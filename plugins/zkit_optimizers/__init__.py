@@ -1,4 +1,4 @@
-"""Optimizers: torch's fused AdamW, and bitsandbytes' 8-bit and paged ones."""
+"""Optimizers: torch's fused AdamW, and bitsandbytes' 8-bit and paged ones, each with float32 copies or stochastic rounding."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from bitsandbytes.optim import AdamW
 
+from zkit_optimizers.rounding import widened
+
 CHANGING = ("state1", "state2", "absmax1", "absmax2")
 """What an update changes beside the parameter."""
 
@@ -21,13 +23,11 @@ class MendedAdamW(AdamW):  # type: ignore[misc]
     _step_supports_amp_scaling = True
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update every parameter; bitsandbytes waits for the device after each one, which only paging needs."""
-        if self.is_paged:
-            skipped = self.found_inf is not None and bool(self.found_inf)
-            loss: float | None = None if skipped else super().step(closure)
-            return loss
         assert closure is None, "the trainer has none"
+        if self.is_paged and self.found_inf is not None and bool(self.found_inf):
+            return
         if not self.initialized:
             self.to_gpu()
             self.initialized = True
@@ -36,11 +36,16 @@ class MendedAdamW(AdamW):  # type: ignore[misc]
                 if parameter.grad is not None:
                     if not self.state[parameter]:
                         self.init_state(group, parameter, number, place)
-                    self._update(group, parameter, number, place)
-        return None
+                    with widened(parameter):
+                        self._update(group, parameter, number, place)
 
     def _update(self, group: dict[str, Any], parameter: torch.Tensor, number: int, place: int) -> None:
         """Update one parameter, or put back what it was: its count of steps goes on, which its next updates hardly feel."""
+        if self.is_paged:
+            self.prefetch_state(parameter)
+            self.update_step(group, parameter, number, place)
+            torch.cuda.synchronize(parameter.device)
+            return
         if self.found_inf is None:
             self.update_step(group, parameter, number, place)
             return

@@ -19,6 +19,7 @@ from zephyr_kit.protocols.model import (
     Start,
     Tokenizer,
     num_units,
+    updates_bfloat16,
 )
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
 
@@ -54,4 +55,5 @@ __all__ = [
     "Tokenizer",
     "Verdict",
     "num_units",
+    "updates_bfloat16",
 ]

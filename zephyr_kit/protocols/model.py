@@ -267,19 +267,31 @@ class ChoosingAttention(Protocol):
 
 
 class OptimizerFactory(Protocol):
-    """A preset's `optimizer` table."""
+    """A preset's `optimizer` table.
+
+    One whose `updates_bfloat16` is true gets bfloat16 parameters themselves, with float32 gradients, and no float32 copies: it
+    must not lose updates to rounding (see `updates_bfloat16` below).
+    """
 
     def problems(self, device: torch.device) -> Sequence[str]:
         """Why it cannot run on `device`; empty if it can."""
         ...
 
     def build(self, parameters: Sequence[nn.Parameter], *, learning_rate: float) -> torch.optim.Optimizer:
-        """The optimizer of these parameters. One that heeds `found_inf` on the device, as torch's fused ones do, is never waited for."""
+        """The optimizer of these parameters. One that heeds `found_inf` on the device, as torch's fused ones do, is never waited for.
+
+        Random numbers that it draws while it steps are a function of the seed and the step alone, the same on all ranks.
+        """
         ...
 
     def leaner(self) -> Sequence[Leaner]:
         """Optimizers with a smaller state, the mildest first."""
         ...
+
+
+def updates_bfloat16(factory: OptimizerFactory) -> bool:
+    """Whether its optimizers go without full-precision copies of bfloat16 parameters; those that say nothing do not."""
+    return bool(getattr(factory, "updates_bfloat16", False))
 
 
 def num_units(objective: Objective, batch: Batch) -> int:
