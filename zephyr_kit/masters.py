@@ -65,6 +65,9 @@ def _move_gradient(full: nn.Parameter, short: Tensor) -> None:
     gradients is ever held.
     """
     assert short.grad is not None
-    gradient = short.grad.float()
-    full.grad = gradient if full.grad is None else full.grad.add_(gradient)
+    if full.grad is None:
+        full.grad = short.grad.float()
+    else:
+        # Each value is made float32 on its way: a float32 copy of them all would be written, and read again.
+        full.grad.add_(short.grad)
     short.grad = None

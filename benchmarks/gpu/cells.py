@@ -36,8 +36,8 @@ KINDS: Mapping[str, Kind] = {
     "dpo-lora": Kind("dpo", "lora", 8192),
     "dpo-qlora": Kind("dpo", "qlora", 8192),
     "sft-qlora": Kind("sft", "qlora", 8192),
-    "sft-full": Kind("sft", "full", 4096, "adamw_8bit"),
-    "dpo-full": Kind("dpo", "full", 4096, "adamw_8bit"),
+    "sft-full": Kind("sft", "full", 8192, "adamw_8bit"),
+    "dpo-full": Kind("dpo", "full", 8192, "adamw_8bit"),
     "dpo-qlora-lean": Kind("dpo", "qlora", 1024, "paged_adamw_8bit", "block"),
 }
 """In the order in which they are measured; the last shows how little memory is enough."""

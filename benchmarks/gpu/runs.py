@@ -24,11 +24,14 @@ OURS, TRL, TRL_PAIRS, TRL_SHORT = "zephyr-kit", "trl", "trl, pair by pair", "trl
 float32 weights by default, under autocast, as we update float32 masters; shorter ones forget small updates."""
 
 
+def of_side(cell: Cell, side: str) -> Cell:
+    """The cell as a side has it."""
+    return replace(cell, tokens_per_batch=2 * cell.max_length) if side == TRL_PAIRS else cell
+
+
 def measure(cell: Cell, side: str) -> dict[str, Any]:
     """Train, and tell."""
     clock = Clock(device=cell.device)
-    if side == TRL_PAIRS:
-        cell = replace(cell, tokens_per_batch=2 * cell.max_length)
     rates = measured_rates(cell)
     work = open_work(cell)
     trace = ours.train(cell, work, clock) if side == OURS else theirs.train(cell, work, clock, weights_dtype=_dtype(cell, side))

@@ -17,7 +17,7 @@ from benchmarks.gpu.forked import Failed, LacksMemory, apart, context_of
 from benchmarks.gpu.prepared import folder_of, prepare
 from benchmarks.gpu.recompiled import count
 from benchmarks.gpu.results import MEASURED, NO_TIME, Results
-from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT, measure
+from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT, measure, of_side
 from benchmarks.gpu.traced import trace
 from benchmarks.measure import surroundings
 from benchmarks.models import make
@@ -107,7 +107,7 @@ class Session:
         """The facts of a run, or why there are none; with less kept of the activations where memory does not suffice."""
         outcome = NO_TIME
         for checkpointing in dict.fromkeys((cell.checkpointing, *self.checkpointing)):
-            tried = replace(cell, checkpointing=checkpointing)
+            tried = of_side(replace(cell, checkpointing=checkpointing), side)
             if self.left < SECONDS_OF_A_RUN:
                 break
             _say(f"{cell.name}, {side}, {checkpointing}: {self.left:.0f} s left")
