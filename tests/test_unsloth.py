@@ -249,6 +249,15 @@ def test_other_architectures_are_refused(tmp_path: Path, stand_in: type) -> None
         begin(write_model(tmp_path, "Olmo2"))
 
 
+def test_what_it_cannot_load_is_told_in_a_line(weights: Path, stand_in: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(place: str, **_: Any) -> None:
+        raise RuntimeError("Unsloth: Could not find a valid pad token\nand more")
+
+    monkeypatch.setattr(FastLanguageModel, "from_pretrained", failing)
+    with pytest.raises(ZkitError, match=r'use = "unsloth": it cannot load .* \(Unsloth: Could not find a valid pad token\)$'):
+        begin(weights)
+
+
 def test_weights_are_not_shared_out(weights: Path, stand_in: type) -> None:
     with pytest.raises(ZkitError, match=r'`train\.sharding` = "replicated"'):
         begin(weights).shard(None)

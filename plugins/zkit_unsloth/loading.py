@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -65,7 +66,7 @@ def _weights(fast: Any, unsloth: Unsloth, device: torch.device, start: Start) ->
     if config.model_type not in FAMILIES:
         raise ZkitError(f'{WHERE}trains {", ".join(FAMILIES)}, and {origin.place} is of the type {config.model_type}: use = "mistral" may')
     model, _ = origin.read_by(
-        fast.from_pretrained,
+        partial(_told, fast.from_pretrained),
         max_seq_length=config.max_position_embeddings,
         dtype=dtype,
         device_map={"": device},
@@ -79,6 +80,16 @@ def _weights(fast: Any, unsloth: Unsloth, device: torch.device, start: Start) ->
     # Rows have no padding; saved, it would mark a token whose weights are zeroed when they are loaded again.
     model.config.pad_token_id = config.pad_token_id
     return model
+
+
+def _told(from_pretrained: Any, place: str, **how: Any) -> Any:
+    """What unsloth raises of a model, as of a tokenizer without a token for padding, in a line."""
+    try:
+        return from_pretrained(place, **how)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ZkitError(f"{WHERE}it cannot load {place} ({(str(error).splitlines() or [''])[0]})") from error
 
 
 def _precision(unsloth: Unsloth, dtype: torch.dtype) -> dict[str, Any]:
