@@ -1,9 +1,11 @@
 """Kernels for CUDA GPUs: on a CPU their plans, their two passes and what they refuse; on a GPU their laws."""
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from flash_kernels import Plain
@@ -17,7 +19,7 @@ from zkit_attentions.varlen import TorchFlash, Varlen
 from zkit_attentions.xformers import Xformers, XformersFlash
 
 from zephyr_kit import ZkitError
-from zephyr_kit.batch import lay_out, visible
+from zephyr_kit.batch import Tree, lay_out, visible
 from zephyr_kit.testing import AttentionLaws
 from zephyr_kit.testing.random_data import random_trees
 
@@ -166,6 +168,39 @@ def _flash_settings(settings):
     return _spans(*(settings[name] for name in names), causal=settings["causal"]), _width(settings)
 
 
+class Keeping(Plain):
+    """Keeps what it gives, as selective checkpointing does."""
+
+    given = []
+
+    def forward(self, *inputs, **settings):
+        result = super().forward(*inputs, **settings)
+        self.given.append([(x, x.clone()) for x in result])
+        return result
+
+
+def test_what_a_kernel_has_given_is_not_changed():
+    kernel = Keeping()
+    query, key, value = (torch.randn(heads, len(SHARED.tokens_T), 8) for heads in (4, 2, 2))
+    two_pass_attention(kernel, query, key, value, SHARED, scale=1.0, window=None)
+    assert len(kernel.given) == 2
+    for one, before in (pair for result in kernel.given for pair in result):
+        assert torch.equal(one, before)
+
+
+def test_segments_in_another_order_are_refused():
+    with pytest.raises(ValueError, match="parents come first"):
+        replace(SHARED, parents=(SHARED.parents[-1], *SHARED.parents[:-1]))
+    assert replace(SHARED).prepared is not SHARED.prepared
+
+
+@pytest.mark.parametrize("kernel", [Varlen(), Flex(), Flash(), Flash(3), Xformers()], ids=repr)
+def test_a_rehearsal_needs_no_gpu(kernel):
+    query, key, value = (torch.randn(heads, len(SHARED.tokens_T), 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
+    found = kernel.attend(query, key, value, SHARED, scale=1.0, window=None, dropout=0.0)
+    assert torch.equal(found, Segments().attend(query, key, value, SHARED, scale=1.0, window=None, dropout=0.0))
+
+
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("share", [True, False])
 def test_blocks_of_flex_hold_what_is_seen_and_those_in_full_nothing_else(window, share):
@@ -279,10 +314,28 @@ class _OnAGpu(SimpleNamespace):
 )
 def test_auto_takes_the_fastest_that_can_on_a_gpu(dtype, options, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr("zkit_attentions.cuda.find_spec", lambda name: object())
     batch = lay_out(random_trees(5, 3, longest=200))
     found, _ = choose(_OnAGpu(dtype=dtype), batch, **{"window": None, "dropout": 0.0, **options})
     assert found == chosen
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), Segments()), ((8, 0), Varlen())])
+def test_auto_takes_long_segments_one_by_one_on_hopper(capability, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    ids = np.ones(4000, np.int32)
+    batch = lay_out([Tree(ids[:10], (ids,), (ids > 0,))])
+    assert choose(_OnAGpu(), batch, window=None, dropout=0.0)[0] == chosen
+
+
+def test_torch_without_flash_attention_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    (told,) = Varlen().problems(torch.device("cuda"))
+    assert "without which this torch was built" in told
+    assert Auto().choice(torch.device("cuda")).startswith("segments: ")
 
 
 class OnAGpu(AttentionLaws):

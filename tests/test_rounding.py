@@ -82,6 +82,15 @@ def test_what_bfloat16_can_say_stays() -> None:
     assert result[~number].isnan().all()
 
 
+def test_what_is_no_number_stays_none() -> None:
+    """Also a GPU's, all of whose lower bits are set: a carry would make a zero of it."""
+    full = torch.tensor([0x7FFFFFFF, -1, 0x7F800000, -0x800000], dtype=torch.int32).view(torch.float32)
+    short = torch.zeros(4, dtype=torch.bfloat16)
+    round_into(short, full)
+    assert short[:2].isnan().all()
+    assert short[2:].tolist() == [torch.inf, -torch.inf]
+
+
 def test_chunks_are_all_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zkit_optimizers.rounding.CHUNK", 7)
     full = torch.randn(5, 6)

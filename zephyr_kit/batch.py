@@ -42,7 +42,8 @@ class Batch:
     in one piece each. Target m is the token that should follow position `source_M[m]`, and
     belongs to completion `sequence_M[m]`; two completions may share a source.
     `lengths` (S,) and `parents` (S,) repeat the segments on the host, for kernels that
-    loop over them; in `prepared` kernels keep what they make of the row once, for all layers.
+    loop over them; in `prepared` kernels keep what they make of the row once, for all layers,
+    under keys that begin with the name of their module.
     """
 
     tokens_T: Tensor
@@ -55,12 +56,19 @@ class Batch:
     num_sequences: int
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
-    prepared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        num_shared = max(self.parents, default=-1) + 1
+        children = sorted(parent for parent in self.parents if parent >= 0)
+        num_alone = len(self.parents) - num_shared - len(children)
+        if num_alone < 0 or list(self.parents) != [-1] * num_shared + children + [-1] * num_alone:
+            raise ValueError(f"segments with the parents {self.parents}: parents come first, then children in their order, then the rest")
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting for it."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M")}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}, prepared={})
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 class _Row:

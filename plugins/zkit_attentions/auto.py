@@ -16,7 +16,8 @@ from zkit_attentions.two_pass import misfit
 from zkit_attentions.varlen import Varlen
 
 LONG = 3072
-"""Tokens of a segment on average from which torch's own choice for single ones beats flash attention of all at once."""
+"""Tokens of a segment on average from which torch's own choice for single ones beats flash attention of all at once, on Hopper."""
+HOPPER = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -
     """The kernel, and why not a faster one; the same for all layers with this window."""
     if query.device.type != "cuda":
         return Segments(), f"the device is {query.device.type}"
-    name = ("attention", query.dtype, query.shape[-1], window, dropout)
+    name = (__name__, query.dtype, query.shape[-1], window, dropout)
     if name not in batch.prepared:
         batch.prepared[name] = _choose(query, batch, window, dropout)
     found: tuple[Attention, str] = batch.prepared[name]
@@ -61,6 +62,7 @@ def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> 
         flexible = not misfit(query, batch, window=None, dropout=dropout) and not Flex().problems(query.device)
         return (Flex() if flexible else Segments()), f"varlen {why}"
     long = max(batch.parents, default=-1) < 0 and sum(batch.lengths) >= LONG * len(batch.lengths)
-    if long and (window is None or max(batch.lengths) <= window):
+    newer = torch.cuda.get_device_capability(query.device) >= HOPPER
+    if long and newer and (window is None or max(batch.lengths) <= window):
         return Segments(), f"segments of {LONG:,} tokens and more are faster one by one"
     return Varlen(), ""

@@ -16,6 +16,7 @@ from torch import Tensor
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch
 from zkit_attentions.cuda import cuda_problems
+from zkit_attentions.segments import Segments
 
 BLOCK = 128
 """Tokens that the kernel looks at, or passes over, together."""
@@ -37,6 +38,8 @@ class Flex:
     ) -> Tensor:
         if dropout:
             raise ZkitError(f'[model] attention: flex has no dropout, and the model\'s attention_dropout is {dropout}; use "auto"')
+        if query.device.type != "cuda":  # a rehearsal on tensors without data: what is held is the same
+            return Segments().attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
         mask, gqa = _block_mask(batch, window), len(query) != len(key)
         attended: Tensor = _compiled()(
             query[None], key[None], value[None], block_mask=mask, scale=scale, enable_gqa=gqa, kernel_options=OPTIONS
@@ -53,7 +56,7 @@ def _compiled() -> Callable[..., Any]:
 
 def _block_mask(batch: Batch, window: int | None) -> Any:
     """Made once for all layers with this window."""
-    name = ("block mask", window)
+    name = (__name__, "block mask", window)
     if name not in batch.prepared:
         batch.prepared[name] = _make_block_mask(batch, window)
     return batch.prepared[name]

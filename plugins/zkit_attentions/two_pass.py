@@ -83,9 +83,10 @@ def check_fit(name: str, query: Tensor, batch: Batch, *, window: int | None, dro
 
 def passes(batch: Batch) -> Sequence[Pass]:
     """The passes of a row, made once for all layers."""
-    if "passes" not in batch.prepared:
-        batch.prepared["passes"] = tuple(_passes(batch))
-    found: Sequence[Pass] = batch.prepared["passes"]
+    name = (__name__, "passes")
+    if name not in batch.prepared:
+        batch.prepared[name] = tuple(_passes(batch))
+    found: Sequence[Pass] = batch.prepared[name]
     return found
 
 
@@ -115,6 +116,9 @@ class _TwoPass(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = (x.transpose(0, 1).contiguous() for x in (query, key, value))
         output, logsumexp = kernel.forward(q, k, v, spans[0], scale=scale, window=window)
+        if len(spans) > 1:
+            # Whoever keeps a kernel's results for the backward pass must not find them changed.
+            output, logsumexp = output.clone(), logsumexp.clone()
         for more in spans[1:]:
             at, seen = more.queries, more.keys
             _merge(output[at], logsumexp[:, at], *kernel.forward(q[at], k[seen], v[seen], more, scale=scale, window=None))

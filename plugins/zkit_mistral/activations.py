@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-PRODUCTS = {"mm": 0, "addmm": 1, "linear": 0, "gemm_4bit": 0, "int8_mixed_scaled_mm": 0, "int8_scaled_mm": 0}
+PRODUCTS = {"mm": 0, "addmm": 1, "linear": 0, "gemm_4bit": 0, "int8_mixed_scaled_mm": 0, "int8_scaled_mm": 0, "_scaled_mm": 0}
 """Matrix products by the name of torch's and bitsandbytes' operators, and which argument is the input."""
 SMALLEST_MOVED = 1 << 20
 """Bytes; less is not worth a copy to the host and back."""

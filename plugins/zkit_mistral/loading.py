@@ -77,7 +77,8 @@ def use_kernels(model: Any, settings: Settings, device: torch.device) -> None:
     dtype = getattr(torch, settings.dtype)
     liger = wants_liger(settings.kernels, settings.dtype, device)
     fuse(model, dtype, liger=liger)
-    if liger:
+    # Liger's rotates in place, and "selective" keeps what it would rotate.
+    if liger and settings.activation_checkpointing != "selective":
         use_rotation(model, dtype, rotated)
 
 
@@ -85,9 +86,10 @@ def prepare_for_training(model: Any, settings: Settings, adapters: Adapters | No
     """Let gradients reach what is trained, and keep what the settings say of the activations."""
     if adapters is None:
         model.requires_grad_(requires_grad=True)
-    else:
-        # What "selective" keeps must not be added into.
-        add_in_one_pass(adapters.peft, in_place=settings.activation_checkpointing != "selective")
+    elif not settings.compile:  # which joins the passes by itself
+        # What "selective" keeps must not be added into; and what a product is made of would be moved to the host twice.
+        selective = settings.activation_checkpointing == "selective"
+        add_in_one_pass(adapters.peft, in_place=not selective, make_again=not settings.activation_offload)
     if settings.activation_checkpointing != "none":
         compute_again(model, selective=settings.activation_checkpointing == "selective")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,21 +13,20 @@ from torch.autograd.function import once_differentiable
 from zkit_mistral.made import Made, how_made
 
 
-def add_in_one_pass(peft: Any, *, in_place: bool = True) -> None:
-    """Give every LoRA layer a forward that adds its adapters' products into the layer's own, or out of place where that is kept."""
+def add_in_one_pass(peft: Any, *, in_place: bool = True, make_again: bool = True) -> None:
+    """Give every LoRA layer a forward that adds its adapters' products into the layer's own, or out of place where that is kept.
+
+    With `make_again`, an input that says what it is made of is not kept for the backward pass.
+    """
     from peft.tuners.lora.layer import LoraLayer
 
     for module in peft.modules():
         # A variant, such as DoRA, says what its own forward says.
         if isinstance(module, LoraLayer) and not module.lora_variant and isinstance(getattr(module, "base_layer", None), nn.Linear):
-            module.forward = MethodType(_adapted if in_place else _adapted_anew, module)
+            module.forward = partial(_adapted, module, in_place=in_place, make_again=make_again)
 
 
-def _adapted_anew(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return _adapted(self, x, *args, in_place=False, **kwargs)
-
-
-def _adapted(self: Any, x: Tensor, *args: Any, in_place: bool = True, **kwargs: Any) -> Tensor:
+def _adapted(self: Any, x: Tensor, *args: Any, in_place: bool = True, make_again: bool = True, **kwargs: Any) -> Tensor:
     names = [name for name in self.active_adapters if name in self.lora_A]
     special = args or kwargs or self.disable_adapters or self.merged or self.lora_variant
     if special or any(_type_of(self, name) != x.dtype for name in names):
@@ -36,15 +35,15 @@ def _adapted(self: Any, x: Tensor, *args: Any, in_place: bool = True, **kwargs: 
     if not names:
         bare: Tensor = self.base_layer(x)
         return bare
-    result = _with_first(self, x, names[0], in_place=in_place)
+    result = _with_first(self, _adapter(self, x, names[0], make_again=make_again), x, in_place=in_place)
     for name in names[1:]:
-        result = _AddProduct.apply(result, *_adapter(self, x, name), in_place)  # type: ignore[no-untyped-call]
+        result = _AddProduct.apply(result, *_adapter(self, x, name, make_again=make_again), in_place)  # type: ignore[no-untyped-call]
     return result
 
 
-def _with_first(layer: Any, x: Tensor, name: str, *, in_place: bool) -> Tensor:
+def _with_first(layer: Any, adapter: tuple[Any, ...], x: Tensor, *, in_place: bool) -> Tensor:
     """The layer's own product and that of its first adapter."""
-    base, adapter = layer.base_layer, _adapter(layer, x, name)
+    base = layer.base_layer
     # Without dropout both read the same input.
     if _is_plain(base) and adapter[0] is x:
         both: Tensor = _BothProducts.apply(base.weight, *adapter, in_place)  # type: ignore[no-untyped-call]
@@ -59,11 +58,11 @@ def _is_plain(base: Any) -> bool:
     return type(base) is nn.Linear and getattr(base, "bias", None) is None and not base.weight.requires_grad
 
 
-def _adapter(layer: Any, x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, float, Made | None]:
+def _adapter(layer: Any, x: Tensor, name: str, *, make_again: bool) -> tuple[Tensor, Tensor, Tensor, float, Made | None]:
     """Its input, its two matrices, its scale, and how the input came about if that is known."""
     dropout = layer.lora_dropout[name]
     hidden = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.p else x
-    return hidden, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], how_made(hidden)
+    return hidden, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], how_made(hidden) if make_again else None
 
 
 def _type_of(layer: Any, name: str) -> torch.dtype:
@@ -81,7 +80,7 @@ class _AddProduct(torch.autograd.Function):
         low = _rows(x) @ down.T
         if in_place:
             ctx.mark_dirty(total)
-        ctx.save_for_backward(low, down, up, *_kept(x, made))
+        ctx.save_for_backward(*_kept(ctx, low, down, up, x, made))
         ctx.scale, ctx.make = scale, made and made.make
         return _add(total, low, up, scale, in_place=in_place)
 
@@ -89,8 +88,7 @@ class _AddProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, down, up, *kept = ctx.saved_tensors
-        rows = _again(kept, ctx.make)
-        by_low, by_down, by_up = _by_adapter(grad, rows, low, up, ctx.scale, ctx.needs_input_grad[2:4])
+        by_low, by_down, by_up = _by_adapter(grad, _again(kept, ctx.make), low, up, ctx.scale)
         by_x = (by_low @ down).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[1] else None
         return grad, by_x, by_down, by_up, None, None, None
 
@@ -103,7 +101,7 @@ class _BothProducts(torch.autograd.Function):
         ctx: Any, weight: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, made: Made | None, in_place: bool  # noqa: FBT001
     ) -> Tensor:
         low = _rows(x) @ down.T
-        ctx.save_for_backward(weight, low, down, up, *_kept(x, made))
+        ctx.save_for_backward(weight, *_kept(ctx, low, down, up, x, made))
         ctx.scale, ctx.make = scale, made and made.make
         return _add(nn.functional.linear(x, weight), low, up, scale, in_place=in_place)
 
@@ -111,8 +109,7 @@ class _BothProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, low, down, up, *kept = ctx.saved_tensors
-        rows = _again(kept, ctx.make)
-        by_low, by_down, by_up = _by_adapter(grad, rows, low, up, ctx.scale, ctx.needs_input_grad[2:4])
+        by_low, by_down, by_up = _by_adapter(grad, _again(kept, ctx.make), low, up, ctx.scale)
         by_x = None
         if ctx.needs_input_grad[1]:
             by_x = (_rows(grad) @ weight).addmm_(by_low, down).view(*grad.shape[:-1], -1)
@@ -123,14 +120,16 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _kept(x: Tensor, made: Made | None) -> tuple[Tensor, ...]:
-    """What the backward pass needs to have the input."""
-    return (x,) if made is None else made.of
+def _kept(ctx: Any, low: Tensor, down: Tensor, up: Tensor, x: Tensor, made: Made | None) -> tuple[Tensor | None, ...]:
+    """What the backward pass needs: of an adapter that is not trained, its matrices alone."""
+    _, _, trains_down, trains_up, *_ = ctx.needs_input_grad
+    given = ((x,) if made is None else made.of) if trains_down else ()
+    return (low if trains_up else None, down, up, *given)
 
 
-def _again(kept: list[Tensor], make: Callable[..., Tensor] | None) -> Tensor:
-    """The rows of the input."""
-    return _rows(kept[0] if make is None else make(*kept))
+def _again(kept: list[Tensor], make: Callable[..., Tensor] | None) -> Tensor | None:
+    """The rows of the input, if they are needed."""
+    return _rows(kept[0] if make is None else make(*kept)) if kept else None
 
 
 def _add(total: Tensor, low: Tensor, up: Tensor, scale: float, *, in_place: bool) -> Tensor:
@@ -143,11 +142,11 @@ def _add(total: Tensor, low: Tensor, up: Tensor, scale: float, *, in_place: bool
 
 
 def _by_adapter(
-    grad: Tensor, rows: Tensor, low: Tensor, up: Tensor, scale: float, wanted: tuple[bool, bool]
+    grad: Tensor, rows: Tensor | None, low: Tensor | None, up: Tensor, scale: float
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients by what lies between the two matrices, and by each of them."""
+    """Gradients by what lies between the two matrices, and by each of them that is trained."""
     upper = _rows(grad)
     by_low = (upper @ up).mul_(scale)
-    by_down = by_low.T @ rows if wanted[0] else None
-    by_up = (upper.T @ low).mul_(scale) if wanted[1] else None
+    by_down = by_low.T @ rows if rows is not None else None
+    by_up = (upper.T @ low).mul_(scale) if low is not None else None
     return by_low, by_down, by_up

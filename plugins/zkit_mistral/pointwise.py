@@ -28,7 +28,7 @@ def fuse(model: nn.Module, dtype: torch.dtype, *, liger: bool = False) -> None:
     float64 models then compute in float64 throughout: transformers' norms drop to float32
     inside, which is right for shorter types but blurs proofs in float64 to 1e-5.
     """
-    norms, gates = ((by_liger.scaled, by_liger.scaled_by_one_more), (by_liger.gated,)) if liger else (NORMS, GATES)
+    norms, gates = ((*LIGERS_NORMS, *NORMS), (by_liger.gated, *GATES)) if liger else (NORMS, GATES)
     module: Any
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module) is not None:
@@ -127,3 +127,4 @@ def _eps(norm: Any) -> Any:
 
 
 NORMS, GATES = (_scaled, _scaled_by_one_more), (_gated,)
+LIGERS_NORMS = (by_liger.scaled, by_liger.scaled_by_one_more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -33,7 +34,7 @@ class Softmax(Protocol):
 
 def softmax_for(hidden: Tensor) -> Softmax:
     """Triton's on a CUDA GPU, torch's elsewhere, and in float64."""
-    if hidden.device.type == "cuda" and hidden.dtype != torch.float64:
+    if hidden.device.type == "cuda" and hidden.dtype != torch.float64 and find_spec("triton") is not None:
         from zkit_mistral.softmax_triton import TritonSoftmax
 
         return TritonSoftmax(hidden.dtype)

@@ -41,10 +41,12 @@ def round_into(short: Tensor, full: Tensor) -> None:
 
     The upper half of a float32 is a bfloat16. A number from 0 to 65535 that is added to the lower half
     carries into the upper one as often as the lower half is large; where that is zero, it never does.
+    What is no number stays none: the carry would make a zero of it.
     """
-    bits = full.view(torch.int32).view(-1)
-    for piece in torch.split(bits, CHUNK):
-        piece.add_(torch.empty_like(piece).random_(0, 1 << 16)).bitwise_and_(-(1 << 16))
+    for piece in torch.split(full.view(-1), CHUNK):
+        bits, finite = piece.view(torch.int32), piece.isfinite()
+        bits.add_(torch.empty_like(bits).random_(0, 1 << 16).mul_(finite))
+        bits.bitwise_and_(torch.where(finite, -(1 << 16), -1))
     short.copy_(full)
 
 

@@ -100,7 +100,13 @@ def own_device(name: str, world: World) -> torch.device:
     from zephyr_kit.devices import find_device
 
     found = find_device(name)
-    return torch.device("cuda", world.local_rank) if found.type == "cuda" and world.size > 1 else found
+    if found.type != "cuda":
+        return found
+    own = torch.device("cuda", world.local_rank) if world.size > 1 else found
+    if own.index is not None:
+        # Triton's kernels run on the current device, wherever their tensors are.
+        torch.cuda.set_device(own)
+    return own
 
 
 def make_folder(folder: Path) -> None:
