@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,4 +119,4 @@ def made(source: Rows, cache: Path, door: Door = DOOR, **how: Any) -> Corpus:
 
 
 def quarantine(corpus: Corpus) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (corpus.folder / "quarantine.jsonl").read_text("utf-8").splitlines()]
+    return list(corpus.quarantined())

@@ -63,7 +63,7 @@ def test_every_kind_is_named_with_file_line_and_reason(tmp_path: Path, tokenizer
         folder.mkdir()
         path, origin = write(folder, objective, bad)
         corpus = taken(source(str(path)), tokenizer, folder / "cache", objective)
-        lines = [json.loads(line) for line in (corpus.folder / "quarantine.jsonl").read_text("utf-8").splitlines()]
+        lines = list(corpus.quarantined())
         named = [line for line in lines if line["fate"] == "bad" and line["reason"]]
         if [line["origin"] for line in named] != [origin] or len(corpus) != 2 or corpus.ledger["read"] != 3:
             silent.append((name, lines, corpus.ledger["kept"]))
@@ -133,7 +133,7 @@ def test_fuzzed_rows_are_all_accounted_for(tmp_path: Path, tokenizer: ChatTokeni
     assert ledger["read"] == ledger["kept"] + ledger["bad"]
     assert len(corpus) == ledger["kept"]
     assert min(ledger["kept"], ledger["bad"]) > 250
-    assert len((corpus.folder / "quarantine.jsonl").read_text("utf-8").splitlines()) == ledger["bad"] + ledger["cut"]
+    assert len(list(corpus.quarantined())) == ledger["bad"] + ledger["cut"]
 
 
 def is_balanced(row: bytes) -> bool:

@@ -118,8 +118,7 @@ def taken(source: LocalFiles, tokenizer: ChatTokenizer, cache: Path, *, completi
 
 
 def quarantine(corpus: Corpus) -> dict[str, tuple[str, str]]:
-    lines = map(json.loads, (corpus.folder / "quarantine.jsonl").read_text("utf-8").splitlines())
-    return {line["origin"]: (line["fate"], line["reason"]) for line in lines}
+    return {line["origin"]: (line["fate"], line["reason"]) for line in corpus.quarantined()}
 
 
 def check(corpus: Corpus, path: Path, expected: list[str]) -> None:

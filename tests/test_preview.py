@@ -123,6 +123,15 @@ class Reader(HTMLParser):
             self.tokens[-1] = (self.tokens[-1][0], data)
 
 
+def test_a_copy_of_data_that_is_known_is_told_by_its_own_name(preset, tmp_path, capsys):
+    code, before, _ = call(capsys, "preview", preset, "--stage", "sft")
+    assert (code, "chat.jsonl:1" in before) == (0, True)
+    (tmp_path / "chat.jsonl").rename(tmp_path / "talk.jsonl")
+    preset.write_text(preset.read_text().replace("chat.jsonl", "talk.jsonl"))
+    code, after, _ = call(capsys, "preview", preset, "--stage", "sft")
+    assert (code, after) == (0, before.replace("chat.jsonl", "talk.jsonl"))
+
+
 def test_figures_and_examples_in_a_terminal(preset, capsys):
     code, out, _ = call(capsys, "preview", preset, "--examples", 9)
     assert code == 0

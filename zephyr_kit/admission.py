@@ -13,6 +13,7 @@ import numpy as np
 from zephyr_kit.batch import Flags, Tree
 from zephyr_kit.binarise import Binarise
 from zephyr_kit.example import BadRow, Example, ExampleError, Removed, check
+from zephyr_kit.places import printable
 from zephyr_kit.protocols import Tokenizer
 from zephyr_kit.workers import in_workers
 
@@ -31,9 +32,8 @@ class Admission:
     """Why it was not kept as it is."""
 
     def __post_init__(self) -> None:
-        # A name of a file, or a key of a row that the reason quotes, may hold what no file can.
-        object.__setattr__(self, "origin", _printable(self.origin))
-        object.__setattr__(self, "reason", None if self.reason is None else _printable(self.reason))
+        object.__setattr__(self, "origin", printable(self.origin))
+        object.__setattr__(self, "reason", None if self.reason is None else printable(self.reason))
 
     def line(self) -> str:
         """Of the list of rows that were not taken whole."""
@@ -126,10 +126,6 @@ def _enter(tokenizer: Tokenizer, door: Door, arrival: Arrival) -> Entry:
         return Entry((Admission(row.origin, "bad", reason=str(error)),), notes=row.notes)
     made = tuple(door.admit(example, tokenizer) for example in paired.examples)
     return Entry(made or (Admission(row.origin, "removed", reason=f"binarise: {paired.reason}"),), paired.left_out, row.notes)
-
-
-def _printable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_learnable(tree: Tree, untrained: str, identical: str) -> None:

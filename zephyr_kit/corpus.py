@@ -3,7 +3,8 @@
 A corpus is a folder: `tokens.npy` and `trained.npy` hold all pieces end to end, `ends.npy`
 where each piece ends, `first.npy` which piece is each example's prompt (its completions
 follow), `origins.txt` where each example stood, `ledger.json` what became of every row and
-`quarantine.jsonl` the rows that were not taken whole, each with its reason.
+`quarantine.jsonl` the rows that were not taken whole, each with its reason. Files that hold the
+same have one corpus, in which marks stand for them (`zephyr_kit.places`): `Corpus` tells their names.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ from zephyr_kit.disk import put
 from zephyr_kit.exits import Exit
 from zephyr_kit.ledger import Ledger
 from zephyr_kit.observe import Advance
+from zephyr_kit.places import Places, numbered
 from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
 
-FORMAT = 5
+FORMAT = 6
 """Part of every key: a corpus of another format is made anew."""
 NUM_REASONS_TOLD = 10
 
@@ -55,6 +57,9 @@ class Corpus:
     """Examples by index."""
 
     folder: Path
+    places: Places = field(default_factory=Places)
+    portions: Sequence[Mapping[str, Any]] = ()
+    """Where the rows of this run come from."""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -88,13 +93,20 @@ class Corpus:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """What became of every row that was read."""
-        facts: dict[str, Any] = json.loads((self.folder / "ledger.json").read_text("utf-8"))
-        return facts
+        facts: dict[str, Any] = self.places.told(json.loads((self.folder / "ledger.json").read_text("utf-8")))
+        portions = [{**told, **kept} for told, kept in zip(self.portions, facts["portions"], strict=False)]
+        return {**facts, "portions": portions}
+
+    def quarantined(self) -> Iterator[dict[str, Any]]:
+        """The rows that were not taken whole: `origin`, `fate` and `reason` of each."""
+        with (self.folder / "quarantine.jsonl").open(encoding="utf-8") as file:
+            yield from (self.places.told(json.loads(line)) for line in file)
 
     @cached_property
     def origins(self) -> list[str]:
         """Where each example stood, as `file:line`."""
-        return (self.folder / "origins.txt").read_text("utf-8").split("\n")[:-1]
+        text: str = self.places.told((self.folder / "origins.txt").read_text("utf-8"))
+        return text.split("\n")[:-1]
 
     @cached_property
     def tokens(self) -> Ids:
@@ -141,18 +153,19 @@ def prepare(
     `track` is entered with the name of each part of the work, and told how many rows have come.
     """
     folder = cache / corpus_key(portions, tokenizer, door)
+    places = Places.joined([portion.places for portion in portions])
     if not is_prepared(folder):
         enter = track or (lambda _: nullcontext(lambda _: None))
         _sift(portions, enter)
         staging = _staging(folder)
         try:
-            with enter("tokenising") as advance:
+            with enter("tokenising") as advance, places.telling():
                 _write(staging, portions, tokenizer, door, advance)
             _put(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     used(folder / "ledger.json")
-    return Corpus(folder)
+    return Corpus(folder, places, [portion.facts() for portion in portions])
 
 
 def is_prepared(folder: Path) -> bool:
@@ -161,12 +174,12 @@ def is_prepared(folder: Path) -> bool:
 
 
 def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Path | None = None) -> None:
-    """Stop when more than the allowed share of rows was bad, or nothing is left."""
-    refuse_ledger(corpus.ledger, allowed=allowed, name=name, quarantine=quarantine or corpus.folder / "quarantine.jsonl")
+    """Stop when more than the allowed share of rows was bad, or nothing is left; `quarantine` is where they are listed."""
+    refuse_ledger(corpus.ledger, allowed=allowed, name=name, quarantine=quarantine)
 
 
-def refuse_ledger(ledger: Mapping[str, Any], *, allowed: float, name: str, quarantine: Path) -> None:
-    """The same of rows that are counted in a ledger, each bad one listed in `quarantine`."""
+def refuse_ledger(ledger: Mapping[str, Any], *, allowed: float, name: str, quarantine: Path | None) -> None:
+    """The same of rows that are counted in a ledger."""
     read, bad = ledger["read"] + ledger["added"], ledger["bad"]
     noun = "examples" if ledger["added"] else "rows"
     if not read:
@@ -184,7 +197,8 @@ def refuse_ledger(ledger: Mapping[str, Any], *, allowed: float, name: str, quara
     if len(kinds) > NUM_REASONS_TOLD:
         reasons.append(f"  and {len(kinds) - NUM_REASONS_TOLD:,} more reasons")
     first = ["the first bad ones:", *(f"  {line}" for line in ledger["first_bad"])] if ledger["first_bad"] else []
-    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"all are in {quarantine}; {mend}"]))
+    listed = f"all are in {quarantine}; " if quarantine else ""
+    raise DataError("\n".join([f"{name}: {told}:", *reasons, *first, f"{listed}{mend}"]))
 
 
 def _sift(portions: Sequence[Portion], track: Track) -> None:
@@ -197,7 +211,7 @@ def _sift(portions: Sequence[Portion], track: Track) -> None:
 
 def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Advance) -> None:
     ledger, first, ends = Ledger(getattr(tokenizer, "template_digest", None)), [0], [0]
-    rows = itertools.chain.from_iterable(_arrivals(portion, ledger) for portion in portions)
+    rows = itertools.chain.from_iterable(_arrivals(portion, number, ledger) for number, portion in enumerate(portions))
     with (
         (folder / "tokens.raw").open("wb") as tokens,
         (folder / "trained.raw").open("wb") as trained,
@@ -221,13 +235,13 @@ def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door
     _finish(folder, ledger, first, ends)
 
 
-def _arrivals(portion: Portion, ledger: Ledger) -> Iterator[Arrival]:
+def _arrivals(portion: Portion, place: int, ledger: Ledger) -> Iterator[Arrival]:
     """The rows of a portion; how many there were is noted when all have come."""
     number = -1
-    for number, row in enumerate(portion.rows()):
-        yield Arrival(row, number, portion.binarise)
-    sifted = {"sieve": portion.sift().ledger} if portion.filters else {}
-    ledger.portions.append({**portion.facts(), "read": number + 1, **sifted})
+    for number, row in enumerate(portion.marked()):
+        yield Arrival(numbered(row, place), number, portion.binarise)
+    sifted = {"sieve": numbered(portion.sift().ledger, place)} if portion.filters else {}
+    ledger.portions.append({"read": number + 1, **sifted})
 
 
 def _pieces(tree: Tree) -> Iterable[tuple[Ids, Flags]]:

@@ -69,6 +69,9 @@ class GatheredRows:
     def fingerprint(self) -> str:
         return f"gathered {file_fingerprint(self.path)}" if self.is_there else NOT_YET
 
+    def places(self) -> Sequence[str]:
+        return [str(self.path)]
+
     def problems(self) -> Sequence[str]:
         return []
 

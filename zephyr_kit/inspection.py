@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -259,10 +258,7 @@ class Inspection:
             yield Fault(self.corpus.origins[index], f"{trained[index]:,} of {tokens[index]:,} tokens are trained")
 
     def _quarantined(self) -> Iterator[tuple[str, Fault]]:
-        with (self.corpus.folder / "quarantine.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                yield row["fate"], Fault(row["origin"], row["reason"])
+        return ((row["fate"], Fault(row["origin"], row["reason"])) for row in self.corpus.quarantined())
 
 
 def _examples(portion: Portion, row: Row, number: int) -> Sequence[Example]:

@@ -13,6 +13,7 @@ from annotated_types import Gt, Interval
 
 from zephyr_kit.binarise import Binarise
 from zephyr_kit.cache import cache_folder
+from zephyr_kit.places import Places
 from zephyr_kit.protocols import INLINE, DataSource, Filter
 from zephyr_kit.sieve import Row, Sieve, Sifted, class_name
 
@@ -38,11 +39,20 @@ class Portion:
 
     def rows(self) -> Iterator[Row]:
         """The rows taken, in the source's order, as the filters leave them; not yet binarised."""
-        return self.sift().rows() if self.filters else self._taken()
+        return map(self.places.told, self.sift().rows()) if self.filters else self._taken()
+
+    def marked(self) -> Iterator[Row]:
+        """The same, each with the mark of the file that it is in."""
+        return self.sift().rows() if self.filters else map(self.places.marked, self._taken())
 
     def sift(self, *, on_rows: Callable[[int], None] | None = None) -> Sifted:
-        """Let the rows pass the filters, unless they have done so before."""
-        return Sieve(self._taken, self._key(), self.filters).sift(cache_folder("sieved"), on_rows=on_rows)
+        """Let the rows pass the filters, unless they have done so before; what comes of it has marks."""
+        return Sieve(self._taken, self._key(), self.filters, self.places).sift(cache_folder("sieved"), on_rows=on_rows)
+
+    @property
+    def places(self) -> Places:
+        """The files that the rows are in."""
+        return Places.of(self.source)
 
     def fingerprint(self) -> list[Any]:
         """JSON values that change whenever what comes of the rows would."""

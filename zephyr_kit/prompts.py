@@ -89,7 +89,7 @@ def read_prompts(portions: Sequence[Portion], *, allowed: float, where: str) -> 
                 ledger.pass_over(found.origin, "repeated", f"the same prompt as an earlier row ({prompts[found.id].origin})")
             else:
                 prompts[found.id] = found
-        ledger.portions.append({**portion.facts(), "sieve": portion.sift().ledger if portion.filters else None})
+        ledger.portions.append({**portion.facts(), "sieve": portion.places.told(portion.sift().ledger) if portion.filters else None})
     ledger.taken = len(prompts)
     if ledger.bad > allowed * ledger.read or not prompts:
         raise DataError(_refusal(ledger, where, allowed))

@@ -5,7 +5,8 @@
     KEY/ledger.json       what became of the rows; there when the work has ended
 
 A shard is there whole or not at all, and a filter has made its memory last before the shard is
-there: work that was interrupted goes on after the last shard, to the same result.
+there: work that was interrupted goes on after the last shard, to the same result. Where a row
+stands is kept as a mark (`zephyr_kit.places`), for the files may be elsewhere next time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from typing import Any
 from zephyr_kit import ZkitError
 from zephyr_kit.cache import used
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
+from zephyr_kit.places import Places
 from zephyr_kit.protocols import Filter, Memory, Verdict
 from zephyr_kit.tally import SieveLedger, Tally
 from zephyr_kit.workers import in_workers
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: what was sifted in another format is sifted anew."""
 ROWS_PER_SHARD = 4096
 
@@ -78,6 +80,8 @@ class Sieve:
     key: Sequence[Any]
     """JSON values that change whenever the rows, or what the filters do, would."""
     filters: tuple[Filter, ...]
+    places: Places = field(default_factory=Places)
+    """Where the rows stand, which is no part of the key."""
 
     def sift(self, cache: Path, *, on_rows: Callable[[int], None] | None = None) -> Sifted:
         """The rows that have passed: from the cache if they are there, else sifted into it."""
@@ -95,16 +99,23 @@ class Sieve:
         names = filter_names(self.filters)
         ledger = _so_far(folder) or SieveLedger(filters=[Tally(name) for name in names])
         with ExitStack() as stack:
+            stack.enter_context(self.places.telling())
             memories = [self._memory(each, folder / "memory" / str(n), ledger.read, stack) for n, each in enumerate(self.filters)]
             rows = itertools.islice(self.rows(), ledger.read, None)
             looked = stack.enter_context(closing(in_workers(partial(look, self.filters, names), rows)))
-            settled = (_settle(each, ledger, memories, on_rows) for each in looked)
+            settled = (_settle(self._marked(each), ledger, memories, on_rows) for each in looked)
             for number, first in enumerate(settled, len(_shards(folder))):
                 shard = itertools.chain([first], itertools.islice(settled, ROWS_PER_SHARD - 1))
                 _write_shard(folder / f"{number:05d}.jsonl.gz", shard, ledger, memories)
         shutil.rmtree(folder / "memory", ignore_errors=True)
         with _whole(folder / "ledger.json") as staging:
             staging.write_text(json.dumps(ledger.in_order(), ensure_ascii=True, indent=1), "utf-8")
+
+    def _marked(self, looked: Looked) -> Looked:
+        """Only now, so that a filter that fails tells of the file."""
+        row = self.places.marked(looked.row)
+        after = (verdict.example and replace(verdict.example, origin=row.origin) for verdict in looked.verdicts)
+        return Looked(row, tuple(replace(verdict, example=each) for verdict, each in zip(looked.verdicts, after, strict=True)))
 
     def _memory(self, each: Filter, folder: Path, first: int, stack: ExitStack) -> Memory | None:
         folder.mkdir(parents=True, exist_ok=True)

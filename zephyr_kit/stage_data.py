@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator,
             try:
                 refuse_bad_rows(corpus, allowed=task.bad_rows, name=where, quarantine=quarantine)
             except DataError:
-                shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
+                list_quarantined(corpus, quarantine)
                 raise
             quarantine.unlink(missing_ok=True)
             if name == "data":
@@ -59,6 +59,12 @@ def length_problem(stage: Stage, task: TrainStage, start: Start) -> str:
 def prepare_part(task: TrainStage, portions: Sequence[Portion], tokenizer: Tokenizer, narrator: Narrator, label: str) -> Corpus:
     """One of the stage's parts, `data` or `held_out`, as a corpus."""
     return prepare(portions, tokenizer, door_of(task), cache=_cache(), track=lambda part: narrator.track(f"{part} {label}"))
+
+
+def list_quarantined(corpus: Corpus, path: Path) -> None:
+    """Write down the rows that were not taken whole, as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in corpus.quarantined())
 
 
 def door_of(task: TrainStage) -> Door:

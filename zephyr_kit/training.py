@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -33,7 +34,7 @@ from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
-from zephyr_kit.stage_data import prepare_part, summary
+from zephyr_kit.stage_data import list_quarantined, prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.stopping import Stop
 from zephyr_kit.world import World
@@ -101,8 +102,8 @@ class Training:
     def _account_for(self, corpus: Corpus, portions: Sequence[Portion], tokenizer: Tokenizer, name: str) -> None:
         """Write down what became of every row; refuse what must not be trained on."""
         quarantine = self.folder.path / f"{name}.quarantine.jsonl"
-        shutil.copyfile(corpus.folder / "quarantine.jsonl", quarantine)
-        shutil.copyfile(corpus.folder / "ledger.json", self.folder.path / f"{name}.json")
+        list_quarantined(corpus, quarantine)
+        (self.folder.path / f"{name}.json").write_text(json.dumps(corpus.ledger, ensure_ascii=False, indent=1), "utf-8")
         where = f"stages.{self.stage.name}.{name}"
         refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
         if name == "data":

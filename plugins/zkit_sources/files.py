@@ -44,6 +44,10 @@ class LocalFiles:
         parts = {"use": self.kind, "format": self.format, "columns": self.columns, "content": digest(self._paths())}
         return json.dumps(parts, sort_keys=True)
 
+    def places(self) -> Sequence[str]:
+        """The files, which the fingerprint knows by their bytes alone."""
+        return [str(path) for path in self._paths()]
+
     def problems(self) -> Sequence[str]:
         """Missing, empty and unreadable files, and first rows that cannot be understood."""
         return self.check(self._schema)

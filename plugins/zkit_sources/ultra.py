@@ -62,6 +62,11 @@ class Ultra:
         parts = {"use": self.kind, "schema": self.schema, **self._options(), "rows": self._place().fingerprint()}
         return json.dumps(parts, sort_keys=True)
 
+    def places(self) -> Sequence[str]:
+        """The files, where there are some; a data set is told by its name."""
+        place = self._place()
+        return place.places() if isinstance(place, Files) else ()
+
     def problems(self) -> Sequence[str]:
         """Files or a data set out of reach, and first rows of files that cannot be understood."""
         try:

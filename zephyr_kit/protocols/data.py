@@ -16,7 +16,12 @@ INLINE = "inline"
 
 
 class DataSource(Protocol):
-    """Rows to learn from: the same ones, in the same order, each time they are read."""
+    """Rows to learn from: the same ones, in the same order, each time they are read.
+
+    What is kept of them is found by the fingerprint. Where that does not tell of the files, since others may hold the same, a
+    method `places() -> Sequence[str]` does: they stand in an order that goes with the fingerprint, and the origin of a row is one
+    of them, a colon, and where in it.
+    """
 
     def rows(self) -> Iterator[Example | BadRow | Removed]:
         """Every row, in order: one that cannot be understood comes as a `BadRow`, one that it takes out on purpose as `Removed`."""
@@ -51,7 +56,10 @@ class Memory(Protocol):
     """What a filter remembers of the rows that came before; on disk, so that it may be large and is resumed."""
 
     def meet(self, row: int, trace: bytes, origin: str) -> str:
-        """Why row number `row` is to be removed, for what came before it; empty when it stays, and is remembered."""
+        """Why row number `row` is to be removed, for what came before it; empty when it stays, and is remembered.
+
+        An origin is to be quoted as it is: it has a mark for the file, in the place of which users are told its name.
+        """
         ...
 
     def keep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr_kit.example import BadRow, Example, Removed, check
@@ -25,6 +26,11 @@ class DataSourceLaws:
     def test_every_row_says_where_it_stood(self) -> None:
         """A bad row that cannot be found cannot be mended."""
         assert all(row.origin for row in self.source.rows())
+
+    def test_every_row_stands_in_one_of_its_places(self) -> None:
+        """Where it tells of them: else a row is named by a file that held the same in an earlier run."""
+        places: Sequence[str] = getattr(self.source, "places", tuple)()
+        assert not places or all(row.origin.rpartition(":")[0] in places for row in self.source.rows())
 
     def test_has_no_problems_when_it_can_be_read(self) -> None:
         """The preflight may not cry wolf."""
