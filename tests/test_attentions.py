@@ -292,7 +292,7 @@ def test_an_older_gpu_is_told(monkeypatch):
 
 def test_auto_takes_segments_on_a_cpu():
     query = torch.zeros(4, len(SHARED.tokens_T), 64, dtype=torch.bfloat16)
-    assert choose(query, SHARED, window=None, dropout=0.0) == (Segments(), "the device is cpu")
+    assert choose(query, SHARED, window=None, dropout=0.0) == Segments()
     assert Auto().choice(CPU) == "segments: the device is cpu"
 
 
@@ -317,7 +317,7 @@ def test_auto_takes_the_fastest_that_can_on_a_gpu(dtype, options, chosen, monkey
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr("zkit_attentions.cuda.find_spec", lambda name: object())
     batch = lay_out(random_trees(5, 3, longest=200))
-    found, _ = choose(_OnAGpu(dtype=dtype), batch, **{"window": None, "dropout": 0.0, **options})
+    found = choose(_OnAGpu(dtype=dtype), batch, **{"window": None, "dropout": 0.0, **options})
     assert found == chosen
 
 
@@ -327,7 +327,7 @@ def test_auto_takes_long_segments_one_by_one_on_hopper(capability, chosen, monke
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     ids = np.ones(4000, np.int32)
     batch = lay_out([Tree(ids[:10], (ids,), (ids > 0,))])
-    assert choose(_OnAGpu(), batch, window=None, dropout=0.0)[0] == chosen
+    assert choose(_OnAGpu(), batch, window=None, dropout=0.0) == chosen
 
 
 def test_torch_without_flash_attention_is_told(monkeypatch):

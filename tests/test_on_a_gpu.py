@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ListCorpus, random_trees, write_model
+from tiny import random_trees, write_model
 from zkit_attentions.auto import Auto
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_mistral.head import target_logp
@@ -126,8 +126,3 @@ def test_flex_compiles_no_more_after_the_first_rows():
     for seed in range(20, 40):
         row(seed)
     assert counters["stats"]["unique_graphs"] == compiled
-
-
-def test_the_corpus_of_a_feed_goes_over_while_the_device_works():
-    corpus = ListCorpus(random_trees(4, completions=2))
-    assert lay_out([corpus[0]]).to(GPU).tokens_T.is_cuda

@@ -30,7 +30,7 @@ class Auto:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
     ) -> Tensor:
-        chosen, _ = choose(query, batch, window=window, dropout=dropout)
+        chosen = choose(query, batch, window=window, dropout=dropout)
         return chosen.attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
 
     def choice(self, device: torch.device) -> str:
@@ -43,26 +43,26 @@ class Auto:
         return f"varlen: the fastest in bfloat16; segments in float32 and from {LONG:,} tokens each; flex to share beyond a window"
 
 
-def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> tuple[Attention, str]:
-    """The kernel, and why not a faster one; the same for all layers with this window."""
+def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> Attention:
+    """The kernel; the same for all layers with this window."""
     if query.device.type != "cuda":
-        return Segments(), f"the device is {query.device.type}"
+        return Segments()
     name = (__name__, query.dtype, query.shape[-1], window, dropout)
     if name not in batch.prepared:
         batch.prepared[name] = _choose(query, batch, window, dropout)
-    found: tuple[Attention, str] = batch.prepared[name]
+    found: Attention = batch.prepared[name]
     return found
 
 
-def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> tuple[Attention, str]:
-    if refused := Varlen().problems(query.device):
-        return Segments(), refused[0]
-    if why := misfit(query, batch, window=window, dropout=dropout):
+def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> Attention:
+    if Varlen().problems(query.device):
+        return Segments()
+    if misfit(query, batch, window=window, dropout=dropout):
         # What only the window keeps from varlen, flex can.
         flexible = not misfit(query, batch, window=None, dropout=dropout) and not Flex().problems(query.device)
-        return (Flex() if flexible else Segments()), f"varlen {why}"
+        return Flex() if flexible else Segments()
     long = max(batch.parents, default=-1) < 0 and sum(batch.lengths) >= LONG * len(batch.lengths)
     newer = torch.cuda.get_device_capability(query.device) >= HOPPER
     if long and newer and (window is None or max(batch.lengths) <= window):
-        return Segments(), f"segments of {LONG:,} tokens and more are faster one by one"
-    return Varlen(), ""
+        return Segments()
+    return Varlen()

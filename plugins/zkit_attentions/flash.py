@@ -9,10 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zephyr_kit.batch import Batch
 from zkit_attentions.cuda import cuda_problems
-from zkit_attentions.segments import Segments
-from zkit_attentions.two_pass import Kernel, Pair, Pass, Triple, check_fit, two_pass_attention
+from zkit_attentions.two_pass import FlashAttention, Kernel, Pair, Pass, Triple
 from zkit_attentions.varlen import TorchFlash
 
 PACKAGES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
@@ -21,8 +19,10 @@ INSTALLED_AS = {2: "flash-attn", 3: "flash-attn-3", 4: "flash-attn-4"}
 
 
 @dataclass(frozen=True)
-class Flash:
+class Flash(FlashAttention):
     """FlashAttention of a version that is installed (arXiv 2307.08691, 2407.08608); in bfloat16 or float16."""
+
+    name = "flash"
 
     version: Literal[2, 3, 4] = 2
 
@@ -32,19 +32,12 @@ class Flash:
             f"flash, version {self.version},", device, capability=CAPABILITIES[self.version], package=package, extra=installed_as
         )
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
-    ) -> Tensor:
-        check_fit("flash", query, batch, window=window, dropout=dropout)
-        if query.device.type != "cuda":  # a rehearsal on tensors without data: what is held is the same
-            return Segments().attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
-        return two_pass_attention(self._kernel(), query, key, value, batch, scale=scale, window=window)
-
-    def _kernel(self) -> Kernel:
+    def kernel(self) -> Kernel:
         if self.version == 2:
             return FlashAttention2()
         from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
 
+        # For the whole process: torch has one at a time.
         if current_flash_attention_impl() != f"FA{self.version}":
             activate_flash_attention_impl(f"FA{self.version}")
         return TorchFlash()

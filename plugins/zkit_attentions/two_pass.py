@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch
+from zkit_attentions.segments import Segments
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -53,6 +54,26 @@ class Kernel(Protocol):
         ...
 
 
+class FlashAttention:
+    """An attention by a kernel of flash attention, in bfloat16 or float16."""
+
+    name: ClassVar[str]
+
+    def kernel(self) -> Kernel:
+        """Asked for on a GPU alone."""
+        raise NotImplementedError
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
+    ) -> Tensor:
+        """See `protocols.Attention`."""
+        if why := misfit(query, batch, window=window, dropout=dropout):
+            raise ZkitError(f'[model] attention: {self.name} {why}; use "auto"')
+        if query.device.type != "cuda":  # a rehearsal on tensors without data: what is held is the same
+            return Segments().attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
+        return two_pass_attention(self.kernel(), query, key, value, batch, scale=scale, window=window)
+
+
 def two_pass_attention(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None
 ) -> Tensor:
@@ -73,12 +94,6 @@ def misfit(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -
     if window is not None and max(batch.parents, default=-1) >= 0 and _longest(batch) > window:
         return f"cannot share a prompt beyond the model's window of {window} tokens; the longest of the row has {_longest(batch)}"
     return ""
-
-
-def check_fit(name: str, query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> None:
-    """Raise when flash kernels cannot."""
-    if why := misfit(query, batch, window=window, dropout=dropout):
-        raise ZkitError(f'[model] attention: {name} {why}; use "auto"')
 
 
 def passes(batch: Batch) -> Sequence[Pass]:

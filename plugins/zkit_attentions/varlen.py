@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zephyr_kit.batch import Batch
 from zkit_attentions.cuda import cuda_problems
-from zkit_attentions.segments import Segments
-from zkit_attentions.two_pass import Pair, Pass, Triple, check_fit, two_pass_attention
+from zkit_attentions.two_pass import FlashAttention, Kernel, Pair, Pass, Triple
 
 _forward = torch.ops.aten._flash_attention_forward
 _backward = torch.ops.aten._flash_attention_backward
 
 
 @dataclass(frozen=True)
-class Varlen:
+class Varlen(FlashAttention):
     """FlashAttention-2 as torch has it (arXiv 2307.08691); in bfloat16 or float16."""
+
+    name = "varlen"
 
     def problems(self, device: torch.device) -> Sequence[str]:
         found = cuda_problems("varlen", device, capability=(8, 0))
@@ -27,13 +27,8 @@ class Varlen:
             found.append('[model] attention: varlen is flash attention, without which this torch was built; use "auto"')
         return found
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
-    ) -> Tensor:
-        check_fit("varlen", query, batch, window=window, dropout=dropout)
-        if query.device.type != "cuda":  # a rehearsal on tensors without data: what is held is the same
-            return Segments().attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
-        return two_pass_attention(TorchFlash(), query, key, value, batch, scale=scale, window=window)
+    def kernel(self) -> Kernel:
+        return TorchFlash()
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zephyr_kit.batch import Batch
 from zkit_attentions.cuda import cuda_problems
-from zkit_attentions.segments import Segments
-from zkit_attentions.two_pass import Pair, Pass, Triple, check_fit, two_pass_attention
+from zkit_attentions.two_pass import FlashAttention, Kernel, Pair, Pass, Triple
 
 
 @dataclass(frozen=True)
-class Xformers:
+class Xformers(FlashAttention):
     """xformers' choice among its kernels; in bfloat16 or float16."""
+
+    name = "xformers"
 
     def problems(self, device: torch.device) -> Sequence[str]:
         return cuda_problems("xformers", device, capability=(8, 0), package="xformers", extra="'zephyr-kit[xformers]'")
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
-    ) -> Tensor:
-        check_fit("xformers", query, batch, window=window, dropout=dropout)
-        if query.device.type != "cuda":  # a rehearsal on tensors without data: what is held is the same
-            return Segments().attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
-        return two_pass_attention(XformersFlash(), query, key, value, batch, scale=scale, window=window)
+    def kernel(self) -> Kernel:
+        return XformersFlash()
 
 
 @dataclass(frozen=True)

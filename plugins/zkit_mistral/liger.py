@@ -8,9 +8,6 @@ from torch import Tensor
 
 from zkit_mistral.made import mark
 
-NOT_IN_PLACE = (False,)
-"""The gradient that comes in may be wanted elsewhere."""
-
 
 def scaled(self: Any, hidden: Tensor) -> Tensor:
     """Mistral's RMSNorm, Llama's, Qwen's."""
@@ -44,5 +41,6 @@ def _normed(norm: Any, hidden: Tensor, offset: float, casting: str) -> Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    normed: Tensor = LigerRMSNormFunction.apply(hidden, norm.weight, eps, offset, casting, *NOT_IN_PLACE)
+    # Not in place: the gradient that comes in may be wanted elsewhere.
+    normed: Tensor = LigerRMSNormFunction.apply(hidden, norm.weight, eps, offset, casting, False)  # noqa: FBT003
     return normed

@@ -28,7 +28,8 @@ def use_rotation(model: Any, dtype: torch.dtype, rotation: Rotation) -> None:
 
 
 def _with_rotation(forward: Any, rotation: Rotation) -> Any:
-    copy = FunctionType(forward.__code__, {**forward.__globals__, NAME: rotation}, NAME, forward.__defaults__, forward.__closure__)
+    theirs = {**forward.__globals__, NAME: rotation}
+    copy = FunctionType(forward.__code__, theirs, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__
     return copy
 

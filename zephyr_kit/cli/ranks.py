@@ -94,7 +94,7 @@ def found_world(plugins: Plugins, device: str) -> Iterator[World]:
 
 
 def own_device(name: str, world: World) -> torch.device:
-    """The one that this process works on."""
+    """The one that this process works on; from now on also torch's current one."""
     import torch
 
     from zephyr_kit.devices import find_device
