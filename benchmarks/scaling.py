@@ -71,22 +71,17 @@ def run(given: argparse.Namespace) -> None:
 def simulate(case: str, count: int, layers: int) -> dict[str, Any]:
     """One batch of 8,192 tokens of SFT, four dialogues of 2,048, with activations computed again by block, and the update after it."""
     import numpy as np
-    import torch
-    import torch.distributed as dist
-    import torch.distributed._tools.fake_collectives  # noqa: F401  gives collectives a form without data
-    from torch.testing._internal.distributed.fake_pg import FakeStore
     from zkit_attentions.segments import Segments
     from zkit_mistral.backend import Lora, Mistral
     from zkit_optimizers.adamw import AdamW
     from zkit_sft.objective import Sft
 
     from zephyr_kit.batch import Tree
+    from zephyr_kit.pretended import pretended_mesh
     from zephyr_kit.protocols import Start
     from zephyr_kit.rehearsal import PlannedStep, rehearse
-    from zephyr_kit.world import World
 
     adapter, hybrid = CASES[case]
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
     lora = Lora(rank=16, alpha=16) if adapter else None
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": layers}), "utf-8")
@@ -96,8 +91,9 @@ def simulate(case: str, count: int, layers: int) -> dict[str, Any]:
         size = TOKENS // 4 - 1
         tree = Tree(np.zeros(1, np.int32), (np.zeros(size, np.int32),), (np.ones(size, bool),))
         planned = PlannedStep(backend, Start(), Sft(), AdamW(), (tree,) * 4)
-        mesh = World(0, count, 0, min(count, PER_MACHINE)).mesh("cpu", hybrid=hybrid)
-        rehearsal = rehearse(planned, mesh)
+        sharing, machines = (min(count, PER_MACHINE), max(1, count // PER_MACHINE)) if hybrid else (count, None)
+        with pretended_mesh(sharing, machines=machines) as mesh:
+            rehearsal = rehearse(planned, mesh)
     parts = {f"GiB, {name}": round(size / GIB, 2) for name, size in rehearsal.training.items() if size}
     return {
         **parts,

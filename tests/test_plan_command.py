@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from click.testing import CliRunner
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral
@@ -19,7 +21,7 @@ from tests.toys import Listener
 from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
 from zephyr_kit.devices import TABLED, Device, host_memory, named_device
-from zephyr_kit.forecast import LADDER, Outlook, skeleton_start
+from zephyr_kit.forecast import LADDER, Forecast, Outlook, skeleton_start
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
 from zephyr_kit.preset import Preset, load
@@ -93,8 +95,8 @@ def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
     full, qlora = (load(file, plugins.offers) for file in PRESETS if file.stem in ("zephyr-7b-full", "zephyr-qlora"))
     one = outlook(full, "dpo", 0)
     rehearsed = one.with_batches_of(2048)
-    for device in (named_device("h200"), named_device("a100-80", count=8)):
-        assert replace(rehearsed, device=device).fits
+    assert replace(rehearsed, device=named_device("h200")).fits
+    assert replace(one, device=named_device("a100-80", count=8)).with_batches_of(2048).fits
     assert not replace(rehearsed, device=named_device("a100-80")).fits
     rounding = 'stages.dpo.train.optimizer={ use = "adamw_8bit", stochastic_rounding = true }'
     short = load(next(file for file in PRESETS if file.stem == "zephyr-7b-full"), plugins.offers, changes=[rounding])
@@ -192,13 +194,51 @@ def test_made_up_batches_are_as_full_as_they_may_be(preset, plugins):
     assert len(made_up(dpo, 10**6)) == dpo.train.examples_per_step
 
 
+def over(count: int, view: Outlook) -> Forecast:
+    forecast = replace(view, device=replace(view.device, count=count)).with_batches_of(2048)
+    assert not dist.is_initialized(), "no process group is left behind"
+    return forecast
+
+
 def test_more_devices_share_all_but_the_activations(preset, plugins):
-    rehearsed = outlook(load(preset, plugins.offers), "sft", GIB).with_batches_of(2048)
-    one, four = (replace(rehearsed, device=replace(rehearsed.device, count=count)).parts for count in (1, 4))
-    for name in ("weights", "optimizer", "gradients"):
-        assert four.get(name, 0) == one.get(name, 0) // 4
-    assert four["activations"] == one["activations"]
-    assert four["gathered blocks"] > 0
+    view = outlook(load(preset, plugins.offers), "sft", GIB)
+    one, four = over(1, view), over(4, view)
+    for name in ("weights", "optimizer"):
+        assert four.parts[name] == pytest.approx(one.parts[name] / 4, rel=0.01)
+    assert one.parts["activations"] < four.parts["activations"], "blocks are gathered"
+    assert four.rehearsal.state == one.rehearsal.state, "the checkpoints of all together"
+    assert four.rehearsal.own_state == pytest.approx(one.rehearsal.state / 4, rel=0.01)
+    assert (four.rehearsal.shape, four.rehearsal.flops) == (one.rehearsal.shape, one.rehearsal.flops)
+
+
+def test_adapters_are_whole_on_every_device(preset, plugins):
+    view = outlook(load(preset, plugins.offers, changes=["model.lora={ rank = 4 }"]), "sft", GIB)
+    one, four = over(1, view), over(4, view)
+    for name in ("optimizer", "gradients"):
+        assert four.parts[name] == one.parts[name]
+    assert four.parts["weights"] < one.parts["weights"] / 3
+
+
+def test_machines_that_hold_copies_pass_gradients_on(preset, plugins):
+    resolved = load(preset, plugins.offers, changes=['stages.sft.train.sharding="hybrid"'])
+    hybrid, sharded = over(4, outlook(resolved, "sft", GIB)), over(4, outlook(load(preset, plugins.offers), "sft", GIB))
+    assert hybrid.parts["weights"] == pytest.approx(sharded.parts["weights"], rel=1e-3)
+    assert "allreduce" in hybrid.rehearsal.messages
+    assert "allreduce" not in sharded.rehearsal.messages
+
+
+def test_ranks_that_are_there_are_not_disturbed(preset, plugins, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    view = outlook(load(preset, plugins.offers), "sft", GIB)
+    alone = over(4, view)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        among = replace(view, device=replace(view.device, count=4)).with_batches_of(2048)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+    finally:
+        dist.destroy_process_group()
+    assert (among, float(total)) == (alone, 1.0)
 
 
 def test_a_model_that_cannot_be_foreseen_is_told_and_runs(preset, plugins):

@@ -14,16 +14,19 @@ from policies import backend
 from ranks import spawn
 from references import scored
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
-from zkit_mistral.backend import Lora
+from zkit_mistral.backend import Lora, Quantize
 from zkit_optimizers.adamw import AdamW
 from zkit_preference.dpo import Dpo
 from zkit_preference.ipo import Ipo
 from zkit_sft.objective import Sft
 
+from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
+from zephyr_kit.footprint import nbytes
 from zephyr_kit.plan import Plan
+from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
 from zephyr_kit.shares import whole
 from zephyr_kit.world import World
@@ -194,6 +197,48 @@ def with_few_examples(world: World) -> list[float]:
 def test_a_rank_without_examples_takes_part(tmp_path: Path) -> None:
     one, other = spawn(with_few_examples, 2, tmp_path)
     assert one == other == pytest.approx(with_few_examples(World()), rel=1e-12)
+
+
+def on_a_quantised_base(world: World, weights: Path) -> dict[str, Any]:
+    """SFT and DPO of an adapter on 4 bits, in float32: losses, and how much of the model this rank holds."""
+    found: dict[str, Any] = {}
+    for name in ("sft", "dpo"):
+        objective = OBJECTIVES[name]
+        policy = backend(weights, lora=Lora(rank=4, alpha=8), quantize=Quantize()).load(CPU, start=Start(seed=1), train=True)
+        if objective.needs_reference:
+            policy.keep_reference()
+        if world.size > 1:
+            policy.shard(world.mesh("cpu", hybrid=False))
+        corpus = ListCorpus(random_trees(24, completions=objective.completions, longest=20))
+        adamw = partial(AdamW().build, learning_rate=1e-2)
+        trainer = Trainer(policy, objective, optimizer=adamw, learning_rate=lambda _: 1e-2, seed=3, world=world)
+        feed = Feed(corpus, objective, 100, True, CPU, world)
+        plan = Plan(corpus.lengths, 5, examples_per_step=8, epochs=None, steps=STEPS)
+        found[name] = [float(trainer.step(feed.step(plan.step(number))).means["loss"]) for number in range(STEPS)]
+        found["bytes"] = sum(nbytes(p) for p in policy.module.parameters() if not p.requires_grad)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for blocks of 64 weights."""
+    return write_model(tmp_path_factory.mktemp("wide"), hidden_size=64, intermediate_size=128, head_dim=16)
+
+
+def test_an_adapter_on_a_4_bit_base_that_is_shared_out(wide: Path, tmp_path: Path) -> None:
+    alone, ranks = on_a_quantised_base(World(), wide), spawn(on_a_quantised_base, 2, tmp_path, wide)
+    for found in ranks:
+        for name in ("sft", "dpo"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-6)
+            assert len(set(found[name])) == STEPS, "it learns"
+        assert found["bytes"] == pytest.approx(alone["bytes"] / 2, rel=0.01)
+
+
+def test_an_8_bit_base_is_not_shared_out(wide: Path) -> None:
+    policy = backend(wide, lora=Lora(rank=4), quantize=Quantize(bits=8)).load(CPU, start=Start(), train=True)
+    told = r"an 8-bit base cannot be shared out.*`train.sharding` = \"replicated\""
+    with pytest.raises(ZkitError, match=told), pretended_mesh(2) as mesh:
+        policy.shard(mesh)
 
 
 def words(world: World) -> dict[str, Any]:

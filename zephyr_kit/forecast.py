@@ -10,8 +10,9 @@ from functools import cached_property
 from zephyr_kit.batch import Tree
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device, measured_rate, resident
-from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, HEAD, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS
+from zephyr_kit.footprint import ACTIVATIONS, HEAD
 from zephyr_kit.preset import Preset, Stage
+from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
 from zephyr_kit.rehearsal import Parts, PlannedStep, Rehearsal, rehearse
 from zephyr_kit.stages import CPU_TOKENS_PER_BATCH, TrainStage
@@ -23,8 +24,7 @@ ROOM = 0.9
 """The share of a device's memory that a chosen `tokens_per_batch` may come to."""
 HEAP_GAPS = 0.5
 """What a CPU's heap holds in gaps beside activations and head, as a share of them: 0.45 to 0.58 were measured."""
-SHARDED = (WEIGHTS, REFERENCE, MASTERS, GRADIENTS, OPTIMIZER)
-LIBRARIES, MAPPED, GATHERED, CHECKPOINT, GAPS = "libraries", "weight files", "gathered blocks", "checkpoint", "gaps of the heap"
+LIBRARIES, MAPPED, CHECKPOINT, GAPS = "libraries", "weight files", "checkpoint", "gaps of the heap"
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,15 @@ class Forecast:
         return self.workload.tokens_per_epoch * (epochs * here.flops + here.reference_flops) / here.num_tokens / self.rate
 
     def _on_device(self, parts: Parts) -> dict[str, int]:
-        count = self.device.count
-        share = {name: size // count if name in SHARDED else size for name, size in parts.items() if size}
-        if count > 1:
-            # One block computes while the next one is gathered; the largest matrix is gathered for the head.
-            share[GATHERED] = 2 * self.rehearsal.shape.block + self.rehearsal.shape.largest
-            # What is trained is shared out in float32, also where one device would go without copies in it.
-            share[WEIGHTS] = max(share.get(WEIGHTS, 0), (4 * self.rehearsal.shape.num_trained - parts.get(MASTERS, 0)) // count)
         if not parts:
             return {}
-        return {LIBRARIES: self.libraries, **share, **(self._on_a_cpu(parts) if self.device.kind == "cpu" else {})}
+        own = {name: size for name, size in parts.items() if size}
+        return {LIBRARIES: self.libraries, **own, **(self._on_a_cpu(parts) if self.device.kind == "cpu" else {})}
 
     def _on_a_cpu(self, parts: Parts) -> dict[str, int]:
         """What a host's memory holds besides."""
         gaps = int(HEAP_GAPS * sum(parts.get(name, 0) for name in (ACTIVATIONS, HEAD)))
-        copied = self.rehearsal.state if self.goes_on_beside_a_checkpoint else 0
+        copied = self.rehearsal.own_state if self.goes_on_beside_a_checkpoint else 0
         return {name: size for name, size in ((MAPPED, self.rehearsal.mapped), (CHECKPOINT, copied), (GAPS, gaps)) if size}
 
 
@@ -145,10 +139,18 @@ class Outlook:
             accumulates=accumulates,
             clip=train.clip,
         )
-        rehearsal = rehearse(planned)
+        rehearsal = self._rehearsed(planned)
         libraries = self.device.libraries if self.device.kind != "cpu" else self.libraries or resident()
         chosen = train.tokens_per_batch is None
         return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries, train.checkpoint_every)
+
+    def _rehearsed(self, planned: PlannedStep) -> Rehearsal:
+        """By one device of those that share the model."""
+        if self.device.count == 1:
+            return rehearse(planned)
+        # Of the machines that hold copies, two tell what more of them would.
+        with pretended_mesh(self.device.count, machines=2 if self.task.train.sharding == "hybrid" else None) as mesh:
+            return rehearse(planned, mesh)
 
     def changed(self, **task: object) -> Outlook:
         """With other keys of the stage."""

@@ -45,12 +45,8 @@ class Shape:
 
     num_parameters: int
     num_trained: int
-    block: int
-    """Bytes of the largest of its repeated blocks, which ranks gather when they share the weights."""
     matrix: tuple[int, int]
     """Shape of the largest matrix in a block."""
-    largest: int
-    """Bytes of the largest matrix outside them."""
     dtype: torch.dtype
 
 
@@ -64,7 +60,9 @@ class Rehearsal:
     reference_pass: Parts
     """At the highest moment of scoring the reference, once, before the first step; empty if there is no such pass."""
     state: int
-    """Bytes of a checkpoint."""
+    """Bytes of a checkpoint, all devices' parts of it together."""
+    own_state: int
+    """Bytes of this device's part."""
     num_tokens: int
     flops: int
     """Of the batch: forward and backward, and a live reference."""
@@ -91,10 +89,11 @@ def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
             with Footprint(vocabulary=skeleton.vocabulary) as footprint:
                 with footprint.counted_as(WEIGHTS):
                     _give_storage(skeleton.policy.module)
+                    shape = _shape(skeleton.policy.module)
                     if mesh is not None:
                         skeleton.policy.shard(mesh)
                 with footprint.resizes_seen():
-                    return _Rehearsing(planned, skeleton, footprint, batch).run()
+                    return _Rehearsing(planned, skeleton, footprint, batch, shape).run()
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ class _Rehearsing:
     skeleton: Skeleton
     footprint: Footprint
     batch: Batch
+    shape: Shape
 
     def run(self) -> Rehearsal:
         reference_pass, reference_flops, scores = self._reference()
@@ -115,10 +115,11 @@ class _Rehearsing:
         units = num_units(self.planned.objective, self.batch)
         trainer.step(StepWork([Work(self.batch, scores)], units, len(self.batch.tokens_T), len(self.batch.target_M)))
         return Rehearsal(
-            _shape(self.skeleton.policy.module),
+            self.shape,
             dict(self.footprint.peak),
             reference_pass,
-            _state(trainer),
+            sum(tensor.numel() * tensor.element_size() for tensor in _state(trainer)),
+            sum(map(nbytes, _state(trainer))),
             len(self.batch.tokens_T),
             self.footprint.flops,
             reference_flops,
@@ -205,23 +206,20 @@ def _without_data(batch: Batch, fake: FakeTensorMode) -> Batch:
     return replace(batch, **{name: cast("Any", fake.from_tensor(tensor)) for name, tensor in tensors.items()})
 
 
-def _state(trainer: Trainer) -> int:
-    kept: list[Any] = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(map(nbytes, [*trainer.parameters, *kept]))
+def _state(trainer: Trainer) -> list[Tensor]:
+    kept = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [*trainer.parameters, *kept]
 
 
 def _shape(module: nn.Module) -> Shape:
     blocks = [child for each in module.modules() if isinstance(each, nn.ModuleList) for child in each]
     largest_block = max(blocks, key=_size, default=module)
-    inside = {id(p) for block in blocks for p in block.parameters()}
     matrices = [_matrix(layer) for layer in largest_block.modules() if isinstance(layer, nn.Linear)]
     parameters = list(module.parameters())
     return Shape(
         _num_parameters(module),
         sum(p.numel() for p in parameters if p.requires_grad),
-        _size(largest_block),
         max(matrices, key=lambda pair: pair[0] * pair[1], default=(1, 1)),
-        max((nbytes(p) for p in parameters if id(p) not in inside), default=0),
         next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.float32),
     )
 

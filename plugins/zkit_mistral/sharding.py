@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from zephyr_kit import ZkitError
 from zephyr_kit.shares import share_of, whole
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SHORT = (torch.bfloat16, torch.float16)
 
 def shard(scorer: nn.Module, causal: Any, mesh: DeviceMesh) -> None:
     """Share the weights of a scorer out, block by block and then the rest; `causal` is transformers' model in it."""
+    _refuse_8_bits(scorer)
     adapters = {p for name, p in scorer.named_parameters() if "lora_" in name}
     trained = not adapters and any(p.requires_grad for p in scorer.parameters())
     blocks = getattr(causal, causal.base_model_prefix).layers
@@ -49,6 +51,15 @@ def gathered(causal: Any) -> dict[str, Tensor]:
 def is_first() -> bool:
     """Whether this process writes for all."""
     return dist.get_rank() == 0
+
+
+def _refuse_8_bits(scorer: nn.Module) -> None:
+    # Told by name, so that bitsandbytes need not be there; 4-bit layers keep their constants on themselves.
+    if any(type(p).__name__ == "Int8Params" for p in scorer.parameters()):
+        raise ZkitError(
+            "an 8-bit base cannot be shared out: bitsandbytes keeps its scales on the parameters, which torch's fully_shard replaces; "
+            'set `train.sharding` = "replicated", or `quantize` = { bits = 4 }'
+        )
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, adapters: set[nn.Parameter], *, trained: bool) -> None:
