@@ -15,7 +15,7 @@ from zephyr_kit.example import TEXT, Example, ExampleError, Message, check_messa
 if TYPE_CHECKING:
     import numpy as np
 
-Rule = Literal["best_random", "best_worst", "all_pairs", "ranked", "best"]
+Rule = Literal["best_random", "best_worst", "all_pairs", "ranked", "best", "each"]
 Said = tuple[tuple[str, str], ...]
 """Role and text of each turn, less the space around it."""
 
@@ -39,7 +39,7 @@ class Binarise:
     """How the scored completions of a row become examples (arXiv 2310.16944, section 3)."""
 
     rule: Rule = "best_random"
-    """Best against a random lower one (Zephyr), against the worst, every pair, all of them ranked, or the best alone."""
+    """Best against a random lower one (Zephyr), against the worst, every pair, all of them ranked, the best alone, or each by itself."""
     margin: Annotated[float, Ge(0)] = 0.0
     """The least difference of scores within a pair, or between neighbours of a ranking."""
     ties: Literal["drop", "keep"] = "drop"
@@ -50,8 +50,13 @@ class Binarise:
     def __post_init__(self) -> None:
         if self.ties == "keep" and self.margin:
             raise ValueError(f'`ties` = "keep" asks for pairs of equal scores, which `margin` = {self.margin:g} rules out')
-        if self.rule == "best" and (self.ties == "keep" or self.margin):
-            raise ValueError('rule = "best" compares nothing: leave out `margin` and `ties`')
+        if self.num_completions == 1 and (self.ties == "keep" or self.margin):
+            raise ValueError(f'rule = "{self.rule}" compares nothing: leave out `margin` and `ties`')
+
+    @property
+    def num_completions(self) -> int | None:
+        """How many completions each example gets; None for a ranking, which takes what there is."""
+        return {"ranked": None, "best": 1, "each": 1}.get(self.rule, 2)
 
     def apply(self, example: Example, row: int) -> Paired:
         """The examples of row number `row`; what is drawn depends on the seed and that number alone.
@@ -67,7 +72,7 @@ class Binarise:
         fates = [_fate(said, scores, number) for number in range(len(said))]
         kept = [number for number, fate in enumerate(fates) if not fate]
         left_out = tuple(fate for fate in fates if fate)
-        if len(kept) < (1 if self.rule == "best" else 2):
+        if len(kept) < (self.num_completions or 2):
             return Paired((), left_out, f"{'none' if not kept else 'one'} of its completions can be considered")
         orders = self._orders(kept, scores, row)
         return Paired(tuple(_example(example, order, scores) for order in orders), left_out, "" if orders else self._reason)
@@ -75,6 +80,8 @@ class Binarise:
     def _orders(self, kept: Sequence[int], scores: Sequence[float], row: int) -> list[tuple[int, ...]]:
         """Which completions each example holds, the best first."""
         ranked = sorted(kept, key=lambda number: -scores[number])
+        if self.rule == "each":
+            return [(number,) for number in kept]
         if self.rule == "all_pairs":
             return [pair for pair in itertools.combinations(ranked, 2) if self._apart(*pair, scores)]
         if self.rule == "ranked":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -85,6 +86,29 @@ def put(staging: Path, place: Path) -> None:
         sync(path)
     staging.rename(place)
     sync(place.parent)
+
+
+def staging_folder(folder: Path) -> Path:
+    """An empty folder to work in; those that killed processes left for the same folder are removed."""
+    mine = f".{folder.name}.{platform.node()}."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.iterdir():
+        owner = left.name.removeprefix(mine)
+        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = folder.with_name(f"{mine}{os.getpid()}")
+    staging.mkdir()
+    return staging
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

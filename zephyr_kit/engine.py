@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import State
 from zephyr_kit.exits import Exit
-from zephyr_kit.feed import StepWork, Work
+from zephyr_kit.feed import StepWork
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
-from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, survey_of
+from zephyr_kit.scoring import Scorer
 from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
 
+Loss = Callable[[Scores, Scores | None], Outcome]
 EVERY_RANK = (1 << 32) - 1
 """In place of a rank, for random numbers that are the same on all."""
 BUCKET = 1 << 28
@@ -66,6 +68,7 @@ class Trainer:
         updates_bfloat16: bool = False,
     ) -> None:
         self.policy, self.objective = policy, objective
+        self.scorer = Scorer(policy, objective.needs_reference)
         self.masters = Masters.of(policy.module.named_parameters(), updates_bfloat16=updates_bfloat16)
         self.parameters = list(self.masters.optimized.values())
         if not self.parameters:
@@ -110,8 +113,9 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         count = 0
         for work in works:
+            loss_of = self._surveyed(work)
             for item in work.works:
-                _add(totals, self._outcome(item))
+                _add(totals, loss_of(*self.scorer.scores(item)))
             count += work.num_units
         return {name: float(value) for name, value in self._means(totals, count).items()}
 
@@ -136,16 +140,30 @@ class Trainer:
 
     def _summed(self, work: StepWork) -> dict[str, Tensor]:
         """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
-        totals, lack = self._gradients(work)
+        totals, lack = self._gradients(work, self._surveyed(work))
+        self._share_lack(lack)
+        return totals
+
+    def _surveyed(self, work: StepWork) -> Loss:
+        """The objective, with the mean over the whole step if it compares with one."""
+        survey = survey_of(self.objective)
+        if survey is None:
+            return self.objective
+        works = work.mismatched if survey.surveys == "mismatched" else work.works
+        measured, lack = self.scorer.measured(survey, works, device=self.parameters[0].device)
+        self._share_lack(lack)
+        return survey.given(self.world.total(measured) / work.num_units)
+
+    def _share_lack(self, lack: str) -> None:
+        """Stop on all ranks where memory lacked on one."""
         if lack and any(share_of(p) is not None for p in self.policy.module.parameters()):
             # The others are in the middle of a message that will not be answered.
             raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
         if self.world.highest(int(bool(lack))):
             self.optimizer.zero_grad()
             raise torch.OutOfMemoryError(lack or "on another rank")
-        return totals
 
-    def _gradients(self, work: StepWork) -> tuple[dict[str, Tensor], str]:
+    def _gradients(self, work: StepWork, loss_of: Loss) -> tuple[dict[str, Tensor], str]:
         """Add up the gradients of the batches; the sums of loss and metrics, and what memory lacked.
 
         An error's frames would hold its tensors, so it is not raised from here.
@@ -153,7 +171,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         try:
             for item in work.works:
-                outcome = self._outcome(item)
+                outcome = loss_of(*self.scorer.scores(item))
                 # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
                 torch.autograd.backward(outcome.loss / work.num_units)
                 _add(totals, outcome)
@@ -169,21 +187,6 @@ class Trainer:
     def _shared_out(self, path: str, value: Tensor) -> Tensor:
         """A tensor of the optimizer's state of a parameter, shared out as that is."""
         return like(value, self.parameters[int(path.split("/")[1])])
-
-    def _outcome(self, work: Work) -> Outcome:
-        reference = self._reference(work)
-        return self.objective(self._scores(work, self.policy.score(work.batch)), reference)
-
-    def _reference(self, work: Work) -> Scores | None:
-        if not self.objective.needs_reference:
-            return None
-        if work.reference_M is not None:
-            return self._scores(work, work.reference_M)
-        with torch.no_grad(), self.policy.reference():
-            return self._scores(work, self.policy.score(work.batch))
-
-    def _scores(self, work: Work, logp_M: Tensor) -> Scores:
-        return Scores(logp_M, work.batch.sequence_M, work.batch.num_sequences)
 
     def _update(self, learning_rate: float, loss: Tensor) -> Tensor:
         self._sum_gradients()

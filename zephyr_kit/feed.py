@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zephyr_kit.batch import Batch, idle, lay_out
-from zephyr_kit.corpus import Corpus
+from zephyr_kit.mismatched import Trees
 from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.protocols import Objective, num_units
 from zephyr_kit.reference import ReferenceScores
@@ -42,19 +42,22 @@ class StepWork:
     num_units: int
     num_tokens: int
     num_targets: int
+    mismatched: Sequence[Work] = ()
+    """Its examples with the completions of others, for an objective that surveys these."""
 
 
 @dataclass(frozen=True)
 class Feed:
     """Turns indices of a corpus into work for this rank."""
 
-    corpus: Corpus
+    corpus: Trees
     objective: Objective
     capacity: int
     share_prompts: bool
     device: torch.device
     world: World
     reference: ReferenceScores | None = None
+    mismatched: Feed | None = None
 
     @cached_property
     def lengths(self) -> Indices:
@@ -67,14 +70,21 @@ class Feed:
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        packs = pack(indices, self.lengths, self.capacity, multiple=self.world.size)
-        whole = [self._work(members) for members in packs]
+        whole = self._works(indices, self.capacity)
+        mismatched = self.mismatched._works(indices, self.capacity) if self.mismatched is not None else []
         return StepWork(
-            [work.to(self.device) for work in self.world.mine(whole)],
+            self._mine(whole),
             sum(num_units(self.objective, work.batch) for work in whole),
             sum(len(work.batch.tokens_T) for work in whole if work.batch.num_sequences),
             sum(len(work.batch.target_M) for work in whole),
+            self._mine(mismatched),
         )
+
+    def _works(self, indices: Sequence[int], capacity: int) -> list[Work]:
+        return [self._work(members) for members in pack(indices, self.lengths, capacity, multiple=self.world.size)]
+
+    def _mine(self, works: Sequence[Work]) -> list[Work]:
+        return [work.to(self.device) for work in self.world.mine(works)]
 
     def _work(self, members: Sequence[int]) -> Work:
         batch = lay_out([self.corpus[i] for i in members], share_prompts=self.share_prompts) if members else idle()

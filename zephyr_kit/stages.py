@@ -212,7 +212,7 @@ def _just_one(table: object, first: str, second: str) -> None:
 
 def _check_rule(binarise: Binarise | None, objective: Objective) -> None:
     """A rule that gives another number of completions than the objective takes would make every row a bad one."""
-    given = None if binarise is None or binarise.rule == "ranked" else 1 if binarise.rule == "best" else 2
+    given = None if binarise is None else binarise.num_completions
     if binarise is not None and given is not None and given != objective.completions:
         rule = f'`binarise` with rule = "{binarise.rule}"'
         raise ValueError(f"{rule} gives {given} completion(s), but the objective takes {objective.completions}")

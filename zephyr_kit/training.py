@@ -24,12 +24,13 @@ from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
+from zephyr_kit.mismatched import Mismatched, Trees
 from zephyr_kit.observe import Narrator, Run
 from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Policy, Start, Tokenizer, updates_bfloat16
+from zephyr_kit.protocols import Policy, Start, Tokenizer, survey_of, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
@@ -38,6 +39,9 @@ from zephyr_kit.stage_data import list_quarantined, prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.stopping import Stop
 from zephyr_kit.world import World
+
+MISMATCHED = ", mismatched"
+"""Added to the name of a corpus."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,13 @@ class Training:
         give_back_memory()
         with self.narrator.track("loading the model"):
             policy = self._policy()
-        references = self._references(policy, {"data": corpus, "held_out": held_out})
+        corpora = {"data": corpus, **({"held_out": held_out} if held_out is not None else {})}
+        references = self._references(policy, {**corpora, **self._mismatched(corpora)})
         trainer = self._trainer(policy, plan)
         checkpoints = self._checkpoints()
         self._resume(trainer, checkpoints)
-        feed = self._feed(corpus, references.get("data"))
-        held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
-        self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
+        feeds = self._feeds(corpora, references)
+        self._loop(trainer, plan, feeds["data"], feeds.get("held_out"), checkpoints).run()
         self._finish(policy, corpus, plan)
         best = checkpoints.best()
         if best is not None:
@@ -110,14 +114,21 @@ class Training:
             refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
 
-    def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
+    def _mismatched(self, corpora: Mapping[str, Trees]) -> dict[str, Trees]:
+        """Each corpus as the objective wants it surveyed, if it does."""
+        survey = survey_of(self.task.objective)
+        if survey is None or survey.surveys != "mismatched":
+            return {}
+        return {name + MISMATCHED: Mismatched(trees, self.task.max_length) for name, trees in corpora.items()}
+
+    def _references(self, policy: Policy, corpora: Mapping[str, Trees]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference or self.task.reference == "live":
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
             scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
-            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
+            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items()}
 
     def _score_store(self) -> ScoreStore:
         began = "" if self.start.folder is None else f", which starts from {self.start.folder.absolute()}"
@@ -162,9 +173,15 @@ class Training:
             self.narrator.say(f"going on after step {step}{again}")
         log.rewind(step)
 
-    def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
-        train = self.task.train
-        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
+    def _feeds(self, corpora: Mapping[str, Trees], references: Mapping[str, ReferenceScores]) -> dict[str, Feed]:
+        train, mismatched = self.task.train, self._mismatched(corpora)
+
+        def feed(name: str, trees: Trees, others: Feed | None = None) -> Feed:
+            reference = references.get(name)
+            return Feed(trees, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference, others)
+
+        surveyed = {name: feed(name, trees) for name, trees in mismatched.items()}
+        return {name: feed(name, trees, surveyed.get(name + MISMATCHED)) for name, trees in corpora.items()}
 
     def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
         about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)

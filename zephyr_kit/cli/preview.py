@@ -170,14 +170,14 @@ class _Look:
         )
 
     def _inspect(self, portions: Sequence[Portion], name: str, teller: Teller) -> Inspection:
-        from zephyr_kit.admission import Door
         from zephyr_kit.corpus import prepare
         from zephyr_kit.inspection import Inspection
+        from zephyr_kit.stage_data import door_of
 
         taken = [replace(portion, limit=min(filter(None, (portion.limit, self.limit)), default=None)) for portion in portions]
-        door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
         label = f"{name} of {self.stage.name}"
-        corpus = prepare(taken, self._tokenizer, door, cache=cache_folder("corpora"), track=lambda part: teller.track(f"{part} {label}"))
+        door, folder = door_of(self.task), cache_folder("corpora")
+        corpus = prepare(taken, self._tokenizer, door, cache=folder, track=lambda part: teller.track(f"{part} {label}"))
         return Inspection(corpus, self._tokenizer, taken)
 
     def _refused(self, corpus: Corpus, name: str) -> Iterator[str]:

@@ -10,17 +10,14 @@ from zephyr_kit.protocols.model import (
     Backend,
     ChoosingAttention,
     Leaner,
-    Objective,
     OptimizerFactory,
-    Outcome,
     Policy,
-    Scores,
     Skeleton,
     Start,
     Tokenizer,
-    num_units,
     updates_bfloat16,
 )
+from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, needs_ratings, num_units, survey_of
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
 
 __all__ = [
@@ -52,8 +49,11 @@ __all__ = [
     "Skeleton",
     "Start",
     "Suite",
+    "Surveying",
     "Tokenizer",
     "Verdict",
+    "needs_ratings",
     "num_units",
+    "survey_of",
     "updates_bfloat16",
 ]

@@ -1,17 +1,15 @@
-"""Models, objectives, and what they run on.
+"""Models, and what they run on.
 
-Tensor names carry their shape: T tokens, M targets, N sequences (completions).
+Tensor names carry their shape: T tokens, M targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
-
-from zephyr_kit import Unit
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -21,61 +19,6 @@ if TYPE_CHECKING:
     from zephyr_kit.batch import Batch, Tree
     from zephyr_kit.example import Example
     from zephyr_kit.protocols.replies import Reply, Request
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Log-probability of each of the M target tokens, and the completion it belongs to.
-
-    Completions come in the order of their examples: with pairs, 0::2 are the chosen ones
-    and 1::2 the rejected ones.
-    """
-
-    logp_M: Tensor
-    sequence_M: Tensor
-    num_sequences: int
-
-    def sums(self) -> Tensor:
-        """Log-probability of each completion, (N,)."""
-        return self._by_sequence(self.logp_M)
-
-    def means(self) -> Tensor:
-        """Average log-probability of a target token of each completion, (N,)."""
-        return self.sums() / self.lengths()
-
-    def lengths(self) -> Tensor:
-        """Number of target tokens of each completion, (N,)."""
-        return self._by_sequence(self.logp_M.new_ones(self.logp_M.shape))
-
-    def _by_sequence(self, value_M: Tensor) -> Tensor:
-        return value_M.new_zeros(self.num_sequences).index_add(0, self.sequence_M, value_M)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Totals over a batch; the engine divides them by the number of units in the step.
-
-    `loss` is a scalar with a graph; every metric is a scalar without one.
-    """
-
-    loss: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Objective(Protocol):
-    """A loss that is a sum over tokens or over examples, and so can be added up in any order."""
-
-    completions: ClassVar[int]
-    unit: ClassVar[Unit]
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it compares with the model that the stage started from."""
-        ...
-
-    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
-        """Loss and metrics of a batch; `reference` is None unless `needs_reference`."""
-        ...
 
 
 class Tokenizer(Protocol):
@@ -292,10 +235,3 @@ class OptimizerFactory(Protocol):
 def updates_bfloat16(factory: OptimizerFactory) -> bool:
     """Whether its optimizers go without full-precision copies of bfloat16 parameters; those that say nothing do not."""
     return bool(getattr(factory, "updates_bfloat16", False))
-
-
-def num_units(objective: Objective, batch: Batch) -> int:
-    """How many tokens, or examples, the loss of this batch is a sum over."""
-    if objective.unit is Unit.TOKEN:
-        return len(batch.target_M)
-    return batch.num_sequences // objective.completions

@@ -26,8 +26,9 @@ def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int
 
 
 def random_scores(trees: Sequence[Tree], *, seed: int, scale: float = 4.0, needs_gradient: bool = False) -> Scores:
-    """Random log-probabilities for the completions of these trees, in float64."""
+    """Random log-probabilities for the completions of these trees, in float64; every other one is rated 1, the rest 0."""
     batch = lay_out(trees)
     generator = torch.Generator().manual_seed(seed)
     logp_M = -torch.rand(len(batch.target_M), generator=generator, dtype=torch.float64) * scale
-    return Scores(logp_M.requires_grad_(needs_gradient), batch.sequence_M, batch.num_sequences)
+    rating_N = torch.arange(batch.num_sequences) % 2.0
+    return Scores(logp_M.requires_grad_(needs_gradient), batch.sequence_M, batch.num_sequences, rating_N)
