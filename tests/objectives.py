@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+from references import scored
 from zkit_preference.apo_down import ApoDown
 from zkit_preference.apo_zero import ApoZero
 from zkit_preference.bco import Bco
@@ -28,7 +32,10 @@ from zkit_preference.wpo import Wpo
 from zkit_sft.dft import Dft
 from zkit_sft.objective import Sft
 
-from zephyr_kit.protocols import Objective
+from zephyr_kit.feed import Feed
+from zephyr_kit.mismatched import Mismatched
+from zephyr_kit.protocols import Objective, Policy, survey_of
+from zephyr_kit.world import World
 
 RPO = Sum((Part(Dpo()), Part(Sft(), 0.2)))
 """DPO with the likelihood of the chosen completion."""
@@ -63,3 +70,26 @@ OBJECTIVES: Mapping[str, tuple[Objective, ...]] = {
         Sum((Part(RPO, 0.5), Part(Orpo()))),
     ),
 }
+
+
+def feed_of(
+    objective: Objective,
+    corpus: Any,
+    capacity: int,
+    *,
+    share_prompts: bool = True,
+    cached: tuple[Policy, Path] | None = None,
+    world: World | None = None,
+) -> Feed:
+    """What a stage makes of a corpus for an objective: with scores of a policy as the reference, and mismatched, where it asks for it."""
+    survey, world = survey_of(objective), world or World()
+
+    def feed(trees: Any, others: Feed | None = None) -> Feed:
+        reference = None
+        if cached and objective.needs_reference:
+            policy, folder = cached
+            reference = scored(policy, trees, folder, capacity=150, share_prompts=share_prompts, world=world)
+        return Feed(trees, objective, capacity, share_prompts, torch.device("cpu"), world, reference, others)
+
+    mismatched = feed(Mismatched(corpus, 30)) if survey is not None and survey.surveys == "mismatched" else None
+    return feed(corpus, mismatched)

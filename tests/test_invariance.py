@@ -1,6 +1,6 @@
 """Micro-batches, packing, shared prompts and cached references are schedule, not mathematics.
 
-In float64, for every objective that is installed.
+In float64: for objectives of every kind with a transformer, and for every one that is installed with a table of logits.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-from references import scored
-from tiny import ListCorpus, random_trees, write_model
+from objectives import OBJECTIVES, feed_of
+from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from torch import Tensor
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral
 from zkit_optimizers.adamw import AdamW
 
 from zephyr_kit.engine import Trainer
-from zephyr_kit.feed import Feed
 from zephyr_kit.plan import Plan, pack
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.protocols import Objective, Start
-from zephyr_kit.reference import ReferenceScores
-from zephyr_kit.world import World
+from zephyr_kit.protocols import Objective, Policy, Start
 
 CPU = torch.device("cpu")
 STEPS, EXAMPLES_PER_STEP = 5, 8
 TOLERANCE = 1e-9
-OBJECTIVES = sorted(Plugins().offered(Objective).items())
+OF_EVERY_KIND = ["sft", "dpo", "ipo", "kto", "bco", "listwise_dpo"]
+"""Counting tokens or examples, without and with a reference, pairs and rankings, looking at the whole step or not."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,9 @@ class Result:
 
 
 @cache
-def corpus_of(completions: int) -> Any:
-    return ListCorpus(random_trees(24, completions=completions, seed=completions, longest=20, all_trained=False))
+def corpus_of(completions: int, vocabulary: int = 258) -> Any:
+    trees = random_trees(24, completions=completions, seed=completions, vocabulary=vocabulary, longest=20, all_trained=False)
+    return ListCorpus(trees)
 
 
 def capacity_for(count: int, members: list[int], corpus: Any, *, share_prompts: bool) -> int:
@@ -81,19 +80,20 @@ def capacity_for(count: int, members: list[int], corpus: Any, *, share_prompts: 
     return next(size for size in sizes if len(pack(members, lengths, size)) == count)
 
 
-def train(weights: Path, objective: Objective, lora: Lora | None, schedule: Schedule, folder: Path) -> Result:
-    corpus = corpus_of(objective.completions)
+def transformer(weights: Path, lora: Lora | None) -> Policy:
     backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Segments())
-    policy = backend.load(CPU, start=Start(seed=1), train=True)
-    reference: ReferenceScores | None = None
-    if objective.needs_reference and schedule.cached:
-        reference = scored(policy, corpus, folder, capacity=150, share_prompts=schedule.share_prompts)
-    elif objective.needs_reference:
+    return backend.load(CPU, start=Start(seed=1), train=True)
+
+
+def train(policy: Policy, objective: Objective, schedule: Schedule, folder: Path, *, vocabulary: int = 258) -> Result:
+    corpus = corpus_of(objective.completions, vocabulary)
+    cached = (policy, folder) if schedule.cached else None
+    feed = feed_of(objective, corpus, 1, share_prompts=schedule.share_prompts, cached=cached)
+    if objective.needs_reference and not schedule.cached:
         policy.keep_reference()
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)
     trainer = Trainer(policy, objective, optimizer=adamw, learning_rate=lambda step: 1e-3 / (step + 1), seed=3)
     plan = Plan(corpus.lengths, 5, examples_per_step=EXAMPLES_PER_STEP, epochs=None, steps=STEPS)
-    feed = Feed(corpus, objective, 1, schedule.share_prompts, CPU, World(), reference)
     losses, batches = [], []
     for number in range(STEPS):
         members = plan.step(number)
@@ -109,16 +109,15 @@ def lora(request: pytest.FixtureRequest) -> Lora | None:
     return Lora(rank=4, alpha=8) if request.param == "lora" else None
 
 
-@pytest.fixture(scope="module", params=[cls for _, cls in OBJECTIVES], ids=[name for name, _ in OBJECTIVES])
+@pytest.fixture(scope="module", params=OF_EVERY_KIND)
 def objective(request: pytest.FixtureRequest) -> Objective:
-    made: Objective = request.param()
-    return made
+    return OBJECTIVES[request.param][0]
 
 
 @pytest.fixture(scope="module")
 def plainly(weights: Path, objective: Objective, lora: Lora | None, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """One micro-batch a step, prompts shared, the reference live."""
-    return train(weights, objective, lora, Schedule(), tmp_path_factory.mktemp("plainly"))
+    return train(transformer(weights, lora), objective, Schedule(), tmp_path_factory.mktemp("plainly"))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -129,7 +128,11 @@ def test_the_same_parameters_after_five_steps(
         pytest.skip("the objective compares with nothing")
     if not schedule.share_prompts and objective.completions == 1:
         pytest.skip("one completion shares its prompt with nobody")
-    other = train(weights, objective, lora, schedule, tmp_path)
+    other = train(transformer(weights, lora), objective, schedule, tmp_path)
+    same(plainly, other, schedule)
+
+
+def same(plainly: Result, other: Result, schedule: Schedule) -> None:
     assert plainly.batches == [1] * STEPS
     assert other.batches == [schedule.num_batches] * STEPS
     assert other.losses == pytest.approx(plainly.losses, rel=TOLERANCE)
@@ -141,9 +144,19 @@ def test_the_same_parameters_after_five_steps(
 
 def test_the_five_steps_did_move(weights: Path, objective: Objective, lora: Lora | None, plainly: Result) -> None:
     """So that equality above is not that of two models which stood still."""
-    backend = Mistral(weights=str(weights), dtype="float64", template="zephyr", lora=lora, attention=Segments())
-    fresh = dict(backend.load(CPU, start=Start(seed=1), train=True).module.named_parameters())
+    fresh = dict(transformer(weights, lora).module.named_parameters())
     moved = [float((value - fresh[name].detach()).abs().max()) for name, value in plainly.parameters.items()]
     assert min(moved) > 1e-5
     assert all(parameter.dtype == torch.float64 for parameter in plainly.parameters.values())
     assert len(set(plainly.losses)) == STEPS
+
+
+@pytest.mark.parametrize("name", sorted(Plugins().offered(Objective)))
+def test_every_objective_with_a_table(name: str, tmp_path: Path) -> None:
+    """The engine's part of the above, for all settings that are tried anywhere."""
+    for number, objective in enumerate(OBJECTIVES[name]):
+        tables = [TablePolicy(vocabulary=16, dtype=torch.float64) for _ in range(1 + len(SCHEDULES))]
+        plainly = train(tables[0], objective, Schedule(), tmp_path, vocabulary=16)
+        assert len(set(plainly.losses)) == STEPS
+        for table, schedule in zip(tables[1:], SCHEDULES.values(), strict=True):
+            same(plainly, train(table, objective, schedule, tmp_path / f"{number}", vocabulary=16), schedule)
