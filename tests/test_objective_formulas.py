@@ -93,7 +93,8 @@ def test_a_divergence_enters_by_the_slope_of_its_function(name: str) -> None:
 def test_a_pair_weighs_as_much_as_the_policy_would_say_it() -> None:
     """By the geometric mean of the tokens' probabilities."""
     policy, reference = scores(2)
-    weights = [math.prod(piece.exp().tolist()) ** (1 / len(piece)) for piece in policy.logp_M.detach().split(policy.lengths().int().tolist())]
+    pieces = policy.logp_M.detach().split(policy.lengths().int().tolist())
+    weights = [math.prod(piece.exp().tolist()) ** (1 / len(piece)) for piece in pieces]
     h = policy.sums() - reference.sums()
     losses = -torch.nn.functional.logsigmoid(0.1 * (h[0::2] - h[1::2]))
     agree(Wpo(), sum(losses[i] * weights[2 * i] * weights[2 * i + 1] for i in range(3)), policy, reference)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def test_dft_is_the_mean_probability_in_its_gradient() -> None:
     loss = Dft()(Scores(logp_M, torch.zeros(7, dtype=torch.long), 1), None).loss
     (mine,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (expected,) = torch.autograd.grad(-logits.softmax(-1)[torch.arange(7), target].sum(), logits)
-    torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(loss, -(logp_M.exp() * logp_M).sum())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +51,26 @@ def write_data(folder: Path) -> None:
     write("labelled", [{"prompt": it, "completion": "No." if i % 2 else it[8:], "label": not i % 2} for i, it in enumerate(ask)])
     aspects = ("helpfulness", "honesty", "instruction_following", "truthfulness")
     replies = [("It is.", 5), ("Who knows?", 3), ("No.", 1)]
-    rated = [{"response": text, "annotations": {aspect: {"Rating": str(mark)} for aspect in aspects}, "overall_score": mark} for text, mark in replies]
+    marks = [{"annotations": {aspect: {"Rating": str(mark)} for aspect in aspects}, "overall_score": mark} for _, mark in replies]
+    rated = [{"response": text, **mark} for (text, _), mark in zip(replies, marks, strict=True)]
     write("rated", [{"instruction": it, "completions": rated} for it in ask])
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("objectives")
     write_data(folder)
-    model = f'name = "all"\n[model]\nuse = "mistral"\nweights = "{write_model(folder / "model", num_hidden_layers=1)}"\ntemplate = "zephyr"\nattention = "segments"\n'
-    (folder / "all.toml").write_text(model + "".join(map(stage, NAMES)), "utf-8")
+    weights = write_model(folder / "model", num_hidden_layers=1)
+    keys = {"use": "mistral", "weights": str(weights), "template": "zephyr", "attention": "segments"}
+    model = "".join(f"{name} = {json.dumps(value)}\n" for name, value in keys.items())
+    (folder / "all.toml").write_text(f'name = "all"\n[model]\n{model}' + "".join(map(stage, NAMES)), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ZKIT_CACHE", str(folder / "cache"))
         with pytest.raises(SystemExit) as ended:
             cli.main(["run", "all.toml", "--output", "run", "--device", "cpu"])
     assert ended.value.code == 0
-    yield folder / "run"
+    return folder / "run"
 
 
 @pytest.mark.parametrize("name", NAMES)

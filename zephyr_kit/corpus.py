@@ -4,7 +4,8 @@ A corpus is a folder: `tokens.npy` and `trained.npy` hold all pieces end to end,
 where each piece ends, `ratings.npy` the score of each (NaN: none), `first.npy` which piece is
 each example's prompt (its completions follow), `origins.txt` where each example stood,
 `ledger.json` what became of every row and `quarantine.jsonl` the rows that were not taken whole,
-each with its reason. Files that hold the same have one corpus, in which marks stand for them (`zephyr_kit.places`): `Corpus` tells their names.
+each with its reason. Files that hold the same have one corpus, in which marks stand for them
+(`zephyr_kit.places`): `Corpus` tells their names.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"
-    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload)
+    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload, noise=settings.embedding_noise)
     return MistralPolicy(scorer, adapters, chat, device)
 
 

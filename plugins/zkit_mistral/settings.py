@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.config import default_use
 from zephyr_kit.protocols import Attention, DataSource
@@ -104,6 +104,8 @@ class Settings:
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
     """Multiply in float8 while training whole weights, a scale for each tensor (faster) or row (closer); `compile` makes it pay."""
+    embedding_noise: Annotated[float, Ge(0)] = 0.0
+    """NEFTune: noise on the embeddings of what is trained on, its paper's alpha (arXiv 2310.05914); 5 is usual."""
 
     def __post_init__(self) -> None:
         read_remote_code(self.remote_code)

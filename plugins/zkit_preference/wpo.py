@@ -15,7 +15,7 @@ from zkit_preference.pairs import log_ratios, pair_metrics
 
 @dataclass(frozen=True)
 class Wpo:
-    """-w_w w_l log sigmoid(beta h), h = log pi_w/ref_w - log pi_l/ref_l, w = exp(log pi / |y|) without a gradient (arXiv 2406.11827, eq. 2).
+    """-w_w w_l log sigmoid(beta h), h = log pi_w/ref_w - log pi_l/ref_l, w = exp(log pi / |y|), held fast (arXiv 2406.11827, eq. 2).
 
     The paper's weights before their alignment, which divides by the sum of the squared probabilities
     of the whole vocabulary: a head that never holds these cannot give it.

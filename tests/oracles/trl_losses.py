@@ -92,7 +92,7 @@ def trl_kto(policy: Rows, reference: Rows, labels: Sequence[bool], others: tuple
 
 
 def trl_without_reference(policy: Rows, loss_type: str, *, beta: float, alpha: float = 0.0, gamma: float = 0.0) -> Tensor:
-    """The mean over pairs, by CPOTrainer or ORPOTrainer (`orpo`), each pair by itself: they average the likelihood over a batch's tokens."""
+    """The mean over pairs, by CPOTrainer or ORPOTrainer (`orpo`), each pair by itself: they average over a batch's tokens."""
     with quiet():
         from trl.experimental.cpo import CPOTrainer
         from trl.experimental.orpo import ORPOTrainer
