@@ -44,6 +44,8 @@ class Binarise:
     """The least difference of scores within a pair, or between neighbours of a ranking."""
     ties: Literal["drop", "keep"] = "drop"
     """Whether a completion may be set against another of equal score; a ranking with ties is dropped or kept whole."""
+    take: Annotated[int, Ge(2)] | None = None
+    """So many completions of a ranking, from the best to the worst and evenly between, no two of equal score; rows with fewer are left out."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Of what is drawn: which lower one, and which of several that share the best (or worst) score."""
 
@@ -53,10 +55,13 @@ class Binarise:
         if self.num_completions == 1 and (self.ties == "keep" or self.margin):
             raise ValueError(f'rule = "{self.rule}" compares nothing: leave out `margin` and `ties`')
 
+        if self.take is not None and (self.rule != "ranked" or self.ties == "keep"):
+            raise ValueError('`take` is for rule = "ranked" with `ties` = "drop"')
+
     @property
     def num_completions(self) -> int | None:
-        """How many completions each example gets; None for a ranking, which takes what there is."""
-        return {"ranked": None, "best": 1, "each": 1}.get(self.rule, 2)
+        """How many completions each example gets; None for a ranking of all that there are."""
+        return {"ranked": self.take, "best": 1, "each": 1}.get(self.rule, 2)
 
     def apply(self, example: Example, row: int) -> Paired:
         """The examples of row number `row`; what is drawn depends on the seed and that number alone.
@@ -72,7 +77,7 @@ class Binarise:
         fates = [_fate(said, scores, number) for number in range(len(said))]
         kept = [number for number, fate in enumerate(fates) if not fate]
         left_out = tuple(fate for fate in fates if fate)
-        if len(kept) < (self.num_completions or 2):
+        if len(kept) < min(self.num_completions or 2, 2):
             return Paired((), left_out, f"{'none' if not kept else 'one'} of its completions can be considered")
         orders = self._orders(kept, scores, row)
         return Paired(tuple(_example(example, order, scores) for order in orders), left_out, "" if orders else self._reason)
@@ -84,6 +89,8 @@ class Binarise:
             return [(number,) for number in kept]
         if self.rule == "all_pairs":
             return [pair for pair in itertools.combinations(ranked, 2) if self._apart(*pair, scores)]
+        if self.take is not None:
+            return self._spread(ranked, scores, self.take)
         if self.rule == "ranked":
             return [tuple(ranked)] if all(self._apart(*pair, scores) for pair in itertools.pairwise(ranked)) else []
         chance = _chance(self.seed, row)
@@ -95,6 +102,14 @@ class Binarise:
             others = [number for number in others if scores[number] == scores[others[-1]]]
         return [(best, _drawn(others, chance))] if others else []
 
+    def _spread(self, ranked: Sequence[int], scores: Sequence[float], count: int) -> list[tuple[int, ...]]:
+        """So many of those that are apart, evenly; nothing where there are fewer."""
+        steps: list[int] = []
+        for number in ranked:
+            if not steps or self._apart(steps[-1], number, scores):
+                steps.append(number)
+        return [tuple(steps[round(place * (len(steps) - 1) / (count - 1))] for place in range(count))] if len(steps) >= count else []
+
     def _apart(self, better: int, worse: int, scores: Sequence[float]) -> bool:
         difference = scores[better] - scores[worse]
         # 4.3 - 4.2 is a little less than 0.1.
@@ -103,6 +118,8 @@ class Binarise:
     @property
     def _reason(self) -> str:
         least = f"by {self.margin:g} or more" if self.margin else "at all"
+        if self.take is not None:
+            return f"fewer than {self.take} scores differ {least}"
         if self.rule == "ranked":
             return f"two neighbours in the ranking do not differ {least}"
         return f"no two scores differ {least}" if self.rule == "all_pairs" else f"no score is below the best {least}"
