@@ -75,7 +75,7 @@ class Sum:
     def _outcome(self, part: Part, policy: Scores, reference: Scores | None) -> Outcome:
         own, size = part.share_of(policy, self.completions), part.objective.completions
         theirs = None if reference is None else part.share_of(reference, self.completions)
-        if part.objective.unit is self.unit:
+        if part.objective.unit is self.unit or not own.num_sequences:  # a rank without examples takes part all the same
             return part.outcome(own, theirs)
         examples = [range(first, first + size) for first in range(0, own.num_sequences, size)]
         by_example = [part.outcome(own.only(n), None if theirs is None else theirs.only(n)) for n in examples]
@@ -86,12 +86,10 @@ def _mean_by_token(scores: Scores, outcomes: Sequence[Outcome], size: int) -> Ou
     """Outcomes of single examples, each divided by its tokens, and added up."""
     num_tokens = scores.lengths().view(-1, size).sum(-1)
 
-    def mean(values: Sequence[Tensor]) -> Tensor:
-        # Of no examples too, with a graph: a rank without any takes part in the backward pass.
-        return (torch.stack(list(values)) / num_tokens).sum() if values else scores.logp_M.sum()
+    def mean(values: list[Tensor]) -> Tensor:
+        return (torch.stack(values) / num_tokens).sum()
 
-    names = outcomes[0].metrics if outcomes else ()
-    metrics = {name: mean([outcome.metrics[name] for outcome in outcomes]) for name in names}
+    metrics = {name: mean([outcome.metrics[name] for outcome in outcomes]) for name in outcomes[0].metrics}
     return Outcome(mean([outcome.loss for outcome in outcomes]), metrics)
 
 
