@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from zkit_optimizers.adamw import AdamW
@@ -76,6 +77,7 @@ def test_a_rule_that_cannot_fit(rule: Binarise, given: int) -> None:
     ("example", "objective", "words"),
     [
         (rated(1.0, 2.0, 3.0), ListwiseDpo(), "has 3 completion(s), but the objective compares 4"),
+        (replace(rated(1.0), scores=(1.0, 2.0)), Kto(), "has 2 score(s) for 1 completion(s)"),
         (rated(math.nan), Kto(), "has a completion without a score"),
         (Example(rated(1.0).prompt, rated(1.0).completions), Kto(), "has a completion without a score"),
     ],

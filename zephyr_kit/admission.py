@@ -72,6 +72,8 @@ class Door:
         check(example)
         if count < self.completions:
             raise ExampleError(f"has {count} completion(s), but the objective compares {self.completions}")
+        if example.scores is not None and len(example.scores) != count:
+            raise ExampleError(f"has {len(example.scores)} score(s) for {count} completion(s)")
         if self.rated and not (example.scores and all(map(math.isfinite, example.scores))):
             raise ExampleError("has a completion without a score, but the objective learns from scores")
 

@@ -45,7 +45,7 @@ class Binarise:
     ties: Literal["drop", "keep"] = "drop"
     """Whether a completion may be set against another of equal score; a ranking with ties is dropped or kept whole."""
     take: Annotated[int, Ge(2)] | None = None
-    """So many completions of a ranking, from the best to the worst and evenly between, no two of equal score; rows with fewer are left out."""
+    """So many completions of a ranking, from the best to the worst, evenly, no two of equal score; rows with fewer are left out."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Of what is drawn: which lower one, and which of several that share the best (or worst) score."""
 
@@ -54,7 +54,6 @@ class Binarise:
             raise ValueError(f'`ties` = "keep" asks for pairs of equal scores, which `margin` = {self.margin:g} rules out')
         if self.num_completions == 1 and (self.ties == "keep" or self.margin):
             raise ValueError(f'rule = "{self.rule}" compares nothing: leave out `margin` and `ties`')
-
         if self.take is not None and (self.rule != "ranked" or self.ties == "keep"):
             raise ValueError('`take` is for rule = "ranked" with `ties` = "drop"')
 

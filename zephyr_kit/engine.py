@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import State
+from zephyr_kit.comparison import Comparison
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import StepWork
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, survey_of
-from zephyr_kit.scoring import Scorer
 from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
 
@@ -68,7 +68,7 @@ class Trainer:
         updates_bfloat16: bool = False,
     ) -> None:
         self.policy, self.objective = policy, objective
-        self.scorer = Scorer(policy, objective.needs_reference)
+        self.comparison = Comparison(policy, objective.needs_reference)
         self.masters = Masters.of(policy.module.named_parameters(), updates_bfloat16=updates_bfloat16)
         self.parameters = list(self.masters.optimized.values())
         if not self.parameters:
@@ -115,7 +115,7 @@ class Trainer:
         for work in works:
             loss_of = self._surveyed(work)
             for item in work.works:
-                _add(totals, loss_of(*self.scorer.scores(item)))
+                _add(totals, loss_of(*self.comparison.scores(item)))
             count += work.num_units
         return {name: float(value) for name, value in self._means(totals, count).items()}
 
@@ -150,7 +150,7 @@ class Trainer:
         if survey is None:
             return self.objective
         works = work.mismatched if survey.surveys == "mismatched" else work.works
-        measured, lack = self.scorer.measured(survey, works, device=self.parameters[0].device)
+        measured, lack = self.comparison.measured(survey, works, device=self.parameters[0].device)
         self._share_lack(lack)
         return survey.given(self.world.total(measured) / work.num_units)
 
@@ -171,7 +171,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         try:
             for item in work.works:
-                outcome = loss_of(*self.scorer.scores(item))
+                outcome = loss_of(*self.comparison.scores(item))
                 # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
                 torch.autograd.backward(outcome.loss / work.num_units)
                 _add(totals, outcome)

@@ -13,8 +13,8 @@ from zephyr_kit.protocols import Policy, Scores, Surveying
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A policy, and whether what it scores is to be compared with the reference."""
+class Comparison:
+    """A policy, and whether it is compared with its reference."""
 
     policy: Policy
     needs_reference: bool
