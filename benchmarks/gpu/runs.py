@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import ours
 from benchmarks.gpu import theirs
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import KINDS, Cell
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.operations import Load, operations, padded, prompts_once, real
 from benchmarks.gpu.prepared import open_work
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 OURS, TRL, TRL_PAIRS, TRL_SHORT = "zephyr-kit", "trl", "trl, pair by pair", "trl, bfloat16 weights"
 """trl pads the pairs of a batch to the longest: one at a time there is less padding, and less to do at once. In full it trains
 float32 weights by default, under autocast, as we update float32 masters; shorter ones forget small updates."""
+
+
+def sides_of(cell: Cell) -> Sequence[str]:
+    """Who can be measured on it: ours alone where it is compared with another cell's."""
+    if KINDS[cell.name].beside:
+        return (OURS,)
+    return (OURS, TRL, *([TRL_PAIRS] if cell.objective == "dpo" else []), *([TRL_SHORT] if cell.has_longer_weights else []))
 
 
 def of_side(cell: Cell, side: str) -> Cell:
