@@ -68,6 +68,8 @@ class Cell:
     """Of our side; the preset's default unless given."""
     kernels: str | None = None
     """Likewise."""
+    backend: str = "mistral"
+    """Of our side."""
 
     @property
     def objective(self) -> str:
@@ -111,7 +113,7 @@ class Cell:
 
     def preset(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The preset, with this table of data."""
-        model: dict[str, Any] = {"use": "mistral", "weights": str(self.weights), "dtype": self.dtype, "template": "zephyr"}
+        model: dict[str, Any] = {"use": self.backend, "weights": str(self.weights), "dtype": self.dtype, "template": "zephyr"}
         model["activation_checkpointing"] = self.checkpointing
         model |= {key: value for key, value in (("attention", self.attention), ("kernels", self.kernels)) if value is not None}
         if self.method != "full":
