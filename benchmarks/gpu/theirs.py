@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,15 +34,25 @@ def train(cell: Cell, work: Work, watch: Watch, *, weights_dtype: str, unsloth: 
     from tests.oracles.trl_runs import quiet
 
     flash.register()
-    # trl names reference scores by a hash over all weights on the host, which takes as long as the rest of a run.
-    hashed = mock.patch("trl.trainer.dpo_trainer.hash_module", return_value=uuid4().hex)
-    with hashed, quiet(num_threads=None), tempfile.TemporaryDirectory() as folder:
+    with quiet(num_threads=None), _named_at_random(), tempfile.TemporaryDirectory() as folder:
         model = _unsloths_model(cell) if unsloth else {"model": _model(cell, weights_dtype), "peft_config": _adapters(cell)}
         watch.loaded()
         trainer = _trainer(cell, work, folder, watch, model)
         trainer.train()
         logs = trainer.step_logs
     return watch.trace([log["loss"] for log in logs], [log["grad_norm"] for log in logs])
+
+
+@contextmanager
+def _named_at_random() -> Iterator[None]:
+    """Reference scores are named by a hash that trl makes of all weights on the host, which takes as long as the rest of a run."""
+    from trl import DPOTrainer
+
+    assert DPOTrainer, "is imported when it is asked for"
+    with ExitStack() as patches:
+        for module in [each for each in sys.modules.values() if "hash_module" in vars(each)]:
+            patches.enter_context(mock.patch.object(module, "hash_module", return_value=uuid4().hex))
+        yield
 
 
 def micro_batches(cell: Cell) -> int:
