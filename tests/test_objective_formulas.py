@@ -77,7 +77,7 @@ DIVERGENCES = {
     "js": lambda u, _: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
     "alpha": lambda u, a: (u ** (1 - a) - (1 - a) * u - a) / (a * (a - 1)),
 }
-"""The functions f of table 1 of arXiv 2309.16240."""
+"""The functions f of arXiv 2309.16240."""
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

@@ -18,7 +18,7 @@ from zkit_preference.pairs import log_ratios, pair_metrics
 
 @dataclass(frozen=True)
 class Bco:
-    """-log sigmoid(r_w - d) - log sigmoid(d - r_l), r = beta log pi/ref, d the mean of all r (arXiv 2404.04656, eq. 12 and 13).
+    """-log sigmoid(r_w - d) - log sigmoid(d - r_l), r = beta log pi/ref, d the mean of all r (arXiv 2404.04656).
 
     The paper has d follow the mean over micro-batches slowly; here it is that over the step, on all devices.
     """

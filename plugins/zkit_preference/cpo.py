@@ -15,7 +15,7 @@ from zkit_preference.pairs import log_ratios, pair_metrics
 
 @dataclass(frozen=True)
 class Cpo:
-    """-log sigmoid(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w| (arXiv 2401.08417, eq. 5; by token as in its code)."""
+    """-log sigmoid(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w| (arXiv 2401.08417; by token as in its code)."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """The scale of the rewards."""

@@ -18,7 +18,7 @@ LARGEST_EXPONENT = 80.0
 
 @dataclass(frozen=True)
 class FDpo(PairObjective):
-    """-log sigmoid(beta (f'(u_w) - f'(u_l))), u = pi/ref, for a divergence D_f (arXiv 2309.16240, eq. 7 and table 1)."""
+    """-log sigmoid(beta (f'(u_w) - f'(u_l))), u = pi/ref, for a divergence D_f (arXiv 2309.16240)."""
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js"
     """What keeps the policy near the reference: `reverse_kl` is DPO; `js` is Jensen and Shannon's."""

@@ -17,7 +17,7 @@ from zkit_preference.pairs import log_ratios, pair_metrics
 
 @dataclass(frozen=True)
 class LdDpo:
-    """DPO whose log-probabilities count tokens beyond the pair's common length `alpha` times (arXiv 2409.06411, eq. 11)."""
+    """DPO whose log-probabilities count tokens beyond the pair's common length `alpha` times (arXiv 2409.06411)."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """How dearly the policy pays for leaving the reference."""

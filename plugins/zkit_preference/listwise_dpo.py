@@ -15,7 +15,7 @@ from zephyr_kit.protocols import Outcome, Scores
 
 @dataclass(frozen=True)
 class ListwiseDpo:
-    """-sum_k log (exp r_k / sum_{j >= k} exp r_j), r = beta log pi/ref, the best first (arXiv 2305.18290, eq. 20, of Plackett and Luce)."""
+    """-sum_k log (exp r_k / sum_{j >= k} exp r_j), r = beta log pi/ref, the best first (arXiv 2305.18290, A.3, of Plackett and Luce)."""
 
     completions: Annotated[int, Ge(2)] = 4
     """How many completions each example ranks; with two it is DPO."""

@@ -14,7 +14,7 @@ from zkit_preference.pairs import PairObjective
 
 @dataclass(frozen=True)
 class Nca(PairObjective):
-    """-log sigmoid(r_w) - (log sigmoid(-r_w) + log sigmoid(-r_l)) / 2, r = beta log pi/ref (arXiv 2402.05369, eq. 11 for two)."""
+    """-log sigmoid(r_w) - (log sigmoid(-r_w) + log sigmoid(-r_l)) / 2, r = beta log pi/ref (arXiv 2402.05369, for two)."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """How dearly the policy pays for leaving the reference."""

@@ -17,7 +17,7 @@ from zkit_preference.pairs import log_ratios, pair_metrics
 
 @dataclass(frozen=True)
 class Orpo:
-    """-log p_w - beta log sigmoid(log odds p_w - log odds p_l), log p = log pi / |y|, odds p = p / (1 - p) (arXiv 2403.07691, eq. 6)."""
+    """-log p_w - beta log sigmoid(log odds p_w - log odds p_l), log p = log pi / |y|, odds p = p / (1 - p) (arXiv 2403.07691, eq. 6, 7)."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """How much the odds ratio counts beside the likelihood of the chosen completion; the paper's lambda."""

@@ -14,7 +14,7 @@ from zkit_preference.pairs import PairObjective
 
 @dataclass(frozen=True)
 class RobustDpo(PairObjective):
-    """((e - 1) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e), h = log pi_w/ref_w - log pi_l/ref_l (arXiv 2403.00409, eq. 12)."""
+    """((e - 1) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2e), h = log pi_w/ref_w - log pi_l/ref_l (arXiv 2403.00409)."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """How dearly the policy pays for leaving the reference."""

@@ -13,7 +13,7 @@ from zkit_preference.pairs import PairObjective
 
 @dataclass(frozen=True)
 class Slic(PairObjective):
-    """max(0, 1 - beta h), h = log pi_w/ref_w - log pi_l/ref_l: SLiC's hinge (arXiv 2305.10425) on ratios, as in arXiv 2309.06657, eq. 5."""
+    """max(0, 1 - beta h), h = log pi_w/ref_w - log pi_l/ref_l: SLiC's hinge (arXiv 2305.10425) on ratios, as in arXiv 2309.06657."""
 
     beta: Annotated[float, Gt(0)] = 0.1
     """Its inverse is the margin, in log ratios, beyond which a pair has nothing more to teach."""

@@ -11,7 +11,7 @@ from zephyr_kit.protocols import Outcome, Scores
 
 @dataclass(frozen=True)
 class Dft:
-    """-p log p per token, p without a gradient (arXiv 2508.05629, eq. 9)."""
+    """-p log p per token, p without a gradient (arXiv 2508.05629)."""
 
     completions: ClassVar[int] = 1
     unit: ClassVar[Unit] = Unit.TOKEN
