@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,13 +107,15 @@ class Trainer:
         return bool(self.world.total((self._sketch() != self._began).any().double()) > 0)
 
     @torch.no_grad()
-    def evaluate(self, works: Iterator[StepWork]) -> dict[str, float]:
+    def evaluate(self, works: Iterable[StepWork]) -> dict[str, float]:
         """Means of the loss and of the metrics, without learning from them."""
         self.policy.module.eval()
         totals: dict[str, Tensor] = {}
         count = 0
+        # Gone through twice where a mean over all of them is wanted.
+        works = works if survey_of(self.objective) is None else list(works)
+        loss_of = self._surveyed(works)
         for work in works:
-            loss_of = self._surveyed(work)
             for item in work.works:
                 _add(totals, loss_of(*self.comparison.scores(item)))
             count += work.num_units
@@ -140,19 +142,19 @@ class Trainer:
 
     def _summed(self, work: StepWork) -> dict[str, Tensor]:
         """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
-        totals, lack = self._gradients(work, self._surveyed(work))
+        totals, lack = self._gradients(work, self._surveyed([work]))
         self._share_lack(lack)
         return totals
 
-    def _surveyed(self, work: StepWork) -> Loss:
-        """The objective, with the mean over the whole step if it compares with one."""
+    def _surveyed(self, works: Iterable[StepWork]) -> Loss:
+        """The objective, with the mean over all of this if it compares with one."""
         survey = survey_of(self.objective)
         if survey is None:
             return self.objective
-        works = work.mismatched if survey.surveys == "mismatched" else work.works
-        measured, lack = self.comparison.measured(survey, works, device=self.parameters[0].device)
+        items = [item for work in works for item in (work.mismatched if survey.surveys == "mismatched" else work.works)]
+        measured, lack = self.comparison.measured(survey, items, device=self.parameters[0].device)
         self._share_lack(lack)
-        return survey.given(self.world.total(measured) / work.num_units)
+        return survey.given(self.world.total(measured) / sum(work.num_units for work in works))
 
     def _share_lack(self, lack: str) -> None:
         """Stop on all ranks where memory lacked on one."""
