@@ -28,8 +28,9 @@ from zephyr_kit.protocols import Objective, Policy, Start
 CPU = torch.device("cpu")
 STEPS, EXAMPLES_PER_STEP = 5, 8
 TOLERANCE = 1e-9
-OF_EVERY_KIND = ["sft", "dpo", "ipo", "kto", "bco", "listwise_dpo"]
-"""Counting tokens or examples, without and with a reference, pairs and rankings, looking at the whole step or not."""
+IN_EVERY_WAY = ["sft", "dpo", "ipo"]
+OF_OTHER_KINDS = ["kto", "bco", "listwise_dpo", "sum"]
+"""Looking at the whole step, at more than two completions, or at some of them."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def lora(request: pytest.FixtureRequest) -> Lora | None:
     return Lora(rank=4, alpha=8) if request.param == "lora" else None
 
 
-@pytest.fixture(scope="module", params=OF_EVERY_KIND)
+@pytest.fixture(scope="module", params=IN_EVERY_WAY)
 def objective(request: pytest.FixtureRequest) -> Objective:
     return OBJECTIVES[request.param][0]
 
@@ -148,6 +149,14 @@ def test_the_five_steps_did_move(weights: Path, objective: Objective, lora: Lora
     moved = [float((value - fresh[name].detach()).abs().max()) for name, value in plainly.parameters.items()]
     assert min(moved) > 1e-5
     assert all(parameter.dtype == torch.float64 for parameter in plainly.parameters.values())
+    assert len(set(plainly.losses)) == STEPS
+
+
+@pytest.mark.parametrize("name", OF_OTHER_KINDS)
+def test_objectives_of_other_kinds(weights: Path, name: str, tmp_path: Path) -> None:
+    objective, schedule = OBJECTIVES[name][0], SCHEDULES["cached-repeated-prompts-3-batches"]
+    plainly, other = (train(transformer(weights, None), objective, each, tmp_path) for each in (Schedule(), schedule))
+    same(plainly, other, schedule)
     assert len(set(plainly.losses)) == STEPS
 
 
