@@ -68,8 +68,8 @@ def _results(scorer: Scorer) -> list[Tensor]:
     tokens = np.random.default_rng(SEED).integers(model.config.vocab_size, size=PROMPT + 2 * REPLY).astype(np.int32)
     prompt, *replies = np.split(tokens, [PROMPT, PROMPT + REPLY])
     batch = lay_out([Tree(prompt, tuple(replies), tuple(np.ones(REPLY, np.bool_) for _ in replies))]).to(model.device)
-    # What is dropped out at random is not the same twice.
-    scorer.train(not any(isinstance(module, nn.Dropout) and module.p for module in scorer.modules()))
+    # What is dropped out, or added, at random is not the same twice.
+    scorer.train(not scorer.noise and not any(isinstance(module, nn.Dropout) and module.p for module in scorer.modules()))
     try:
         logp_M = scorer(batch)
         return [logp_M.detach(), *torch.autograd.grad(logp_M.sum(), trained)]
