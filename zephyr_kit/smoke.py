@@ -39,7 +39,7 @@ def _stage(stage: Stage, folder: Path) -> Stage:
 
 def _task(task: Task, folder: Path) -> Task:
     if isinstance(task, EvaluateStage):
-        return EvaluateStage(tuple(suite.miniature(folder / f"suite-{number}") for number, suite in enumerate(task.suites)))
+        return replace(task, suites=tuple(suite.miniature(folder / f"suite-{number}") for number, suite in enumerate(task.suites)))
     if isinstance(task, GatherStage):
         return _gathering(task, folder)
     return replace(
