@@ -309,8 +309,8 @@ class Pipeline:
             names = folder_names([stage.settings[f"suites[{number}].use"] for number in range(len(task.suites))])
             found = []
             for name, suite in zip(names, task.suites, strict=True):
-                with self.narrator.track(f"measuring: {name}"):
-                    found += evaluate(suite, measured, folder.path / name)
+                self.narrator.say(f"measuring: {name}")
+                found += evaluate(suite, measured, folder.path / name)
             done = {"evaluations": [plain(evaluation) for evaluation in found]}
             folder.finish(done)
         return [read_evaluation(evaluation) for evaluation in done["evaluations"]]

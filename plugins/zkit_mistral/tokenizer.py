@@ -65,9 +65,10 @@ class ChatTokenizer:
         return frozenset(self.stop_ids)
 
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
-        """Ids of a dialogue that waits for the assistant's reply; raises `ExampleError` as `encode` does."""
+        """Ids of a dialogue that waits for the assistant's reply, or of text to go on with; raises `ExampleError` as `encode` does."""
         self._refuse_control_tokens(dialogue)
-        text = self.template.opening(dialogue)
+        verbatim = _is_verbatim(Example(tuple(dialogue), ()))
+        text = self._beginning(dialogue) if verbatim else self.template.opening(dialogue)
         ids = self._ids(text)
         self._refuse_disguised_tokens(ids, text)
         return ids
@@ -111,9 +112,13 @@ class ChatTokenizer:
         return text[: spans[0][0]], rows
 
     def _verbatim(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
-        start = (self.tokens.bos_token or "") + "".join(message.content for message in example.prompt)
+        start = self._beginning(example.prompt)
         texts = [start + "".join(message.content for message in completion) + self.tokens.eos_token for completion in example.completions]
         return start, [(text, [(len(start), len(text))]) for text in texts]
+
+    def _beginning(self, texts: Sequence[Message]) -> str:
+        """Verbatim text, with what stands before any."""
+        return (self.tokens.bos_token or "") + "".join(message.content for message in texts)
 
     def _completion(self, prompt: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[Ids, Flags]:
         """The ids that follow the prompt's, and which of them are trained."""

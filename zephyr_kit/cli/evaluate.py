@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zephyr_kit.subjects import Subject
 
 FOLDER = "evaluations"
+SUITE = "NAME[:KEY=VALUE,…]"
+PLACES = "RUN/evaluations, or evaluations/MODEL"
 EPILOG = """\b
 Examples:
 zkit evaluate runs/quickstart --suite perplexity:data=[{use="jsonl",path="held-out.jsonl"}]
@@ -28,11 +30,11 @@ zkit evaluate owner/name --model dtype=float32 --suite lm-eval:tasks=["arc"]
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, metavar="RUN|MODEL…")
-@click.option("--suite", "suites", multiple=True, required=True, metavar="NAME[:KEY=VALUE,…]", help="What to measure, or a TOML file with a list `suites`. Repeatable.")
+@click.option("--suite", "suites", multiple=True, required=True, metavar=SUITE, help="What to measure, or a TOML file of `suites`. Repeatable.")
 @click.option("--stage", "stages", multiple=True, help="Only the model of this stage of a run. Repeatable.  [default: all]")
 @click.option("--base", is_flag=True, help="The model that a run began with, too.")
 @click.option("--model", "keys", multiple=True, metavar="KEY=VALUE", help="How to load a model of no run: dtype=float32. Repeatable.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Where results go.  [default: RUN/evaluations, or evaluations/MODEL]")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help=f"Where results go.  [default: {PLACES}]")
 @click.option("--device", default="auto", show_default=True)
 @click.pass_obj
 def evaluate(
