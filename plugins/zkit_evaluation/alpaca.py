@@ -72,6 +72,8 @@ class AlpacaEval(Writing):
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Ask every model, have its outputs compared, and let alpaca_eval work out the rates; all stand in files of `folder`."""
+        if find_spec("alpaca_eval") is None:
+            raise ZkitError(f"suite alpaca-eval: {MISSING}")
         from zkit_evaluation.alpaca_metrics import annotate, rates
 
         reference = read_outputs(self.reference)

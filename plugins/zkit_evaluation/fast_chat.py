@@ -122,7 +122,7 @@ def single_scores(rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
         table[model] = {
             "score": _mean([score for _, score in read]),
             **{f"turn {turn}": _mean(own) for turn, own in turns.items()},
-            "unread": float(len(found) - len(read)),
+            "unread": len(found) - len(read),
         }
     return table
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from zkit_evaluation.intervals import Interval
 
 MISSING = "lm_eval is not installed: pip install 'zephyr-kit[eval]'"
+TITLE = "Language model evaluation harness"
 HALF_WIDTH = 1.96
 """Of the 95 % interval, in standard errors."""
-SMOKE = "smoke"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class LmEval:
 
     def problems(self) -> Sequence[str]:
         """The package, and the folder."""
-        found = [] if self._is_smoke or find_spec("lm_eval") is not None else [f"suite lm-eval: {MISSING}"]
+        found = [] if find_spec("lm_eval") is not None else [f"suite lm-eval: {MISSING}"]
         if self.include is not None and not Path(self.include).expanduser().is_dir():
             found.append(f"suite lm-eval: include: there is no folder {Path(self.include).expanduser().absolute()}")
         return found
@@ -82,10 +82,10 @@ class LmEval:
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Measure each model; what lm_eval says of it stands in a file of `folder`, and every request's answer is kept there."""
+        if find_spec("lm_eval") is None:
+            raise ZkitError(f"suite lm-eval: {MISSING}")
         rows: dict[str, dict[str, float | None]] = {}
         intervals: dict[str, dict[str, Interval]] = {}
-        if self._is_smoke:
-            return Evaluation("Language model evaluation harness", {}, {name: {} for name in models})
         with _quiet():
             asking = self._asking()
             for name, subject in models.items():
@@ -95,15 +95,13 @@ class LmEval:
                 write_text(place, json.dumps(results, indent=1, default=str))
                 rows[name], intervals[name] = self._row(results)
         columns = {column: self._meaning(column) for column in next(iter(rows.values()))}
-        return Evaluation("Language model evaluation harness", columns, rows, intervals=intervals)
+        return Evaluation(TITLE, columns, rows, intervals=intervals)
 
     def miniature(self, folder: Path) -> LmEval:
-        """Nothing: its questions are on the hub, and it is not offline."""
-        return replace(self, tasks=(SMOKE,), include=None)
+        """A task of our own, of four questions."""
+        from zkit_evaluation.miniature import TASK, write_task
 
-    @property
-    def _is_smoke(self) -> bool:
-        return self.tasks == (SMOKE,)
+        return replace(self, tasks=(TASK,), include=str(write_task(folder)), fewshot=None, limit=None)
 
     def _asking(self) -> Any:
         from zkit_evaluation.harness_model import Asking

@@ -20,6 +20,16 @@ QUESTIONS = (
     ("reasoning", ("Anna is older than Ben. Who is younger?", "Who is older?")),
     ("stem", ("Why is the sky blue?", "And why is it red in the evening?")),
 )
+TASK = "smoke_choice"
+TASK_FILE = """task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {place}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: right
+"""
 
 
 def write_questions(folder: Path) -> Path:
@@ -32,6 +42,16 @@ def write_questions(folder: Path) -> Path:
     path = folder / "question.jsonl"
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_task(folder: Path) -> Path:
+    """A folder with a task of multiple choice, in lm_eval's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"question": turns[0], "choices": [" yes", " no"], "right": number % 2} for number, (_, turns) in enumerate(QUESTIONS)]
+    write_text(folder / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    place = json.dumps(str((folder / "questions.jsonl").absolute()))
+    write_text(folder / f"{TASK}.yaml", TASK_FILE.format(task=TASK, place=place))
+    return folder
 
 
 def write_outputs(folder: Path) -> Path:

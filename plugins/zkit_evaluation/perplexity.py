@@ -57,7 +57,7 @@ def measure(corpus: Corpus, scores: ReferenceScores, tokenizer: Tokenizer) -> tu
     tokens = [len(logp_M) for logp_M in values]
     num_bytes = [written_bytes(corpus[index], tokenizer) for index in range(len(corpus))]
     loss, bits = sum(nats) / sum(tokens), sum(nats) / math.log(2) / sum(num_bytes)
-    row = {"perplexity": math.exp(loss), "loss": loss, "bits per byte": bits, "tokens": float(sum(tokens))}
+    row = {"perplexity": math.exp(loss), "loss": loss, "bits per byte": bits, "tokens": sum(tokens)}
     of_loss = interval_of_ratio(nats, tokens)
     of_bits = interval_of_ratio([each / math.log(2) for each in nats], num_bytes)
     of_perplexity = None if of_loss is None else (math.exp(of_loss[0]), math.exp(of_loss[1]))

@@ -24,7 +24,7 @@ BINS = 15
 """Of confidence, equally wide, from a half to one."""
 COLUMNS = {
     "reward accuracy": "share of pairs whose chosen reply has the higher implicit reward, told from the model that training started from",
-    "margin": "mean implicit reward of the chosen reply, less that of the rejected one; in units of beta",
+    "margin": "mean implicit reward of the chosen reply, less that of the rejected one",
     "calibration error": f"how far the share of right pairs lies from sigmoid(margin), on average over {BINS} bins of confidence",
     "length bias": "share of pairs whose longer reply it prefers, less the share whose longer reply was chosen; 0 is no bias",
     "likelihood accuracy": "share of pairs whose chosen reply is likelier, without a reference",
@@ -94,7 +94,7 @@ class Preference(Scored):
         columns: dict[str, list[float]] = {
             "reward accuracy": right if compared else [],
             "margin": margins if compared else [],
-            "length bias": biases,
+            "length bias": biases if compared else [],
             "likelihood accuracy": likelier,
         }
         row: dict[str, float | None] = {name: fmean(values) if values else None for name, values in columns.items()}

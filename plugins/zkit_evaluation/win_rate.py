@@ -163,7 +163,7 @@ def _beside(texts: Sequence[str | None], matches: Sequence[Match]) -> dict[str, 
     return {
         "order mattered": fmean(float(first != second) for first, second in signs) if signs else None,
         "length": fmean(lengths) if lengths else None,
-        "compared": float(len(signs)),
+        "compared": len(signs),
     }
 
 

@@ -67,11 +67,12 @@ class ChatTokenizer:
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
         """Ids of a dialogue that waits for the assistant's reply, or of text to go on with; raises `ExampleError` as `encode` does."""
         self._refuse_control_tokens(dialogue)
-        verbatim = _is_verbatim(Example(tuple(dialogue), ()))
-        text = self._beginning(dialogue) if verbatim else self.template.opening(dialogue)
+        is_text = _is_verbatim(Example(tuple(dialogue), ()))
+        text = "".join(message.content for message in dialogue) if is_text else self.template.opening(dialogue)
         ids = self._ids(text)
         self._refuse_disguised_tokens(ids, text)
-        return ids
+        # Text, with what the tokenizer puts before any by itself: so everybody else asks models to go on with it.
+        return list(self.tokens.backend_tokenizer.encode(text).ids) if is_text else ids
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -112,13 +113,9 @@ class ChatTokenizer:
         return text[: spans[0][0]], rows
 
     def _verbatim(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
-        start = self._beginning(example.prompt)
+        start = (self.tokens.bos_token or "") + "".join(message.content for message in example.prompt)
         texts = [start + "".join(message.content for message in completion) + self.tokens.eos_token for completion in example.completions]
         return start, [(text, [(len(start), len(text))]) for text in texts]
-
-    def _beginning(self, texts: Sequence[Message]) -> str:
-        """Verbatim text, with what stands before any."""
-        return (self.tokens.bos_token or "") + "".join(message.content for message in texts)
 
     def _completion(self, prompt: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[Ids, Flags]:
         """The ids that follow the prompt's, and which of them are trained."""

@@ -30,7 +30,7 @@ zkit evaluate owner/name --model dtype=float32 --suite lm-eval:tasks=["arc"]
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, metavar="RUN|MODEL…")
-@click.option("--suite", "suites", multiple=True, required=True, metavar=SUITE, help="What to measure, or a TOML file of `suites`. Repeatable.")
+@click.option("--suite", "suites", multiple=True, required=True, metavar=SUITE, help="What to measure; or a TOML file of suites.")
 @click.option("--stage", "stages", multiple=True, help="Only the model of this stage of a run. Repeatable.  [default: all]")
 @click.option("--base", is_flag=True, help="The model that a run began with, too.")
 @click.option("--model", "keys", multiple=True, metavar="KEY=VALUE", help="How to load a model of no run: dtype=float32. Repeatable.")

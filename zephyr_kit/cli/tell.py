@@ -124,5 +124,5 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 def figure(value: float | None, interval: tuple[float, float] | None = None) -> str:
     """A cell of a table, with the interval that the value lies in."""
-    told = "–" if value is None else f"{value:.3f}"
+    told = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
     return told if interval is None else f"{told} ({interval[0]:.3f} – {interval[1]:.3f})"
