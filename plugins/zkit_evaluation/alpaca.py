@@ -15,7 +15,7 @@ from annotated_types import Gt
 
 from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
-from zephyr_kit.fingerprint import file_fingerprint
+from zephyr_kit.fingerprint import file_fingerprint, folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Judge, Request, Sampling, Tokenizer
 from zephyr_kit.runs import write_text
 from zkit_evaluation.located import located, located_problems, read_text
@@ -67,8 +67,10 @@ class AlpacaEval(Writing):
         return found
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """The content of the reference's outputs."""
-        return {"files": [file_fingerprint(located(self.reference))] if self.reference else []}
+        """The content of the reference's outputs, and of an annotator's own folder."""
+        own = Path(self.annotator)
+        annotator = {"annotator": folder_fingerprint(own)} if self.judge is None and own.is_dir() else {}
+        return {"reference": file_fingerprint(located(self.reference)) if self.reference else None, **annotator}
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Ask every model, have its outputs compared, and let alpaca_eval work out the rates; all stand in files of `folder`."""
@@ -129,14 +131,14 @@ class AlpacaEval(Writing):
             "win rate": found["win_rate"],
             "length-controlled": found.get("length_controlled_winrate"),
             "length": fmean(len(each["output"]) for each in own),
-            "compared": found["n_total"],
+            "compared": len(own),
         }
         errors = {"win rate": found["standard_error"], "length-controlled": found.get("lc_standard_error")}
         within: dict[str, Interval] = {}
         for column, error in errors.items():
             value = row[column]
             if value is not None and error is not None and error == error:  # noqa: PLR0124  no error can be told from one output
-                within[column] = (value - HALF_WIDTH * error, value + HALF_WIDTH * error)
+                within[column] = (max(value - HALF_WIDTH * error, 0.0), min(value + HALF_WIDTH * error, 100.0))
         return row, within
 
     def _samples(self, reference: Sequence[Row], outputs: Mapping[str, Sequence[Row]]) -> list[dict[str, str]]:

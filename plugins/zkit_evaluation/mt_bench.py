@@ -26,7 +26,7 @@ ADVICE = (
 )
 REFERENCES = "FastChat's are in reference_answer/gpt-4.jsonl beside its question.jsonl"
 COMPARES = "compares with results that FastChat's prompts and this judge have given"
-COMPARES_NOT = "by zephyr-kit's own prompts or without FastChat's reference answers: compares only with results made like this"
+COMPARES_NOT = "not by FastChat's prompts and reference answers both, so it compares only with results made like this"
 
 
 @dataclass(frozen=True, kw_only=True)
