@@ -86,7 +86,8 @@ def test_a_judge_of_ours_prefers_in_both_orders_or_not_at_all(subject: Subject, 
 
 
 def test_outputs_in_another_form_are_refused(tmp_path: Path):
-    for text, told in [("{", "not JSON"), ("[]", "should be a list of outputs"), ('[{"instruction": "x"}]', r"output 0 \(from 0\) has no `output`")]:
+    nothing = '[{"instruction": "x"}]'
+    for text, told in [("{", "not JSON"), ("[]", "should be a list of outputs"), (nothing, r"output 0 \(from 0\) has no `output`")]:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ZkitError, match=told):
             read_outputs(str(tmp_path / "bad.json"))

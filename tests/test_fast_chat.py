@@ -134,7 +134,7 @@ def test_prompts_of_fastchats_file_are_taken_as_they_stand(tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_prompts(str(tmp_path / "prompts.jsonl"))["pair-v2"].fill({"question": "Why"}) == "Why?"
     (tmp_path / "few.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(ZkitError, match="judge_prompts.jsonl of https://github.com/lm-sys/FastChat"):
+    with pytest.raises(ZkitError, match=r"judge_prompts\.jsonl of https://github\.com/lm-sys/FastChat"):
         read_prompts(str(tmp_path / "few.jsonl"))
 
 
@@ -151,5 +151,5 @@ def test_what_is_no_file_of_fastchats_is_told_by_file_and_line(tmp_path: Path, s
     place.write_text('{"question_id": 1, "choices": []}\n')
     with pytest.raises(ZkitError, match="no file of answers"):
         read_answers(str(place))
-    with pytest.raises(ZkitError, match="there is no file .*; look there"):
+    with pytest.raises(ZkitError, match=r"there is no file .*; look there"):
         read_questions("nowhere.jsonl", "look there")

@@ -41,7 +41,7 @@ METRIC = "  - {{metric: {0}, aggregation: {1}, higher_is_better: true}}\n"
 CHOICE = 'doc_to_text: "{{question}}"\ndoc_to_choice: choices\ndoc_to_target: right\nmetric_list:\n'
 LAST = 'doc_to_text: "{{question}}"\ndoc_to_target: "{{last}}"\nmetric_list:\n'
 ROLLING = 'doc_to_text: ""\ndoc_to_target: "{{long}}"\nmetric_list:\n'
-WRITING = 'doc_to_text: "{{question}}"\ndoc_to_target: "{{last}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 12, do_sample: false}\nmetric_list:\n'
+WRITING = 'generation_kwargs: {until: ["."], max_gen_toks: 12, do_sample: false}\n' + LAST
 KINDS = {
     "local_choice": ("multiple_choice", CHOICE, [("acc", "mean"), ("acc_norm", "mean")]),
     "local_last": ("loglikelihood", LAST, [("acc", "mean"), ("perplexity", "perplexity")]),
@@ -154,8 +154,8 @@ def test_the_likeliest_token_is_the_one_that_is_written(subject: Subject):
 
         model = AutoModelForCausalLM.from_pretrained(subject.backend.weights).eval()
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)[0, len(prompt) :]
-        greedy = written.numpy().astype(np.int32)
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
+        greedy = whole[len(prompt) :].numpy().astype(np.int32)
         other = greedy.copy()
         other[3] = (other[3] + 1) % 200 + 5
         tree = Tree(prompt, (greedy, other), (np.ones(6, np.bool_), np.ones(6, np.bool_)))

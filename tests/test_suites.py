@@ -123,7 +123,7 @@ def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path,
     fetch = huggingface_hub.hf_hub_download
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **keys: fetch(*args, **keys, cache_dir=tmp_path))
     assert located("hf://spaces/lmsys/mt-bench/data/question.jsonl") == file
-    with pytest.raises(ZkitError, match="other.jsonl: cannot be had: .*; ask there"):
+    with pytest.raises(ZkitError, match=r"other\.jsonl: cannot be had: .*; ask there"):
         located("hf://spaces/lmsys/mt-bench/data/other.jsonl", "ask there")
     with pytest.raises(ZkitError, match="should be hf://"):
         located("hf://spaces/lmsys")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ADVICE = (
     "MT-Bench's 80 questions are not ours to ship: take fastchat/llm_judge/data/mt_bench/question.jsonl of "
-    "https://github.com/lm-sys/FastChat, or write  questions = \"hf://spaces/lmsys/mt-bench/data/mt_bench/question.jsonl\""
+    "https://github.com/lm-sys/FastChat"
 )
 REFERENCES = "FastChat's are in reference_answer/gpt-4.jsonl beside its question.jsonl"
 COMPARES = "compares with results that FastChat's prompts and this judge have given"
@@ -50,7 +50,7 @@ class MtBench:
 
     judge: Examiner
     questions: str = ""
-    """FastChat's question.jsonl: a path, or hf://spaces/OWNER/NAME/FILE."""
+    """FastChat's question.jsonl: a path, or a file of the hub, as hf://datasets/OWNER/NAME/FILE."""
     references: str | None = None
     """FastChat's reference_answer file, for mathematics, reasoning and coding; the questions' own `reference` where it has none."""
     prompts: str | None = None
