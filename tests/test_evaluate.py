@@ -206,13 +206,14 @@ def test_models_of_no_run_are_measured_beside_those_of_one(run: Path, shared: Pa
     rows = f"[{PAIRS.format(shared=shared).replace('limit = 16', 'limit = 8')}]"
     suite = f"preference:data={rows},max_length=512,bad_rows=0.6,reference=stories260k"
     keys = ("--model", "dtype=float32", "--model", "template=zephyr")
-    said = zkit("evaluate", weights, run / "dpo", "--suite", suite, "--output", tmp_path / "out", *keys, code=2)
-    assert "is of a run, whose preset says how its models are loaded" in said
-    zkit("evaluate", weights, "--suite", suite.replace(",reference=stories260k", ""), "--output", tmp_path / "out", *keys)
+    zkit("evaluate", weights, run / "dpo", run, "--stage", "sft", "--suite", suite, *keys, code=2)
+    zkit("evaluate", weights, run / "dpo", "--suite", suite, "--output", tmp_path / "out", *keys)
     (facts,) = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/evaluation.json")]
-    (row,) = [each["rows"]["stories260k"] for each in facts["evaluations"]]
-    assert row["reward accuracy"] is None
-    assert row["likelihood accuracy"] is not None
+    rows_of = facts["evaluations"][0]["rows"]
+    assert list(rows_of) == ["stories260k", "run/dpo"]
+    assert rows_of["stories260k"]["reward accuracy"] is None
+    assert rows_of["stories260k"]["likelihood accuracy"] is not None
+    assert rows_of["run/dpo"]["margin"] is not None
 
 
 @pytest.mark.parametrize(
@@ -221,9 +222,11 @@ def test_models_of_no_run_are_measured_beside_those_of_one(run: Path, shared: Pa
         (["nowhere/at/all", "--suite", "lm-eval"], 2, "there is no such folder"),
         (["RUN", "--suite", "perplexty"], 2, "did you mean `perplexity`"),
         (["RUN", "--stage", "spo", "--suite", "lm-eval"], 2, "has no trained stage `spo`; did you mean"),
-        (["RUN", "--suite", 'mt-bench:judge={use="openai",model="m",base_url="http://127.0.0.1:9/v1"}'], 1, "needs `questions`; MT-Bench's"),
+        (["RUN", "--suite", 'mt-bench:judge={use="openai",model="m",base_url="http://127.0.0.1:9/v1"}'], 1, "needs `questions`; MT-Bench"),
+        (["RUN", "--model", "dtype=float32", "--suite", "lm-eval"], 2, "is of a run, whose preset says how its models are loaded"),
+        (["RUN/dpo", "--stage", "sft", "--suite", "lm-eval"], 2, "is of one stage already; give the run's folder"),
         (["RUN", "--suite", "alpaca-eval"], 1, "tatsu-lab/alpaca_eval"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_a_model_is_loaded(words, code, told, run):
-    assert told in zkit("evaluate", *[run if word == "RUN" else word for word in words], code=code)
+    assert told in zkit("evaluate", *[word.replace("RUN", str(run)) for word in words], code=code)

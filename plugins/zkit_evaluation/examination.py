@@ -88,7 +88,6 @@ class Examination:
                     turns[question.id] += (NO_ANSWER if text is None else text,)
             found[name] = turns
             write_lines(file_of(self.folder / "model_answer", name), [_answer_row(name, each, turns[each]) for each in turns])
-        self._shown.update(found)
         return {**found, **self.others}
 
     def singles(self, answers: Answers) -> list[Row]:
@@ -127,14 +126,10 @@ class Examination:
         names = {"win rate": "win_rate_adjusted", "wins": "win", "losses": "loss", "ties": "tie"}
         return {model: {shown: found[key] for shown, key in names.items()} for model, found in results.items()}
 
-    def samples(self) -> list[dict[str, str]]:
+    def samples(self, answers: Answers) -> list[dict[str, str]]:
         """The first answers of the models that are measured."""
         first = self.questions[:NUM_SAMPLES]
-        return [{"prompt": each.turns[0], **{name: turns[each.id][0] for name, turns in self._shown.items()}} for each in first]
-
-    @cached_property
-    def _shown(self) -> dict[str, Mapping[int | str, Turns]]:
-        return {}
+        return [{"prompt": each.turns[0], **{name: answers[name][each.id][0] for name in self.models}} for each in first]
 
     @cached_property
     def _desk(self) -> Desk:

@@ -89,7 +89,7 @@ class LmEval:
         with _quiet():
             asking = self._asking()
             for name, subject in models.items():
-                results = {task: asking.results(subject, self._benchmark(task), folder / "requests") for task in self.tasks}
+                results = asking.results(subject, {task: self._benchmark(task) for task in self.tasks}, folder / "requests")
                 place = folder / "results" / f"{name.replace('/', '--')}.json"
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_text(place, json.dumps(results, indent=1, default=str))

@@ -58,26 +58,30 @@ class Asking:
         """Whether there is such a task."""
         return name in self.tasks.all_tasks
 
-    def results(self, subject: Subject, benchmark: Benchmark, kept: Path) -> dict[str, Any]:
-        """What lm_eval finds, by task and metric; answers are kept in files of `kept` under the model's content."""
-        settings = self.settings
-        fewshot = settings.fewshot if settings.fewshot is not None else None if benchmark.fewshot < 0 else benchmark.fewshot
+    def results(self, subject: Subject, benchmarks: Mapping[str, Benchmark], kept: Path) -> dict[str, Any]:
+        """What lm_eval finds of each, by task and metric; answers are kept in a file of `kept` under the model's content."""
         tokens = getattr(subject.tokenizer, "tokens", None)
         if tokens is None:
             raise ZkitError("suite lm-eval: needs a model whose tokenizer is one of transformers (its backend's has no `tokens`)")
         share = bool(getattr(subject.backend, "shares_prompts", True))
         with subject() as policy:
-            found: Any = simple_evaluate(
-                model=PolicyLM(policy, tokens, self.tasks, max_length=subject.max_length or MAX_LENGTH, shares_prompts=share),
-                tasks=[benchmark.task],
-                num_fewshot=fewshot,
-                limit=settings.limit,
-                apply_chat_template=settings.chat,
-                log_samples=False,
-                task_manager=self.tasks,
-                fewshot_random_seed=settings.seed,
-                use_cache=str(kept / f"{subject.content}-{'chat' if settings.chat else 'plain'}"),
-            )
+            model = PolicyLM(policy, tokens, self.tasks, max_length=subject.max_length or MAX_LENGTH, shares_prompts=share)
+            return {name: self._result(model, benchmark, kept / subject.content) for name, benchmark in benchmarks.items()}
+
+    def _result(self, model: PolicyLM, benchmark: Benchmark, kept: Path) -> dict[str, Any]:
+        settings = self.settings
+        own = None if benchmark.fewshot < 0 else benchmark.fewshot
+        found: Any = simple_evaluate(
+            model=model,
+            tasks=[benchmark.task],
+            num_fewshot=own if settings.fewshot is None else settings.fewshot,
+            limit=settings.limit,
+            apply_chat_template=settings.chat,
+            log_samples=False,
+            task_manager=self.tasks,
+            fewshot_random_seed=settings.seed,
+            use_cache=str(kept),
+        )
         results: dict[str, Any] = found["results"]
         return results
 

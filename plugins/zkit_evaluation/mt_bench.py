@@ -99,7 +99,8 @@ class MtBench:
         answers = examination.answers()
         singles = examination.singles(answers) if "single" in self.grading else []
         pairs = examination.pairs(answers) if "pairs" in self.grading else []
-        return self._evaluations(examination, singles, pairs)
+        table, *more = self._tables(examination, singles, pairs)
+        return [replace(table, samples=examination.samples(answers)), *more]
 
     def miniature(self, folder: Path) -> MtBench:
         """Four questions of our own, short answers, a judge that is offline, and no failure that is too many."""
@@ -109,7 +110,7 @@ class MtBench:
         mine: dict[str, Any] = {"questions": str(write_questions(folder)), "references": None, "prompts": None, "answers": ()}
         return replace(self, judge=judge, against=None, max_new_tokens=16, max_failed=1.0, **mine)
 
-    def _evaluations(self, examination: Examination, singles: Sequence[Any], pairs: Sequence[Any]) -> list[Evaluation]:
+    def _tables(self, examination: Examination, singles: Sequence[Any], pairs: Sequence[Any]) -> list[Evaluation]:
         from zkit_evaluation.examination import paired_columns, score_intervals
         from zkit_evaluation.fast_chat import category_scores, single_scores
 
@@ -135,7 +136,7 @@ class MtBench:
             columns |= paired_columns(f"{whom}, both orders; {remark}")
             _merge(rows, examination.paired(pairs))
         intervals = score_intervals(singles, seed=self.seed)
-        return [Evaluation("MT-Bench", columns, rows, examination.samples(), intervals), *found]
+        return [Evaluation("MT-Bench", columns, rows, intervals=intervals), *found]
 
 
 def _merge(rows: dict[str, dict[str, float | None]], more: Mapping[str, Mapping[str, float | None]]) -> None:

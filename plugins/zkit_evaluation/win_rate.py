@@ -14,7 +14,6 @@ from zephyr_kit.config import suggest
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Case, Evaluation, Failure, Judge, Judgement, Request, Sampling, Tokenizer
 from zkit_evaluation.replies import NUM_SAMPLES, Share, Writing, ask, desk_for, write_lines
-from zkit_evaluation.scoring import portion_problems
 
 if TYPE_CHECKING:
     from zephyr_kit.desk import Desk
@@ -68,10 +67,10 @@ class WinRate(Writing):
             raise ValueError("needs at least one table in `prompts`")
 
     def problems(self) -> Sequence[str]:
-        """What stands in the way of prompts and judge."""
+        """What stands in the way of the judge."""
         from zephyr_kit.devices import find_device
 
-        return [*portion_problems(self.prompts), *self.judge.problems(find_device())]
+        return self.judge.problems(find_device())
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Ask every model, then the judge; both stand in files of `folder`."""

@@ -76,9 +76,13 @@ def evaluate(
 
 def _refuse(suites: list[Suite], subjects: Mapping[str, Subject]) -> None:
     """Raise with all that stands in the way, before anything is loaded."""
+    from zephyr_kit.gathered import portions_in
     from zephyr_kit.preflight import NotReady
 
-    found = [line for suite in suites for line in suite.problems()]
+    portions = [portion for suite in suites for each in portions_in(suite).values() for portion in each]
+    found = [line for portion in portions for line in portion.source.problems()]
+    found += [line for portion in portions for each in portion.filters for line in each.problems()]
+    found += [line for suite in suites for line in suite.problems()]
     found += [line for one in subjects.values() for line in one.backend.problems(one.device, start=one.start)]
     if found:
         raise NotReady("\n".join(["cannot be measured here:", *(f"  - {line}" for line in dict.fromkeys(found))]))

@@ -27,12 +27,15 @@ def find_models(
     places: Sequence[str], plugins: Plugins, make: Make, *, stages: Sequence[str], base: bool, keys: Sequence[str]
 ) -> dict[str, Subject]:
     """Each model by a name of its own; `stages` are those wanted of runs, `keys` more of the table of models that no run has made."""
+    if keys and all(map(run_of, places)):
+        raise PresetError(f"--model {keys[0]}: {places[0]} is of a run, whose preset says how its models are loaded")
     found: dict[str, Subject] = {}
     for place in places:
         models = _models_at(place, plugins, make, stages=stages, base=base, keys=keys)
         for name, subject in models.items():
-            alone = len(places) == 1 or (len(models) == 1 and name not in found)
-            found[name if alone else f"{run_of(place) or place}/{name}"] = subject
+            run = run_of(place)
+            told = name if len(places) == 1 or run is None else f"{run.name}/{name}"
+            found[told if told not in found else f"{place}/{name}"] = subject
     return found
 
 
@@ -48,9 +51,9 @@ def _models_at(
     run = run_of(place)
     if run is None:
         return {Path(place).name: _of_no_run(place, plugins, make, keys)}
-    if keys:
-        raise PresetError(f"--model {keys[0]}: {place} is of a run, whose preset says how its models are loaded")
     within = Path(place).absolute().relative_to(run.absolute()).parts[:1]
+    if within and stages:
+        raise PresetError(f"--stage {stages[0]}: {place} is of one stage already; give the run's folder, {run}")
     return _of_run(run, load(run / PRESET, plugins.offers), make, stages=within or stages, base=base)
 
 
