@@ -103,6 +103,13 @@ def test_the_command_line_names_suites_with_their_keys(tmp_path: Path):
             read_suites([wrong], offers)
 
 
+def test_a_secret_in_a_suite_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-0123456789abcdef0123456789")
+    with pytest.raises(PresetError, match="holds the value of the environment variable JUDGE_API_KEY") as told:
+        read_suites(['mt-bench:judge={use="openai",model="m",extra={token="sk-0123456789abcdef0123456789"}}'], Plugins().offers)
+    assert "sk-0123" not in str(told.value)
+
+
 def test_folders_of_equal_suites_are_numbered_and_an_evaluation_survives_json():
     assert folder_names(["a", "b", "a"]) == ["a", "b", "a-2"]
     facts = {"title": "t", "columns": {"x": "y"}, "rows": {"m": {"x": 1.0}}, "samples": [], "intervals": {"m": {"x": [0.5, 1.5]}}}

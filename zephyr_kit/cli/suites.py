@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zephyr_kit.changes import apply_changes
 from zephyr_kit.config import USE, Builder, Offers, PresetError
 from zephyr_kit.preset import read_toml
+from zephyr_kit.redaction import names_of_secrets_in
 
 if TYPE_CHECKING:
     from zephyr_kit.protocols import Suite
@@ -26,6 +28,8 @@ def read_suites(given: Sequence[str], offers: Offers) -> list[tuple[str, Suite, 
             builder = Builder(offers, file, origins)
             suite: Suite = builder.convert(Suite, table, "suite")
             settings = {setting.path.removeprefix("suite."): setting.value for setting in builder.settings}
+            for secret in names_of_secrets_in(json.dumps(settings, ensure_ascii=False, default=str)):
+                raise PresetError(f"{file}: holds the value of the environment variable {secret}, which would be written with the results")
             found.append((settings[USE], suite, settings))
     return found
 
