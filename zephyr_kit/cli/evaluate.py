@@ -47,7 +47,7 @@ def evaluate(
     output: Path | None,
     device: str,
 ) -> None:
-    """Measure the models of a run, or any others, and go on where it stood if it was killed."""
+    """Measure the models of a run, or any others. What was killed goes on."""
     from zephyr_kit.answers import Answers
     from zephyr_kit.cache import cache_folder, cache_in_use
     from zephyr_kit.cli.models import find_models, run_of
