@@ -15,17 +15,19 @@ PATH = re.compile(r"[^.\[\]\s]+(\.[^.\[\]\s]+|\[\d+\])*")
 STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 
-def apply_changes(table: Mapping[str, Any], changes: Iterable[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
+def apply_changes(
+    table: Mapping[str, Any], changes: Iterable[str], file: str, *, option: str = "--set"
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The table with each `path.to.key=value` set, and the origin of every path that was."""
     changed, origins = _copy(table), {}
     for change in changes:
         path, equals, text = (part.strip() for part in change.partition("="))
         if not equals or not PATH.fullmatch(path):
-            raise PresetError(f"--set {change}: write it as path.to.key=value, as in stages.dpo.objective.beta=0.05")
+            raise PresetError(f"{option} {change}: write it as path.to.key=value, as in stages.dpo.objective.beta=0.05")
         try:
             _set(changed, path, _value(text))
         except LookupError as error:
-            raise PresetError(f"{file}: --set {change}: {error.args[0]}") from error
+            raise PresetError(f"{file}: {option} {change}: {error.args[0]}") from error
         origins[path] = COMMAND_LINE
     return changed, origins
 

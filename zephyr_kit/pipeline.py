@@ -20,6 +20,7 @@ from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
+from zephyr_kit.evaluating import evaluate, folder_names, read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
@@ -33,8 +34,9 @@ from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
 from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
-from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
+from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
+from zephyr_kit.subjects import Subject, lineage
 from zephyr_kit.training import Training
 from zephyr_kit.world import World
 
@@ -90,7 +92,7 @@ class Pipeline:
                 if isinstance(stage.task, TrainStage):
                     trained.append(self._train(stage, stage.task, trained, forecasts))
                 elif isinstance(stage.task, EvaluateStage):
-                    evaluations += self._evaluate(stage, stage.task, trained)
+                    evaluations += self._evaluate(stage, stage.task, trained, answers)
                 else:
                     self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
             self.world.word()
@@ -139,7 +141,7 @@ class Pipeline:
                 models[stage.name] = digest((folder.key() if standing else None) or key)
                 before = Trained(stage, folder.model, models[stage.name])
             elif isinstance(task, EvaluateStage):
-                key = evaluation_key(stage, models)
+                key = evaluation_key(stage, task, models)
             else:
                 key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
             yield stage, key
@@ -296,18 +298,22 @@ class Pipeline:
         start = Start(before.folder if before else None, seed=self.preset.seed)
         return Bench(self.device, answers, self._opener(before.stage if before else stage, start), own_key)
 
-    def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained]) -> list[Evaluation]:
-        folder = self._open(stage, evaluation_key(stage, {one.stage.name: one.key for one in trained}))
+    def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained], answers: Answers) -> list[Evaluation]:
+        folder = self._open(stage, evaluation_key(stage, task, {one.stage.name: one.key for one in trained}))
         done = folder.done()
         if done is None:
             self._note_work(stage)
-            tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
-            models = {one.stage.name: self._opener(one.stage, Start(one.folder)) for one in trained}
-            with self.narrator.track("measuring"):
-                measured = [suite.evaluate(models, tokenizer, folder.path) for suite in task.suites]
-            done = {"evaluations": [plain(evaluation) for evaluation in measured]}
+            base = Subject(trained[0].stage.model, Start(seed=self.preset.seed), self.device, answers, self.narrator)
+            models = lineage(base, [(one.stage.name, one.stage.model, one.folder) for one in trained])
+            measured = {BASE: base, **models} if task.base else models
+            names = folder_names([stage.settings[f"suites[{number}].use"] for number in range(len(task.suites))])
+            found = []
+            for name, suite in zip(names, task.suites, strict=True):
+                self.narrator.say(f"measuring: {name}")
+                found += evaluate(suite, measured, folder.path / name)
+            done = {"evaluations": [plain(evaluation) for evaluation in found]}
             folder.finish(done)
-        return [Evaluation(**evaluation) for evaluation in done["evaluations"]]
+        return [read_evaluation(evaluation) for evaluation in done["evaluations"]]
 
     def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
         @contextmanager

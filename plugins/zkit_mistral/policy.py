@@ -18,7 +18,7 @@ from zkit_mistral.activations import Mover, on_the_host
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
-from zkit_mistral.head import target_logp
+from zkit_mistral.head import is_likeliest, target_logp
 from zkit_mistral.noise import noisy
 from zkit_mistral.quiet import quiet
 from zkit_mistral.tokenizer import ChatTokenizer
@@ -79,6 +79,12 @@ class MistralPolicy:
     def score(self, batch: Batch) -> Tensor:
         logp_M: Tensor = self._scorer(batch)
         return logp_M
+
+    def likeliest(self, batch: Batch) -> Tensor:
+        """Whether each target is the token that greedy decoding would write, (M,)."""
+        causal = bare(self.module.model)
+        hidden_TD = self.module.hidden(causal, batch)
+        return is_likeliest(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
     def keep_reference(self) -> None:
         if self.adapters is not None:

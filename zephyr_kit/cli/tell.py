@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -90,7 +91,8 @@ class Teller:
         for name in evaluation.columns:
             table.add_column(name, justify="right")
         for model, values in evaluation.rows.items():
-            table.add_row(model, *(figure(values.get(name)) for name in evaluation.columns))
+            within = evaluation.intervals.get(model, {})
+            table.add_row(escape(model), *(figure(values.get(name), within.get(name)) for name in evaluation.columns))
         self.console.print()
         self.console.print(table)
         for name, meaning in evaluation.columns.items():
@@ -120,6 +122,7 @@ def shown(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {as_text(metrics[key])}" for key, name in SHOWN.items() if key in metrics)
 
 
-def figure(value: float | None) -> str:
-    """A cell of a table."""
-    return "–" if value is None else f"{value:.3f}"
+def figure(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A cell of a table, with the interval that the value lies in."""
+    told = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return told if interval is None else f"{told} ({interval[0]:.3f} – {interval[1]:.3f})"
