@@ -23,7 +23,8 @@ STDOUT = Path("-")
 def report(runs: tuple[Path, ...], ending: str, out: Path | None, opens: bool) -> None:  # noqa: FBT001  click's way
     """Write what runs did, on one page that needs no network.
 
-    The pipeline, curves, data, evaluations, answers side by side, costs, and what went wrong. RUN is a folder that `zkit run` wrote, finished or not. Several are laid over each other, with where their presets differ.
+    The pipeline, curves, data, evaluations, answers side by side, costs, and what went wrong. RUN is a folder that `zkit run` wrote,
+    finished or not. Several are laid over each other, with where their presets differ.
     """
     from zephyr_kit.facts import read_run, told_apart
     from zephyr_kit.report import FORMATS
