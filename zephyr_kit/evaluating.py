@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
-from zephyr_kit.keys import digest, what_is_read
+from zephyr_kit.keys import what_is_read
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite
-from zephyr_kit.runs import as_json, surroundings, write_json
+from zephyr_kit.runs import as_json, digest, surroundings, write_json
 from zephyr_kit.subjects import Subject
 
 RESULT = "evaluation.json"

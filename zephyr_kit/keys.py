@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -73,11 +71,6 @@ def what_is_read(suite: Suite) -> dict[str, Any]:
     rows = {key: _fingerprints(portions) for key, portions in portions_in(suite).items()}
     files: dict[str, Any] = dict(suite.fingerprint()) if hasattr(suite, "fingerprint") else {}
     return {**rows, **files}
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """Stands for a key."""
-    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

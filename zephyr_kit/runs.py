@@ -2,9 +2,10 @@
 
     RUN/preset.toml            the preset, with the changes of the command line
     RUN/settings.json          every resolved value, and where it came from
-    RUN/run.json               versions and machine, each time a stage was worked on; changes that were accepted
+    RUN/run.json               each time a stage was worked on: versions, machine, time, how it ended; changes that were accepted
+    RUN/report.html            what is known of it on one page; report.md is the same as text
     RUN/STAGE/key.json         what the stage's result depends on
-    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
+    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -216,6 +218,11 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def as_json(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists."""
     return json.loads(json.dumps(value))
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """Stands for a key."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def surroundings() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
+from zephyr_kit.cli.report import report
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
@@ -41,7 +42,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, evaluate, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, launch, plan, preview, evaluate, report, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -47,4 +47,4 @@ class Evaluation:
     samples: Sequence[Mapping[str, str]] = ()
     """A few prompts with each model's reply, under `prompt` and the model's name."""
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
-    """Model, measure, and between which values it lies with a confidence of 95 %, where that is known."""
+    """Model, measure, and the lower and the upper end of where its value may lie, at 95 % unless the measure's meaning says otherwise."""
