@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -31,7 +30,7 @@ from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_r
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, notes_of, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
@@ -78,10 +77,12 @@ class Pipeline:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             outdated = self._refuse_changes(answers)
+            self._take_over(answers)
             forecasts = self._check_data(answers)
             tasks = {stage.name: stage.task for stage in self._stages if isinstance(stage.task, TrainStage)}
             refuse_full_disk([(tasks[name], forecast) for name, forecast in forecasts.items()], self.folder)
             self._set_aside(outdated)
+            self._take_over(answers)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
@@ -160,6 +161,17 @@ class Pipeline:
         for name in reversed(outdated.stages):
             self.folder.set_aside(name)
 
+    def _take_over(self, answers: Answers) -> None:
+        """Stages that another run has finished are taken from it, up to the first that has to be made."""
+        for stage, key in self._keys(answers) if self.folder.pool else ():
+            place = self.folder.take_over(stage.name, key)
+            if place is not None:
+                self.narrator.say(f"stage {stage.name}: the very same was made in {place}, and is taken from there")
+                made = (note for note in notes_of(place.parent) if note["stage"] == stage.name)
+                self._note(*({**note, "taken_from": str(place)} for note in made))
+            elif not self.folder.stage(stage.name).is_done(key):
+                break
+
     def _outdated(self, answers: Answers) -> Iterator[Stage]:
         """Stages that stand in the folder as they would not be made now."""
         names: set[str] = set()
@@ -222,19 +234,14 @@ class Pipeline:
         """Add to `run.json` with what, and where, a stage is worked on; tell what of it is not as it was when the stage was begun."""
         self.narrator.say(f"stage {stage.name}")
         note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
-        before = [each for each in self._notes() if each["stage"] == stage.name and "command" in each]
+        before = [each for each in notes_of(self.folder.path) if each["stage"] == stage.name and "command" in each]
         if before and self.folder.stage(stage.name).is_begun:
             for line in differences({**before[-1], "command": None}, {**as_json(note), "command": None}):
                 self.narrator.say(f"not as at its last start, and allowed: {line}")
         self._note(note)
 
-    def _notes(self) -> list[dict[str, Any]]:
-        notes = self.folder.path / "run.json"
-        found: list[dict[str, Any]] = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-        return found
-
     def _note(self, *facts: Mapping[str, Any]) -> None:
-        write_json(self.folder.path / "run.json", [*self._notes(), *facts])
+        write_json(self.folder.path / "run.json", [*notes_of(self.folder.path), *facts])
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
