@@ -25,6 +25,7 @@ from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
+from zephyr_kit.cli.sweep import sweep
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import own_signs
@@ -40,7 +41,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, sweep, launch, plan, preview, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -1,0 +1,218 @@
+"""Sweeps: every combination, what is equal made once, mean and spread over seeds; killed and continued; a failure named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zephyr_kit import cli
+from zephyr_kit.cli import child
+from zephyr_kit.config import PresetError
+from zephyr_kit.metrics import MetricLog
+from zephyr_kit.spread import Spread, figures_of
+from zephyr_kit.sweep import Axis, combinations, short_names
+
+TINY = """
+name = "tiny"
+[model]
+use = "mistral"
+dtype = "float32"
+template = "zephyr"
+[model.scratch]
+vocabulary = 300
+width = 16
+layers = 1
+heads = 2
+kv_heads = 1
+mlp_width = 16
+context = 512
+text = [{ use = "quickstart", part = "text", count = 20 }]
+[stages.sft]
+objective = "sft"
+data = [{ use = "quickstart", part = "chat", count = 8 }]
+max_length = 512
+train = { steps = 2, examples_per_step = 4, learning_rate = 1e-3 }
+[stages.dpo]
+objective = { use = "dpo", beta = 0.1 }
+data = [{ use = "jsonl", path = "PAIRS" }]
+held_out = [{ use = "jsonl", path = "PAIRS", limit = 4 }]
+max_length = 512
+train = { steps = 3, examples_per_step = 4, learning_rate = 1e-2 }
+"""
+BETAS = "stages.dpo.objective.beta=0.01,0.1,1.0"
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("preset")
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"{n}, with pleasure.", "rejected": "No." * (n % 3 + 1)} for n in range(8)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    file = folder / "tiny.toml"
+    file.write_text(TINY.replace("PAIRS", str(folder / "pairs.jsonl")), "utf-8")
+    return file
+
+
+def here(arguments):
+    """In this process, in place of one of its own."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    return child.Ended(caught.value.code, "it cannot be done" if caught.value.code else "")
+
+
+def sweep(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["sweep", *map(str, arguments)])
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def swept(preset, tmp_path_factory):
+    """Three betas and two seeds, and all that was said."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch, (folder / "said.txt").open("w") as said:
+        patch.setattr(child, "zkit", here)
+        patch.setenv("ZKIT_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "stdout", said)
+        assert sweep(preset, "--grid", BETAS, "--grid", "seed=1,2", "--output", folder / "sweep") == 0
+    return folder / "sweep", (folder / "said.txt").read_text("utf-8")
+
+
+def test_what_is_equal_is_made_once(swept):
+    folder, said = swept
+    told = json.loads((folder / "sweep.json").read_text("utf-8"))
+    assert [run["name"] for run in told["runs"]] == [f"beta-{beta}_seed-{seed}" for beta in ("0.01", "0.1", "1.0") for seed in (1, 2)]
+    assert {run["state"] for run in told["runs"]} == {"finished"}
+    assert [list(run["taken"]) for run in told["runs"]] == [[], [], ["sft"], ["sft"], ["sft"], ["sft"]]
+    assert said.count("sft step 2/2") == 2
+    for seed in (1, 2):
+        weights = {(folder / f"beta-{beta}_seed-{seed}" / "sft" / "model" / "model.safetensors").read_bytes() for beta in ("0.01", "0.1", "1.0")}
+        assert len(weights) == 1
+    assert said.count("reference scores of data: 0 completions known, 16 to score") == 2
+    assert said.count("reference scores of data: 16 completions known, 0 to score") == 4
+
+
+def test_a_taken_stage_tells_where_it_was_made(swept):
+    folder, _ = swept
+    notes = json.loads((folder / "beta-1.0_seed-2" / "run.json").read_text("utf-8"))
+    taken = [note for note in notes if note["stage"] == "sft"]
+    assert [Path(note["taken_from"]).relative_to(folder).parts for note in taken] == [("beta-0.01_seed-2", "sft")]
+    assert taken[0]["packages"]["torch"]
+
+
+def test_the_report_has_mean_and_spread_over_seeds(swept):
+    folder, _ = swept
+    told = json.loads((folder / "sweep.json").read_text("utf-8"))
+    page = (folder / "sweep.md").read_text("utf-8")
+    for setting in told["settings"]:
+        beta = setting["choices"]["stages.dpo.objective.beta"]
+        logs = [MetricLog(folder / f"beta-{beta}_seed-{seed}" / "dpo" / "metrics.jsonl") for seed in (1, 2)]
+        losses = [next(line["held_out/loss"] for line in log.lines() if "held_out/loss" in line) for log in logs]
+        spread = setting["stages"]["dpo"]["held_out/loss"]
+        assert spread["count"] == 2
+        assert spread["mean"] == pytest.approx(statistics.fmean(losses))
+        assert spread["deviation"] == pytest.approx(statistics.stdev(losses)) != 0
+        assert f"| beta = {beta} | 2 | {Spread.of(losses)} |" in page
+    assert "Made 2 times, for 6 runs." in page
+
+
+def test_the_same_command_starts_nothing_anew_and_a_larger_grid_only_what_is_new(swept, preset, monkeypatch, tmp_path, capsys):
+    folder, _ = swept
+    shutil.copytree(folder, tmp_path / "sweep")
+    monkeypatch.setattr(child, "zkit", here)
+    assert sweep(preset, "--grid", BETAS, "--grid", "seed=1", "--output", tmp_path / "sweep") == 0
+    said = capsys.readouterr().out
+    assert "step" not in said
+    assert said.count("stage dpo: done before, nothing changed") == 3
+    assert sweep(preset, "--grid", "stages.dpo.objective.beta=0.5", "--grid", "seed=1,3", "--output", tmp_path / "sweep", "--table") == 0
+    assert "2 combinations: 2 not finished" in (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
+
+
+def test_a_failed_combination_loses_no_other_and_is_named(preset, tmp_path, capfd):
+    """Each in a process of its own; and no SFT at all, as in the paper's ablation."""
+    grid = ("--grid", "stages.sft=false", "--grid", "stages.dpo.train.learning_rate=1e30,1e-3")
+    assert sweep(preset, *grid, "--set", "stages.dpo.train.steps=4", "--output", tmp_path / "sweep") == 1
+    error = capfd.readouterr().err
+    assert "1 of 2 combinations failed; the same command tries them again:\n  sft-false_learning_rate-1e30: stages.dpo, step " in error
+    bad, good = json.loads((tmp_path / "sweep" / "sweep.json").read_text("utf-8"))["runs"]
+    assert (bad["state"], good["state"]) == ("failed", "finished")
+    assert "no finite loss or gradient" in bad["reason"]
+    assert sorted(good["stages"]) == ["dpo"]
+    assert f"- `{bad['name']}` failed: {bad['reason']}" in (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
+
+
+def test_asked_to_stop_it_passes_that_on_and_goes_on_later(preset, tmp_path, monkeypatch, capsys):
+    arguments = ("sweep", str(preset), "--grid", "seed=1,2", "--set", "stages.sft.train.steps=150", "--output", str(tmp_path / "sweep"))
+    command = [sys.executable, "-m", "zephyr_kit", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        metrics = tmp_path / "sweep" / "seed-1" / "sft" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert list((tmp_path / "sweep" / "seed-1" / "sft" / "checkpoints").iterdir())
+    assert "2 not finished" in (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
+    assert not (tmp_path / "sweep" / "seed-2").exists()
+    monkeypatch.setattr(child, "zkit", here)
+    assert sweep(*arguments[1:], "--max-time", "5m") == 0
+    assert "going on after step " in capsys.readouterr().out
+
+
+def test_through_a_launcher_those_with_a_first_stage_in_common_wait_for_each_other(preset, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/nowhere")
+    grid = ("--grid", "stages.dpo.objective.beta=0.1,0.2", "--grid", "seed=1,2")
+    assert sweep(preset, *grid, "--launcher", "slurm", "--device", "cpu", "--devices", "1", "--option", "partition=long", "--output", tmp_path) == 0
+    scripts = {script.parent.name: script.read_text("utf-8") for script in tmp_path.glob("*/slurm.sh")}
+    assert len(scripts) == 4
+    for name, script in scripts.items():
+        assert f"#SBATCH --job-name=zkit-tiny-{name.partition('_')[2]}\n" in script
+        assert "#SBATCH --dependency=singleton" in script
+        assert "#SBATCH --partition=long" in script
+        assert f"--reuse {tmp_path}" in script
+        assert f"--set seed={name[-1]}" in script
+
+
+# The grid
+
+
+def test_a_comma_in_brackets_or_quotes_parts_nothing():
+    text = 'stages.dpo.objective={use="dpo",beta=0.1},"ipo, it is",[1,[2,3]]'
+    assert Axis.parse(text) == Axis("stages.dpo.objective", ('{use="dpo",beta=0.1}', '"ipo, it is"', "[1,[2,3]]"))
+
+
+@pytest.mark.parametrize("text", ["seed", "seed=", "seed=1,,2", "=1", "seed=1,1"])
+def test_what_is_no_axis_is_refused(text):
+    with pytest.raises(PresetError, match="--grid "):
+        Axis.parse(text)
+
+
+def test_names_are_short_distinct_and_fit_for_folders():
+    keys = ["stages.sft.train.epochs", "stages.dpo.train.epochs", "seed"]
+    assert short_names(keys) == {keys[0]: "sft.train.epochs", keys[1]: "dpo.train.epochs", "seed": "seed"}
+    found = combinations([Axis("a.path", ("x/y", "x y", "x-y"))])
+    assert len({one.name for one in found}) == 3
+    assert all("/" not in one.name and " " not in one.name for one in found)
+    assert found[2].name == "path-x-y"
+    with pytest.raises(PresetError, match="twice"):
+        combinations([Axis("seed", ("1",)), Axis("seed", ("2",))])
+
+
+def test_one_value_has_no_spread():
+    assert str(Spread.of([0.5])) == "0.5"
+    assert str(Spread.of([0.5, 0.5])) == "0.5000 ± 0.0000"
+    assert str(Spread.of([1.0, 3.0])) == "2.0 ± 1.4"
+
+
+def test_the_figures_of_an_evaluation_are_those_of_each_model(tmp_path):
+    (tmp_path / "evaluate").mkdir()
+    done = {"evaluations": [{"rows": {"sft": {"score": 1.5, "wins": None}, "dpo": {"score": 2}}}], "files": {}}
+    (tmp_path / "evaluate" / "done.json").write_text(json.dumps(done))
+    assert figures_of(tmp_path) == {"evaluate": {"sft: score": 1.5, "dpo: score": 2.0}}
