@@ -117,11 +117,26 @@ def _run(
     if not smoke:
         pipeline.check()
         make_folder(folder)
+    _follow_with(plugins, preset, teller)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}{f', {world.size} of them' if world.size > 1 else ''}")
     if others := plugins.third_parties():
         teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
     evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
+
+
+def _follow_with(plugins: Plugins, preset: Preset, teller: Teller) -> None:
+    """Have the preset's trackers observe the run; say what is to leave this machine."""
+    from zephyr_kit.protocols import Tracker
+    from zephyr_kit.tracking import Tracking
+
+    names = {cls: name for name, cls in plugins.offered(Tracker).items()}
+    for number, tracker in enumerate(preset.track):
+        name = names[type(tracker)]
+        plugins.add(Tracking(tracker), f"track[{number}] ({name})")
+        destination = tracker.destination()
+        if destination is not None:
+            teller.say(f"{name}: the figures of every step, and the settings of every stage that trains, go to {destination}")
 
 
 def _refuse_secrets(preset: Preset) -> None:

@@ -22,6 +22,7 @@ from zephyr_kit.protocols.model import (
     updates_bfloat16,
 )
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
+from zephyr_kit.protocols.track import Track, Tracker
 
 __all__ = [
     "INLINE",
@@ -53,6 +54,8 @@ __all__ = [
     "Start",
     "Suite",
     "Tokenizer",
+    "Track",
+    "Tracker",
     "Verdict",
     "num_units",
     "updates_bfloat16",
