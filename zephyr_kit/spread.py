@@ -67,27 +67,27 @@ def settings_of(outcomes: Sequence[Outcome]) -> list[Setting]:
 
 def figures_of(run: Path) -> dict[str, dict[str, float]]:
     """For each finished stage of a run, the figures that it ended with."""
-    marks = sorted(run.glob("*/done.json"), key=lambda mark: (mark.stat().st_mtime_ns, mark.parent.name))
+    marks = sorted(run.glob("*/done.json"))
     found = {mark.parent.name: _figures(json.loads(mark.read_text("utf-8"))) for mark in marks}
     return {stage: figures for stage, figures in found.items() if figures}
 
 
-def write_sweep(folder: Path, title: str, outcomes: Sequence[Outcome]) -> Path:
-    """Write `sweep.json` and `sweep.md`."""
+def write_sweep(folder: Path, title: str, outcomes: Sequence[Outcome], stages: Sequence[str]) -> Path:
+    """Write `sweep.json` and `sweep.md`; `stages` are those of the preset, in order."""
     settings = settings_of(outcomes)
     runs = [{**_told(outcome), "stages": figures_of(outcome.folder), "taken": _taken(outcome.folder)} for outcome in outcomes]
     spreads = [{"choices": setting.choices, "stages": plain(setting.stages)} for setting in settings]
     write_json(folder / "sweep.json", {"title": title, "runs": runs, "settings": spreads})
     path = folder / "sweep.md"
-    write_text(path, "\n".join(markdown(title, outcomes, settings)))
+    write_text(path, "\n".join(markdown(title, outcomes, settings, stages)))
     return path
 
 
-def markdown(title: str, outcomes: Sequence[Outcome], settings: Sequence[Setting]) -> list[str]:
+def markdown(title: str, outcomes: Sequence[Outcome], settings: Sequence[Setting], stages: Sequence[str]) -> list[str]:
     """The sweep to read: how each run ended, what was shared, and a table for each stage."""
     lines = [f"# {title}", "", f"{_count(outcomes)}. A figure is the mean over seeds ± the standard deviation of the sample.", ""]
     lines += [f"- `{outcome.combination.name}` {outcome.state}: {outcome.reason}" for outcome in outcomes if outcome.reason]
-    for name in dict.fromkeys(name for setting in settings for name in setting.stages):
+    for name in (name for name in stages if any(name in setting.stages for setting in settings)):
         lines += ["", f"## Stage {name}", "", _shared(name, outcomes), "", *stage_table(name, settings)]
     head = ("run", "state", *outcomes[0].combination.choices)
     rows = [(f"`{one.combination.name}`", one.state, *one.combination.choices.values()) for one in outcomes]
@@ -144,7 +144,8 @@ def _taken(run: Path) -> dict[str, str]:
 def _shared(name: str, outcomes: Sequence[Outcome]) -> str:
     having = [outcome for outcome in outcomes if (outcome.folder / name / "done.json").exists()]
     taken = sum(name in _taken(outcome.folder) for outcome in having)
-    return f"Made {len(having) - taken} times, for {len(having)} runs." if taken else f"Made anew for each of {len(having)} runs."
+    made = len(having) - taken
+    return f"Made {'once' if made == 1 else f'{made} times'}, for {len(having)} {'run' if len(having) == 1 else 'runs'}."
 
 
 def _count(outcomes: Sequence[Outcome]) -> str:

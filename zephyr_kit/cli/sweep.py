@@ -93,6 +93,8 @@ def _sweep(
     from zephyr_kit.sweep import Outcome
 
     teller = Teller()
+    longest_first = sorted(presets.values(), key=lambda preset: -len(preset.stages))
+    stages = list(dict.fromkeys(stage.name for preset in longest_first for stage in preset.stages))
     outcomes = {one.name: Outcome(one, folder / one.name, _state(folder / one.name, presets[one.name])) for one in found}
     try:
         for number, one in enumerate(found if start else (), 1):
@@ -100,9 +102,9 @@ def _sweep(
             ended = start(one) if start else child.Ended(0)
             state = "failed" if ended.code else _state(folder / one.name, presets[one.name])
             outcomes[one.name] = Outcome(one, folder / one.name, state, ended.reason)
-            write_sweep(folder, title, list(outcomes.values()))
+            write_sweep(folder, title, list(outcomes.values()), stages)
     finally:
-        page = write_sweep(folder, title, list(outcomes.values()))
+        page = write_sweep(folder, title, list(outcomes.values()), stages)
     teller.say("")
     teller.say(f"sweep    {page}")
     _refuse_failures([outcome for outcome in outcomes.values() if outcome.state == "failed"], len(found))
