@@ -237,8 +237,9 @@ class Meter:
         rows: Callable[[int], Sequence[str]] = lambda _: (),
         every: float = 1.0,
         num_skipped: int = 0,
+        memory: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._num_steps, self._epoch, self._rows, self._every = num_steps, epoch, rows, every
+        self._num_steps, self._epoch, self._rows, self._every, self._memory = num_steps, epoch, rows, every, memory
         self.num_skipped = num_skipped
         self._waiting: list[Totals] = []
         self._since = time.monotonic()
@@ -259,10 +260,10 @@ class Meter:
         waiting, self._waiting = self._waiting, []
         rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values()]) for t in waiting]).tolist()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        speed = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9)
-        return [self._report(totals, row, speed) for totals, row in zip(waiting, rows, strict=True)]
+        speed, memory = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9), self._memory()
+        return [self._report(totals, row, speed, memory) for totals, row in zip(waiting, rows, strict=True)]
 
-    def _report(self, totals: Totals, row: list[float], speed: float) -> Report:
+    def _report(self, totals: Totals, row: list[float], speed: float, memory: int) -> Report:
         norm, *values = row
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
@@ -280,6 +281,7 @@ class Meter:
             speed,
             self.num_skipped,
             tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
+            memory,
         )
 
 

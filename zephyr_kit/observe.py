@@ -42,6 +42,8 @@ class Report:
     """How many steps in a row, up to this one, have changed no weight, for their loss or gradient was not finite."""
     rows: tuple[str, ...] = ()
     """Where the rows of a skipped step stand."""
+    memory: int = 0
+    """Bytes that this process holds of its device, of the host where that is a CPU; 0 where nobody has looked."""
 
     def facts(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -55,6 +57,7 @@ class Report:
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
             "tokens_per_second": round(self.tokens_per_second, 1),
+            **({"memory": self.memory} if self.memory else {}),
             **({"skipped": self.num_skipped, "rows": self.rows} if self.num_skipped else {}),
         }
 

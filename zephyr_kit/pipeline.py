@@ -23,6 +23,7 @@ from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
 from zephyr_kit.inputs import Change, changes, refuse
+from zephyr_kit.journal import Journal
 from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
@@ -30,7 +31,7 @@ from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_r
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, notes_of, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
@@ -157,7 +158,7 @@ class Pipeline:
         for name, change in outdated.changes:
             self.narrator.say(f"stage {name} runs again: {change.name}: was {change.was}, is {change.now}; it is kept under superseded/")
         if outdated.changes:
-            self._note(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
+            self._journal.add(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
         for name in reversed(outdated.stages):
             self.folder.set_aside(name)
 
@@ -167,8 +168,8 @@ class Pipeline:
             place = self.folder.take_over(stage.name, key)
             if place is not None:
                 self.narrator.say(f"stage {stage.name}: the very same was made in {place}, and is taken from there")
-                made = (note for note in notes_of(place.parent) if note["stage"] == stage.name)
-                self._note(*({**note, "taken_from": str(place)} for note in made))
+                made = (note for note in Journal(place.parent / "run.json").notes() if note["stage"] == stage.name)
+                self._journal.add(*({**note, "taken_from": str(place)} for note in made))
             elif not self.folder.stage(stage.name).is_done(key):
                 break
 
@@ -234,14 +235,20 @@ class Pipeline:
         """Add to `run.json` with what, and where, a stage is worked on; tell what of it is not as it was when the stage was begun."""
         self.narrator.say(f"stage {stage.name}")
         note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
-        before = [each for each in notes_of(self.folder.path) if each["stage"] == stage.name and "command" in each]
-        if before and self.folder.stage(stage.name).is_begun:
-            for line in differences({**before[-1], "command": None}, {**as_json(note), "command": None}):
+        if self.folder.stage(stage.name).is_begun:
+            for line in self._journal.changed_since(note):
                 self.narrator.say(f"not as at its last start, and allowed: {line}")
-        self._note(note)
+        self._journal.begin({**note, "key": digest(self.folder.stage(stage.name).key() or {})})
 
-    def _note(self, *facts: Mapping[str, Any]) -> None:
-        write_json(self.folder.path / "run.json", [*notes_of(self.folder.path), *facts])
+    @contextmanager
+    def _at_work(self, stage: Stage, **facts: Any) -> Iterator[None]:
+        self._note_work(stage, **facts)
+        with self._journal.closing_last(self.device):
+            yield
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.folder.path / "run.json")
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
@@ -251,12 +258,12 @@ class Pipeline:
         if folder.done() is None:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
-            self._note_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size)
-            if stage.remark:
-                self.narrator.say(f"stage {stage.name}: {stage.remark}")
-            settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
-            self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
-            self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
+            with self._at_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size, **_arithmetic(forecast)):
+                if stage.remark:
+                    self.narrator.say(f"stage {stage.name}: {stage.remark}")
+                settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
+                self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
+                self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
         return Trained(stage, folder.model, digest(key))
 
     def _training(self, stage: Stage, task: TrainStage, folder: StageFolder, start: Start, before: tuple[str, ...] = ()) -> Training:
@@ -289,11 +296,11 @@ class Pipeline:
         folder = self._open(stage, gathering_key(task, bench, seed=self.preset.seed, plugins=self.plugins))
         if folder.done() is not None:
             return
-        self._note_work(stage)
-        if isinstance(task, FeedbackStage):
-            Feedback(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
-        else:
-            Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+        with self._at_work(stage):
+            if isinstance(task, FeedbackStage):
+                Feedback(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+            else:
+                Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
 
     def _bench(self, stage: Stage, answers: Answers, before: Trained | None) -> Bench:
         """With the model of the stage before; where none trains before, with that of [model] itself."""
@@ -307,13 +314,12 @@ class Pipeline:
         folder = self._open(stage, evaluation_key(stage, {one.stage.name: one.key for one in trained}))
         done = folder.done()
         if done is None:
-            self._note_work(stage)
             tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
             models = {one.stage.name: self._opener(one.stage, Start(one.folder)) for one in trained}
-            with self.narrator.track("measuring"):
+            with self._at_work(stage), self.narrator.track("measuring"):
                 measured = [suite.evaluate(models, tokenizer, folder.path) for suite in task.suites]
-            done = {"evaluations": [plain(evaluation) for evaluation in measured]}
-            folder.finish(done)
+                done = {"evaluations": [plain(evaluation) for evaluation in measured]}
+                folder.finish(done)
         return [Evaluation(**evaluation) for evaluation in done["evaluations"]]
 
     def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
@@ -339,3 +345,11 @@ class Pipeline:
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
         return folder
+
+
+def _arithmetic(forecast: Forecast | None) -> dict[str, float]:
+    """Operations a token, as the plan's rehearsal of the largest batch has counted them."""
+    if forecast is None:
+        return {}
+    here = forecast.rehearsal
+    return {"flops_per_token": here.flops / here.num_tokens, "reference_flops_per_token": here.reference_flops / here.num_tokens}

@@ -246,13 +246,6 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
 
 
-def notes_of(run: Path) -> list[dict[str, Any]]:
-    """What `run.json` says: with what, and where, each stage was worked on."""
-    notes = run / "run.json"
-    found: list[dict[str, Any]] = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-    return found
-
-
 def as_json(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists."""
     return json.loads(json.dumps(value))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
+from zephyr_kit.journal import Journal
 from zephyr_kit.markdown import figure, table
 from zephyr_kit.metrics import HELD_OUT
-from zephyr_kit.runs import notes_of, write_json, write_text
+from zephyr_kit.runs import write_json, write_text
 from zephyr_kit.sweep import Combination, Outcome, short_names
 
 BESIDE = ("epoch", "gradient_norm", "learning_rate", "steps")
@@ -138,7 +139,7 @@ def _figures(done: Mapping[str, Any]) -> dict[str, float]:
 
 def _taken(run: Path) -> dict[str, str]:
     """The stages that the run took from others, and from where."""
-    return {note["stage"]: note["taken_from"] for note in notes_of(run) if "taken_from" in note}
+    return {note["stage"]: note["taken_from"] for note in Journal(run / "run.json").notes() if "taken_from" in note}
 
 
 def _shared(name: str, outcomes: Sequence[Outcome]) -> str:

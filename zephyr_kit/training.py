@@ -15,6 +15,7 @@ import torch
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
 from zephyr_kit.devices import give_back_memory
 from zephyr_kit.disk import put
@@ -22,6 +23,7 @@ from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
+from zephyr_kit.lengths import measured
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Narrator, Run
@@ -31,7 +33,7 @@ from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Policy, Start, Tokenizer, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
-from zephyr_kit.runs import StageFolder
+from zephyr_kit.runs import StageFolder, write_json
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import list_quarantined, prepare_part, summary
@@ -106,8 +108,11 @@ class Training:
         (self.folder.path / f"{name}.json").write_text(json.dumps(corpus.ledger, ensure_ascii=False, indent=1), "utf-8")
         where = f"stages.{self.stage.name}.{name}"
         refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
+        inspection = Inspection(corpus, tokenizer, portions)
+        if len(corpus):
+            write_json(self.folder.path / f"{name}.lengths.json", [plain(lengths) for lengths in measured(inspection.lengths)])
         if name == "data":
-            refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
+            refuse(self.task.gate, inspection, name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
 
     def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
@@ -207,7 +212,7 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
-    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "skipped", "rows")
+    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "memory", "skipped", "rows")
     return {name: value for name, value in newest.items() if name not in beside}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,3 +41,5 @@ class Evaluation:
     """Model, measure, value; None where the measure does not apply."""
     samples: Sequence[Mapping[str, str]] = ()
     """A few prompts with each model's reply, under `prompt` and the model's name."""
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    """Model, measure, and the lower and the upper end of where its value may lie, at 95 % unless the measure's meaning says otherwise."""

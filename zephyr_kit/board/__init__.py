@@ -1,1 +1,0 @@
-"""All runs of a folder, live, as a page on this machine alone."""
