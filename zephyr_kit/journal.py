@@ -9,16 +9,20 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from zephyr_kit.devices import forget_peak, peak_memory
+from zephyr_kit.exits import Exit
 from zephyr_kit.redaction import redacted
 from zephyr_kit.runs import as_json, differences, write_json
 
+if TYPE_CHECKING:
+    import torch
+
 DONE = "done"
-OF_ONE_SESSION = ("command", "key", "began", "ended", "seconds", "memory", "outcome", "flops_per_token", "reference_flops_per_token")
+OF_ONE_SESSION = (
+    *("command", "key", "began", "ended", "seconds", "memory", "outcome", "exit"),
+    *("flops_per_token", "reference_flops_per_token"),
+)
 """What tells nothing of the versions and the machine that a stage is worked on with."""
 
 
@@ -50,15 +54,19 @@ class Journal:
     @contextmanager
     def closing_last(self, device: torch.device) -> Iterator[None]:
         """Add to the last note how long this takes, the memory that it comes to, and how it ends; a killed process leaves no end."""
-        begun, outcome = time.monotonic(), DONE
+        from zephyr_kit.devices import forget_peak, peak_memory
+
+        begun, outcome, code = time.monotonic(), DONE, Exit.DONE
         forget_peak(device)
         try:
             yield
         except BaseException as error:
             outcome = redacted(str(error) or type(error).__name__)
+            code = Exit.INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit", Exit.CRASHED)
             raise
         finally:
-            end = {"ended": _now(), "seconds": round(time.monotonic() - begun, 3), "memory": peak_memory(device), "outcome": outcome}
+            took = round(time.monotonic() - begun, 3)
+            end = {"ended": _now(), "seconds": took, "memory": peak_memory(device), "outcome": outcome, "exit": int(code)}
             with nullcontext() if outcome == DONE else suppress(OSError):  # the disk may be why it ends
                 *earlier, last = self.notes()
                 write_json(self.path, [*earlier, {**last, **end}])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -65,11 +63,6 @@ def gathering_key(task: FeedbackStage | DistillStage, bench: Bench, *, seed: int
 def evaluation_key(stage: Stage, models: Mapping[str, str]) -> dict[str, Any]:
     """Of a stage that measures; `models` are the keys of those that it measures."""
     return {"settings": _settings(stage), "models": dict(models)}
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """Stands for a key."""
-    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
 from zephyr_kit.inputs import Change, changes, refuse
 from zephyr_kit.journal import Journal
-from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
+from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, digest, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -249,6 +250,11 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def as_json(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists."""
     return json.loads(json.dumps(value))
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """Stands for a key."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def surroundings() -> dict[str, Any]:

@@ -149,16 +149,17 @@ def _refuse_secrets(preset: Preset) -> None:
 
 
 def _conclude(teller: Teller, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
-    from zephyr_kit.report import write_report
+    from zephyr_kit.report import write_reports
 
     for evaluation in evaluations:
         teller.show(evaluation)
-    report = write_report(preset, folder, evaluations)
+    reports = write_reports(folder)
     last = [stage.name for stage in preset.stages if (folder / stage.name / "model").is_dir()]
     teller.say("")
     for name in last:
         teller.say(f"model    {folder / name / 'model'}")
     teller.say(f"metrics  {folder}/*/metrics.jsonl")
-    teller.say(f"report   {report}")
+    for report in reports:
+        teller.say(f"report   {report}")
     if last:
         teller.say(f"to talk to it:  zkit chat {folder}")
