@@ -62,7 +62,7 @@ class Board(ThreadingHTTPServer):
         """What stands at a path; None if nothing does."""
         if path in OWN:
             return _file("zephyr_kit.board", OWN[path])
-        made: Mapping[str, Callable[[], Answer]] = {
+        made: Mapping[str, Callable[[], Answer | None]] = {
             "/page.css": lambda: _file("zephyr_kit.report", "page.css"),
             "/plotly.js": _plotly,
             "/runs": self._runs,
@@ -82,12 +82,12 @@ class Board(ThreadingHTTPServer):
         plots = [{**plain(plot), "told": plot.told} for stage in query.get("stage", ()) for plot in curve_plots(runs, stage)]
         return _json({"runs": names, "plots": plots, "axes": axes(runs)})
 
-    def _report(self, query: Mapping[str, list[str]]) -> Answer:
+    def _report(self, query: Mapping[str, list[str]]) -> Answer | None:
         """The report of some runs, made now; its script stands in the page."""
         from zephyr_kit.report.page import page
 
         runs = [read_run(self.watch.folder / name) for name in self.watch.known(query.get("run", ()))]
-        return Answer(TYPES["html"], page(runs).encode(), policy="") if runs else Answer("text/plain", b"no such run")
+        return Answer(TYPES["html"], page(runs).encode(), policy="") if runs else None
 
 
 class Handler(BaseHTTPRequestHandler):
