@@ -17,8 +17,8 @@ from zephyr_kit import cli
 from zephyr_kit.cli import child
 from zephyr_kit.config import PresetError
 from zephyr_kit.metrics import MetricLog
-from zephyr_kit.spread import Spread, figures_of
-from zephyr_kit.sweep import Axis, combinations, short_names
+from zephyr_kit.sweep.grid import Axis, combinations, short_names
+from zephyr_kit.sweep.spread import Spread, figures_of
 
 TINY = """
 name = "tiny"

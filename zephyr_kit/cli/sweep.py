@@ -18,7 +18,8 @@ from zephyr_kit.stopping import Stop
 
 if TYPE_CHECKING:
     from zephyr_kit.preset import Preset
-    from zephyr_kit.sweep import Combination, Outcome
+    from zephyr_kit.sweep.grid import Combination
+    from zephyr_kit.sweep.spread import Outcome
 
 OWN = ("changes", "reuse", "max_time")
 """Options of `zkit run` that are each combination's own, or the sweep's."""
@@ -52,7 +53,7 @@ def sweep(
     with stop.listening(given["max_time"]):
         from zephyr_kit.preset import load
         from zephyr_kit.runs import RunFolder
-        from zephyr_kit.sweep import Axis, combinations
+        from zephyr_kit.sweep.grid import Axis, combinations
 
         plugins: Plugins = context.obj
         file, given["changes"] = find_preset(preset, plugins), tuple(given["changes"])
@@ -89,8 +90,9 @@ def _sweep(
 ) -> None:
     """Start each combination, if they are to be started; whatever comes, write the table of what is there."""
     from zephyr_kit.cli.tell import Teller
-    from zephyr_kit.spread import write_sweep
-    from zephyr_kit.sweep import Outcome
+    from zephyr_kit.sweep.spread import Outcome
+    from zephyr_kit.sweep.view import View
+    from zephyr_kit.sweep.writing import write_sweep
 
     teller = Teller()
     longest_first = sorted(presets.values(), key=lambda preset: -len(preset.stages))
@@ -102,9 +104,9 @@ def _sweep(
             ended = start(one) if start else child.Ended(0)
             state = "failed" if ended.code else _state(folder / one.name, presets[one.name])
             outcomes[one.name] = Outcome(one, folder / one.name, state, ended.reason)
-            write_sweep(folder, title, list(outcomes.values()), stages)
+            write_sweep(folder, View(title, list(outcomes.values()), stages))
     finally:
-        page = write_sweep(folder, title, list(outcomes.values()), stages)
+        page = write_sweep(folder, View(title, list(outcomes.values()), stages))
     teller.say("")
     teller.say(f"sweep    {page}")
     _refuse_failures([outcome for outcome in outcomes.values() if outcome.state == "failed"], len(found))
@@ -127,7 +129,7 @@ def _queue(preset: Preset, one: Combination) -> str:
 
 
 def _parts(one: Combination, first: str) -> Iterator[str]:
-    from zephyr_kit.sweep import combination_name
+    from zephyr_kit.sweep.grid import combination_name
 
     trunk = {key: value for key, value in one.choices.items() if not key.startswith("stages.") or f"{key}.".startswith(f"{first}.")}
     if trunk:

@@ -24,14 +24,14 @@ def page(runs: Sequence[RunFacts]) -> str:
     environment.filters |= {"rows": phrases.settings_that_differ, "toml": as_toml}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     own = {name: Markup(_text(f"page.{name}")) for name in ("css", "js")}  # noqa: S704  our own files
-    return environment.from_string(_text("page.html")).render(view=View(runs), version=__version__, plotly=_plotly(), **own)
+    return environment.from_string(_text("page.html")).render(view=View(runs), version=__version__, plotly=packed_plotly(), **own)
 
 
 def _text(name: str) -> str:
     return files("zephyr_kit.report").joinpath(name).read_text("utf-8")
 
 
-def _plotly() -> str:
+def packed_plotly() -> str:
     """The library as the page unpacks it; the same bytes each time."""
     from plotly.offline import get_plotlyjs
 

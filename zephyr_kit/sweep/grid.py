@@ -1,9 +1,4 @@
-"""Every combination of some values: what each is called, and how it went.
-
-    SWEEP/NAME/          the run of a combination, as `zkit run` leaves it
-    SWEEP/sweep.json     every combination with its figures, and their mean and spread over seeds
-    SWEEP/sweep.md       the same to read; sweep.html, with curves
-"""
+"""Every combination of some values."""
 
 from __future__ import annotations
 
@@ -12,7 +7,6 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from zephyr_kit.changes import PATH
 from zephyr_kit.config import PresetError
@@ -60,18 +54,6 @@ class Combination:
     def setting(self) -> tuple[tuple[str, str], ...]:
         """What sets it apart from others but for its seed."""
         return tuple((key, value) for key, value in self.choices.items() if key != SEED)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a combination stands."""
-
-    combination: Combination
-    folder: Path
-    state: str
-    """`finished`, `failed` or `not finished`."""
-    reason: str = ""
-    """Why it failed."""
 
 
 def combinations(axes: Sequence[Axis]) -> list[Combination]:
