@@ -25,11 +25,11 @@ def report(runs: tuple[Path, ...], ending: str, out: Path | None, opens: bool) -
 
     RUN is a folder that `zkit run` wrote, finished or not. Several are laid over each other, with where their presets differ.
     """
-    from zephyr_kit.facts import read_run
+    from zephyr_kit.facts import read_run, told_apart
     from zephyr_kit.report import FORMATS
     from zephyr_kit.runs import write_text
 
-    found = [read_run(run) for run in runs]
+    found = told_apart([read_run(run) for run in runs])
     path = out or (runs[0] if len(runs) == 1 else Path()) / f"report.{ending}"
     told = FORMATS[ending](found)
     if path == STDOUT:

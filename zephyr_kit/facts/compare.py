@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zephyr_kit.facts.run import RunFacts
@@ -15,6 +16,12 @@ class Difference:
 
     path: str
     values: tuple[Any, ...]
+
+
+def told_apart(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """The runs, those whose folders have one name labelled by the whole path."""
+    names = Counter(run.label for run in runs)
+    return [run if names[run.label] == 1 else replace(run, label=str(run.folder)) for run in runs]
 
 
 def differing(runs: Sequence[RunFacts]) -> Iterator[Difference]:

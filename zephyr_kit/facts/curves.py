@@ -151,8 +151,9 @@ def _spread(data: mmap.mmap, most: int, looks_every: int | None) -> Iterator[byt
     begins = {before, final, *(_line_at(data, place * size // most, size) for place in range(most))}
     if looks_every:
         last = _step_at(data, final, size)
-        stride = looks_every * math.ceil(last / looks_every / (most / LINES_TO_A_LOOK))
-        begins.update(_last_of_step(data, step, size) for step in range(stride, last, max(1, stride)))
+        stride = looks_every * max(1, math.ceil(last / looks_every / (most / LINES_TO_A_LOOK)))
+        newest = last // looks_every * looks_every
+        begins.update(_last_of_step(data, step, size) for step in (*range(stride, newest, stride), newest))
     for begin in sorted(begins - {size}):
         yield data[begin : data.find(b"\n", begin)]
 

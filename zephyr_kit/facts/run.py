@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.facts.cost import Session
-from zephyr_kit.facts.files import read_json
+from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.facts.stage import OF_KEY, StageFacts, StageReader
 from zephyr_kit.facts.troubles import Trouble, troubles_of
 from zephyr_kit.protocols import Evaluation
@@ -37,11 +37,8 @@ class RunFacts:
     """Folders of results that were made before the present ones."""
     complaints: Sequence[str] = ()
     """Of files of the run itself that cannot be read."""
-
-    @property
-    def label(self) -> str:
-        """What tells it from other runs: its folder's name."""
-        return self.folder.name
+    label: str = ""
+    """What tells it from other runs: its folder's name, unless others have the same."""
 
     @property
     def is_done(self) -> bool:
@@ -72,8 +69,8 @@ def read_run(folder: Path, *, most: int = 1000, whole: bool = True) -> RunFacts:
     """Read a run's folder; `most` and `whole` say how its curves are read (`read_curves`). Raises `RunError` if it is none."""
     complaints: list[str] = []
     preset = _preset(folder)
-    settings = read_json(folder / "settings.json", complaints.append, list) or []
-    notes = read_json(folder / "run.json", complaints.append, list) or []
+    settings = read_tables(folder / "settings.json", complaints.append)
+    notes = read_tables(folder / "run.json", complaints.append)
     values = {each["path"]: each["value"] for each in settings}
     return RunFacts(
         folder,
@@ -85,6 +82,7 @@ def read_run(folder: Path, *, most: int = 1000, whole: bool = True) -> RunFacts:
         [note for note in notes if "accepted" in note],
         sorted(path.name for path in (folder / "superseded").glob("*")),
         complaints,
+        folder.absolute().name,
     )
 
 
@@ -115,7 +113,9 @@ def _stages(
 
 def _of_this_result(sessions: Sequence[Session], stage: Path) -> list[Session]:
     """Those that worked on what stands there now; where that was not noted, all."""
-    key = read_json(stage / "key.json", lambda _: None)
+    if not stage.exists():
+        return []
+    key = read_table(stage / "key.json", lambda _: None)
     return [one for one in sessions if not one.key or key is None or one.key == digest(key)]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from zephyr_kit.facts.cost import Cost, Session, spent_in
 from zephyr_kit.facts.curves import Curves, read_curves
-from zephyr_kit.facts.files import read_json
+from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.lengths import Bar, Lengths
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.runs import StageFolder
@@ -85,8 +85,8 @@ class StageReader:
         """All of it; what is damaged is told among the complaints."""
         complaints: list[str] = []
         path = self.folder.path
-        done = read_json(path / "done.json", complaints.append)
-        ledgers = {part: found for part in PARTS if (found := read_json(path / f"{part}.json", complaints.append)) is not None}
+        done = read_table(path / "done.json", complaints.append)
+        ledgers = {part: found for part in PARTS if (found := read_table(path / f"{part}.json", complaints.append)) is not None}
         every = self.settings.get("train.held_out_every") if self.settings.get("held_out[0].use") else None
         curves = read_curves(self.folder.metrics, most=self.most, whole=self.whole, looks_every=every)
         facts = StageFacts(
@@ -97,12 +97,12 @@ class StageReader:
             [value for key, value in self.settings.items() if key.endswith("].name") and self.settings.get(_use_beside(key)) == "stage"],
             self.settings,
             ledgers,
-            {part: [_lengths(one) for one in read_json(path / f"{part}.lengths.json", complaints.append, list) or ()] for part in ledgers},
+            {part: [_lengths(one) for one in read_tables(path / f"{part}.lengths.json", complaints.append)] for part in ledgers},
             curves,
             {key: value for key, value in (done or {}).items() if key not in ("files", "evaluations")},
             [_evaluation(one) for one in (done or {}).get("evaluations", ())],
-            read_json(path / "agreement.json", complaints.append, list) or (),
-            read_json(path / "judges.json", complaints.append) or {},
+            read_tables(path / "agreement.json", complaints.append),
+            read_table(path / "judges.json", complaints.append) or {},
             self.sessions,
             complaints=(*complaints, *self._missing(done)),
         )

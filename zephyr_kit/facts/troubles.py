@@ -51,10 +51,10 @@ def _rows(stage: StageFacts) -> Iterator[str]:
     """What of the data was not taken as it is."""
     for part, ledger in stage.ledgers.items():
         data = ledger.get("rows") or ledger
-        for fate in ("bad", "dropped", "cut", "removed", "repeated"):
-            if data.get(fate):
-                yield f"{part}: {data[fate]:,} of {data.get('read', 0):,} rows {'were' if data[fate] > 1 else 'was'} {fate}"
-        yield from (f"{part}: {reason} ({count:,} times)" for reason, count in first_reasons(data.get("reasons", {})))
+        fates = [f"{data[fate]:,} {fate}" for fate in ("bad", "dropped", "cut", "removed", "repeated") if data.get(fate)]
+        if fates:
+            why = "; ".join(f"{count:,} x {reason}" for reason, count in first_reasons(data.get("reasons", {})))
+            yield f"of {data.get('read', 0):,} rows of {part}, {', '.join(fates)}{f': {why}' if why else ''}"
 
 
 def _replies(stage: StageFacts) -> Iterator[str]:
@@ -62,8 +62,8 @@ def _replies(stage: StageFacts) -> Iterator[str]:
     ledger: Mapping[str, Any] = stage.ledgers.get("data", {})
     for reason, count in first_reasons({name: count for name, count in ledger.get("fates", {}).items() if name != "judged"}):
         yield f"{_many(count, 'reply', 'replies')} {'were' if count > 1 else 'was'} {reason}, and not judged"
-    for key, what in (("failures", "reply failed"), ("unpaired_reasons", "prompt gave no pair"), ("left_out", "reply was left out")):
-        yield from (f"{what}, {count:,} times: {reason}" for reason, count in first_reasons(ledger.get(key, {})))
+    for key, what in (("failures", "replies failed"), ("unpaired_reasons", "prompts gave no pair"), ("left_out", "replies were left out")):
+        yield from (f"{count:,} {what}: {reason}" for reason, count in first_reasons(ledger.get(key, {})))
 
 
 def _sessions(stage: StageFacts) -> Iterator[str]:

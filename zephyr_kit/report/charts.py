@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zephyr_kit.facts import Cost, RunFacts
+from zephyr_kit.lengths import Lengths
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.report.plots import SECONDS_OF_AN_HOUR, Plot
 from zephyr_kit.report.words import duration, figure, operations, short
@@ -29,13 +30,19 @@ def length_plots(runs: Sequence[RunFacts], stage: str) -> Iterator[Plot]:
             for lengths in columns:
                 if lengths.name == name:
                     label = run.label if len(runs) > 1 else name
-                    labels, counts = [bar.label for bar in lengths.bars], [bar.count for bar in lengths.bars]
-                    traces.append({"type": "bar", "name": label, "x": labels, "y": counts, "meta": {"run": number, "series": 0}})
+                    traces.append(_histogram(label, number, lengths))
                     middle = [f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.quantiles)]
                     rows.append([label, *middle])
-        layout = {"xaxis": {"title": {"text": "tokens"}, "type": "category"}, "yaxis": {"title": {"text": "examples"}}}
+        layout = {"barmode": "overlay", "height": 220, "xaxis": {"title": {"text": "tokens"}}, "yaxis": {"title": {"text": "examples"}}}
         head = ("tokens", "mean", "5 %", "half", "95 %", "longest")
         yield Plot(f"lengths-{stage}-{name}", name, MEANINGS.get(name, ""), traces, layout, head, rows)
+
+
+def _histogram(label: str, run: int, lengths: Lengths) -> dict[str, Any]:
+    first = [int(bar.label.partition("–")[0].replace(",", "")) for bar in lengths.bars]
+    width = first[1] - first[0] if len(first) > 1 else int(lengths.bars[0].label.partition("–")[2].replace(",", "")) + 1
+    shape = {"x": first, "y": [bar.count for bar in lengths.bars], "offset": 0, "width": width, "opacity": 0.75}
+    return {"type": "bar", "name": label, "hovertext": [bar.label for bar in lengths.bars], **shape, "meta": {"run": run, "series": 0}}
 
 
 MEANINGS = {
@@ -70,9 +77,25 @@ def column_plots(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) ->
     for place, (name, meaning) in enumerate(columns.items()):
         traces = [_points(number, run, evaluation, name) for number, run, evaluation in evaluations]
         models = dict.fromkeys(model for trace in traces for model in trace["y"])
-        layout = {"height": 70 + 34 * len(models), "yaxis": {"autorange": "reversed", "type": "category"}, "showlegend": False}
+        height = 70 + (34 if len(traces) == 1 else 14 + 16 * len(traces)) * len(models)
+        ends = [value + error for trace in traces for value, error in _reach(trace)]
+        room = 0.15 * ((max(ends) - min(ends)) or abs(ends[0]) or 1.0) if ends else 0.0
+        layout = {
+            "height": height,
+            "scattermode": "group",
+            "showlegend": False,
+            "xaxis": {"range": [min(ends) - room, max(ends) + room * min(2, len(traces))], "nticks": 5} if ends else {},
+            "yaxis": {"range": [len(models) - 0.5, -0.8], "type": "category"},
+        }
         if models:
             yield Plot(f"{id}-{place}", name, meaning, traces, layout)
+
+
+def _reach(trace: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Each value, with how far its interval goes in either direction."""
+    spread = trace["error_x"]
+    for value, up, down in zip(trace["x"], spread["array"], spread["arrayminus"], strict=True):
+        yield from ((value, up), (value, -down))
 
 
 def _points(number: int, run: str, evaluation: Evaluation, name: str) -> dict[str, Any]:
@@ -90,9 +113,11 @@ def _points(number: int, run: str, evaluation: Evaluation, name: str) -> dict[st
         "mode": "markers+text",
         "name": run or name,
         "x": list(known.values()),
-        "y": [f"{model} · {run}" if run else model for model in known],
+        "y": list(known),
+        "orientation": "h",
+        "offsetgroup": str(number),
         "text": [figure(value) for value in known.values()],
-        "textposition": "top center",
+        "textposition": "middle right" if run else "top center",
         "cliponaxis": False,
         "error_x": spread,
         "meta": {"run": number, "series": 0},

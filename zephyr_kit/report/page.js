@@ -53,32 +53,31 @@
       counts.push(counts[place] + (value === null ? 0 : 1));
     });
     return values.map((value, place) => {
-      const reach = Math.min(half, place, values.length - 1 - place);
-      const first = place - reach, end = place + reach + 1;
+      const first = Math.max(0, place - half), end = Math.min(values.length, place + half + 1);
       return value === null ? null : (sums[end] - sums[first]) / (counts[end] - counts[first]);
     });
   }
-  function lines(trace, own) {
+  function lines(trace, tint) {
     const { axis, held_out, noisy } = trace.meta;
     const x = page.axes[axis][chosen.axis];
     if (!x) return [];
     const dash = held_out ? "dash" : several && trace.meta.series ? "dot" : "solid";
-    const base = { ...own, x, line: { color: own.colour, width: 2, dash }, marker: { color: own.colour, size: 6 } };
+    const base = { ...trace, x, line: { color: tint, width: 2, dash }, marker: { color: tint, size: 6 } };
     if (!noisy || !chosen.smooth) return [base];
-    const faint = { ...base, opacity: 0.25, showlegend: false, hoverinfo: "skip", line: { color: own.colour, width: 1 } };
+    const faint = { ...base, opacity: 0.25, showlegend: false, hoverinfo: "skip", line: { color: tint, width: 1 } };
     return [faint, { ...base, y: smoothed(trace.y, chosen.smooth) }];
   }
   function drawn(trace) {
     const { run, series: number } = trace.meta;
     if (chosen.hidden.has(run)) return [];
-    const own = { ...trace, name: escaped(trace.name), colour: series(several && run !== undefined ? run : number) };
-    if (trace.meta.axis) return lines(trace, own);
+    const own = { ...trace, name: escaped(trace.name) }, tint = series(several && run !== undefined ? run : number);
+    if (trace.meta.axis) return lines(own, tint);
     if (trace.type === "scatterpolar") {
       const dash = ["solid", "dash", "dot", "dashdot"][several ? number % 4 : 0];
-      return [{ ...own, line: { color: own.colour, dash }, marker: { color: own.colour }, fillcolor: own.colour + "1f" }];
+      return [{ ...own, line: { color: tint, dash }, marker: { color: tint }, fillcolor: tint + "1f" }];
     }
-    const error_x = { ...(trace.error_x || {}), color: own.colour, thickness: 2, width: 5 };
-    return [{ ...own, error_x, marker: { color: own.colour, size: 11, line: { color: colour("--paper"), width: 1 } } }];
+    const marker = { color: tint, size: 11, line: { color: colour("--paper"), width: 1 } };
+    return [{ ...own, marker, ...(trace.error_x ? { error_x: { ...trace.error_x, color: tint, thickness: 2, width: 5 } } : {}) }];
   }
   function layout(plot) {
     const text = colour("--soft"), grid = colour("--line");
@@ -89,15 +88,15 @@
     return {
       height: own.height || (plot.traces.some((trace) => trace.type === "scatterpolar") ? 420 : 260),
       ...own,
-      margin: { l: 48, r: 14, t: 10, b: 40 },
+      margin: { l: 48, r: 14, t: 12, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
       hoverlabel: { bgcolor: colour("--panel"), bordercolor: grid, font: { color: colour("--ink") } },
       hovermode: curves ? "x unified" : "closest",
       polar,
-      showlegend: own.showlegend ?? plot.traces.length > 1,
-      legend: { orientation: "h", y: -0.22, x: 0, font: { color: colour("--ink") } },
+      showlegend: own.showlegend ?? (plot.traces.length > 1 && !(several && curves)),
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { color: colour("--ink") } },
       xaxis: { ...axis, ...own.xaxis, ...(curves ? { title: { text: AXES[chosen.axis] }, rangemode: "tozero" } : {}) },
       yaxis: { ...axis, ...own.yaxis, ...(curves && chosen.log && !own.yaxis ? { type: "log" } : {}) },
     };
@@ -142,6 +141,7 @@
   });
   function filter() {
     const wanted = document.getElementById("find").value.toLowerCase(), given = document.getElementById("given").checked;
+    all("#settings details").forEach((each) => { each.open = true; });
     for (const row of all(".settings tbody tr")) {
       row.hidden = !row.textContent.toLowerCase().includes(wanted) || (given && row.dataset.default === "yes");
     }

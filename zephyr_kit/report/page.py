@@ -19,7 +19,7 @@ from zephyr_kit.report.views import View, as_toml
 def page(runs: Sequence[RunFacts]) -> str:
     """The page as text."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    named = ("sentence", "headline", "lineage", "ledger", "filtered", "reasons", "agreements", "measures", "costs")
+    named = ("sentence", "headline", "lineage", "ledger", "filtered", "reasons", "agreements", "evaluated", "measures", "costs")
     environment.filters |= {name: getattr(phrases, name) for name in named}
     environment.filters |= {"rows": phrases.settings_that_differ, "toml": as_toml}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}

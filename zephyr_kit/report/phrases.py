@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zephyr_kit.facts import Cost, RunFacts, StageFacts
 from zephyr_kit.facts.stage import PARTS
+from zephyr_kit.protocols import Evaluation
 from zephyr_kit.report.views import Measured, as_toml
 from zephyr_kit.report.words import duration, figure, hours, money, operations, share, short, size
 
@@ -40,7 +42,7 @@ def sentence(run: RunFacts) -> str:
     """How a run stands."""
     states = [stage.state for stage in run.stages]
     if run.is_done:
-        return f"all {len(states)} stages are done"
+        return f"All {len(states)} stages are done"
     told = f"{states.count('done')} of {len(states)} stages are done"
     for stage in run.stages:
         if stage.state in ("failed", "running", "unfinished"):
@@ -69,12 +71,14 @@ def lineage(stage: StageFacts) -> Iterator[tuple[str, str]]:
         yield "from", str(origin)
         yield "weights", _weights(settings)
     elif stage.kind == "measures":
-        yield "measures", "the models of the stages before"
+        models = dict.fromkeys(model for evaluation in stage.evaluations for model in evaluation.rows)
+        yield "measures", ", ".join(models) or "the models of the stages before"
+        yield from (("by", evaluation.title) for evaluation in stage.evaluations)
     else:
         yield "gathers" if stage.kind == "gathers" else "distills", "judged replies to prompts" if stage.kind == "gathers" else "dialogues"
         yield "model", str(origin)
-    if stage.rows_of or stage.sources:
-        yield "data", f"rows of {', '.join(dict.fromkeys(stage.rows_of))}" if stage.rows_of else "; ".join(stage.sources)
+    if named := list(_data(settings)):
+        yield "data", "; ".join(named)
     if "kept" in data:
         yield "rows", f"{data['kept']:,} of {data['read']:,}"
         yield "tokens", f"{short(data['tokens'])}, {short(data['trained'])} trained"
@@ -82,8 +86,17 @@ def lineage(stage: StageFacts) -> Iterator[tuple[str, str]]:
         yield "steps", f"{stage.curves.num_steps:,}"
     for name in ("loss", "held_out/loss"):
         if (value := stage.curves.last(name)) is not None:
-            yield name.replace("held_out/", "held-out "), figure(value)
+                yield name.replace("held_out/loss", "held out"), figure(value)
     yield from ((name, f"{stage.figures[name]:,}") for name in ("prompts", "replies", "pairs", "dialogues") if name in stage.figures)
+
+
+def _data(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of a stage's data: what reads each, and the first thing that it is told."""
+    for path, use in settings.items():
+        if re.fullmatch(r"(data|prompts|seeds)\[\d+\]\.use", path):
+            table = path.removesuffix("use")
+            what = next((settings[f"{table}{key}"] for key in ("path", "name", "part") if settings.get(f"{table}{key}")), "")
+            yield f"{what} ({use})" if what else str(use)
 
 
 def _options(settings: Mapping[str, Any]) -> str:
@@ -142,6 +155,11 @@ def agreements(stage: StageFacts) -> list[list[str]]:
         [str(one["judges"]), f"{one['cases']:,}", f"{one['pairs']:,}", *(share(one[name]) for name in ("same_order", "ties", "same_best"))]
         for one in stage.agreements
     ]
+
+
+def evaluated(evaluation: Evaluation) -> Table:
+    """One evaluation."""
+    return measures(Measured(evaluation.title, [(0, "", evaluation)], ()))
 
 
 def measures(measured: Measured) -> Table:

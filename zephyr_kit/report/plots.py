@@ -75,7 +75,13 @@ GROUPS = (
         "How likely the model finds whole answers. If chosen ones fall far, it forgets how to write them: less β or learning rate helps.",
     ),
     Group("Gradient norm", ("gradient_norm",), "How strongly a step pulls, before clipping. Spikes that do not go away mean trouble."),
-    Group("Learning rate", ("learning_rate",), "How large the steps are: warmed up, then lowered by the schedule.", noisy=False),
+    Group(
+        "Learning rate",
+        ("learning_rate",),
+        "How large the steps are: warmed up, then lowered by the schedule.",
+        layout={"yaxis": {"exponentformat": "power"}},
+        noisy=False,
+    ),
     Group("Throughput", ("tokens_per_second",), "Tokens read in a second of training. Dips: something else used the machine."),
     Group("Memory", ("memory",), "GiB that the process holds of its device. It should stay level.", scale=2**30, noisy=False),
 )

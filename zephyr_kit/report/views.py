@@ -61,9 +61,15 @@ class View:
         return {name: plots for name in self._stages if (plots := list(curve_plots(self.runs, name)))}
 
     @cached_property
+    def fed(self) -> dict[str, list[tuple[int, RunFacts, StageFacts]]]:
+        """The stages that have read data, by name, of every run."""
+        found = [(number, run, stage) for number, run in enumerate(self.runs) for stage in run.stages if stage.ledgers]
+        return {name: [each for each in found if each[2].name == name] for name in dict.fromkeys(each[2].name for each in found)}
+
+    @cached_property
     def lengths(self) -> dict[str, list[Plot]]:
-        """Histograms of each stage that has noted its lengths."""
-        return {name: plots for name in self._stages if (plots := list(length_plots(self.runs, name)))}
+        """Histograms of each stage, none of one that has not noted its lengths."""
+        return {name: list(length_plots(self.runs, name)) for name in self._stages}
 
     @cached_property
     def measured(self) -> list[Measured]:
@@ -101,10 +107,6 @@ class View:
         """What the page's script draws."""
         plots = {plot.id: {"traces": plot.traces, "layout": plot.layout} for plot in self.plots}
         return {"runs": self.labels, "axes": axes(self.runs), "plots": plots}
-
-    def stages_of(self, *kinds: str) -> list[tuple[RunFacts, StageFacts]]:
-        """Of these kinds, with their runs."""
-        return [(run, stage) for run in self.runs for stage in run.stages if stage.kind in kinds]
 
     @property
     def _stages(self) -> list[str]:
