@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from browser import barriers, chromium, opened
 
 from zephyr_kit.board.server import Board
 from zephyr_kit.board.watch import Watch, summary
@@ -22,7 +23,6 @@ from zephyr_kit.facts import curves as curves_of_facts
 from zephyr_kit.runs import RunFolder
 
 BETA = "stages.dpo.objective.beta"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def lines(first: int, last: int, beta: float) -> str:
@@ -180,27 +180,9 @@ def test_the_curves_are_those_of_the_report_and_so_is_the_page(board):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    """A page in which nothing may go wrong."""
-    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    yield page
-    page.close()
-    assert complaints == []
+def browser():
+    with chromium() as found:
+        yield found
 
 
 TRAINING = """
@@ -227,14 +209,13 @@ train = { steps = 200, examples_per_step = 4, learning_rate = 1e-3 }
 
 
 @pytest.mark.slow
-def test_it_follows_a_training_live(page, tmp_path):
+def test_it_follows_a_training_live(browser, tmp_path):
     (tmp_path / "live.toml").write_text(TRAINING, "utf-8")
     runs = tmp_path / "runs"
     runs.mkdir()
     command = [sys.executable, "-m", "zephyr_kit", "run", str(tmp_path / "live.toml"), "--output", str(runs / "live")]
     expect = pytest.importorskip("playwright.sync_api").expect
-    with served(runs) as board, (tmp_path / "said.txt").open("w") as said:
-        page.goto(board.address)
+    with served(runs) as board, (tmp_path / "said.txt").open("w") as said, opened(browser, board.address) as page:
         page.get_by_text("There is no run yet.").wait_for()
         with subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}) as training:
             row = page.locator("#runs tbody tr")
@@ -251,12 +232,10 @@ def test_it_follows_a_training_live(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_control_works_with_pointer_and_keys_and_for_all_readers(page, tmp_path):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_every_control_works_with_pointer_and_keys_and_for_all_readers(browser, tmp_path):
     for number in range(10):
         write_run(tmp_path / f"run-{number}", beta=number / 10, steps=200, done=number != 9)
-    with served(tmp_path) as board:
-        page.goto(board.address)
+    with served(tmp_path) as board, opened(browser, board.address, viewport={"width": 1300, "height": 1000}) as page:
         page.get_by_text("10 of 10 listed, 8 compared").wait_for()
         page.locator("#plots .main-svg").first.wait_for()
         page.keyboard.press("Tab")
@@ -287,17 +266,15 @@ def test_every_control_works_with_pointer_and_keys_and_for_all_readers(page, tmp
         page.locator("figure table").get_by_text("run-3").first.wait_for()
         page.get_by_role("button", name="Compare all listed").click()
         page.get_by_text("10 of 10 listed, 10 compared").wait_for()
-        with page.context.expect_page() as opened:
+        with page.context.expect_page() as reported:
             page.get_by_role("link", name="Report of those compared").click()
-        opened.value.get_by_role("tab").first.wait_for()
-        opened.value.close()
+        reported.value.get_by_role("tab").first.wait_for()
+        reported.value.close()
         for theme in ("light", "dark"):
             page.locator("fieldset").get_by_text(theme).click()
             assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == theme
-            found = axe.Axe().run(page)
-            assert found.violations_count == 0, found.generate_report()
+            assert barriers(page) == []
             page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)
         page.set_viewport_size({"width": 400, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         page.screenshot(path=tmp_path / "narrow.png")
-    page.get_by_text("The board does not answer").wait_for()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import barriers, chromium, opened
 
 from zephyr_kit import cli
 from zephyr_kit.cli import child
@@ -120,8 +121,29 @@ def test_the_report_has_mean_and_spread_over_seeds(swept):
         assert spread["count"] == 2
         assert spread["mean"] == pytest.approx(statistics.fmean(losses))
         assert spread["deviation"] == pytest.approx(statistics.stdev(losses)) != 0
-        assert f"| beta = {beta} | 2 | {Spread.of(losses)} |" in page
+        assert f"| beta={beta} | 2 | {Spread.of(losses)} |" in page
     assert "Made 2 times, for 6 runs." in page
+
+
+@pytest.mark.slow
+def test_the_page_has_plots_with_spread_and_bands(swept):
+    folder, _ = swept
+    spreads = [setting["stages"]["dpo"]["held_out/loss"] for setting in json.loads((folder / "sweep.json").read_text("utf-8"))["settings"]]
+    with chromium() as browser, opened(browser, (folder / "sweep.html").as_uri()) as page:
+        page.locator("html[data-ready]").wait_for()
+        page.locator("#figures .main-svg").first.wait_for()
+        drawn = page.evaluate("document.querySelector('#figures .plot.drawn').data.map((trace) => [trace.x[0], trace.error_x.array[0]])")
+        assert drawn == [[spread["mean"], spread["deviation"]] for spread in spreads]
+        for tab in ("Runs", "Figures", "Curves"):
+            page.get_by_role("tab", name=tab).click()
+            assert barriers(page) == []
+            page.screenshot(path=folder / f"{tab}.png", full_page=True)
+        areas = page.evaluate("[...document.querySelectorAll('#curves .js-fill')].map((area) => area.getAttribute('d').length)")
+        assert max(areas) > len("M0,0Z")
+        page.get_by_role("checkbox", name="beta=0.01").uncheck()
+        page.get_by_text("logarithmic").click()
+        page.locator("fieldset").get_by_text("dark").click()
+        assert barriers(page) == []
 
 
 def test_the_same_command_starts_nothing_anew_and_a_larger_grid_only_what_is_new(swept, preset, monkeypatch, tmp_path, capsys):

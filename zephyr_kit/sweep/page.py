@@ -5,11 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from zephyr_kit import __version__
-from zephyr_kit.report.page import packed_plotly
+from zephyr_kit.report.page import rendered
 from zephyr_kit.sweep.plots import curve_plots, figure_plots
 from zephyr_kit.sweep.view import View
 
@@ -21,15 +17,9 @@ def page(view: View) -> str:
     plots = [plot for each in (*figures.values(), *(curves.plots for curves in drawn.values())) for plot in each]
     data: dict[str, Any] = {
         # Never a single one, which the script would colour by other rules.
-        "runs": [setting.label for setting in view.settings] + [""],
+        "runs": [*(setting.label for setting in view.settings), ""],
         "axes": {name: axis for curves in drawn.values() for name, axis in curves.axes.items()},
         "plots": {plot.id: {"traces": plot.traces, "layout": plot.layout} for plot in plots},
     }
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    own = {name: Markup(_text("zephyr_kit.report", f"page.{name}")) for name in ("css", "js")}  # noqa: S704  our own files
-    about = {"view": view, "figures": figures, "curves": drawn, "data": data, "version": __version__, "plotly": packed_plotly()}
-    return environment.from_string(_text("zephyr_kit.sweep", "page.html")).render(**about, **own)
-
-
-def _text(package: str, name: str) -> str:
-    return files(package).joinpath(name).read_text("utf-8")
+    template = files("zephyr_kit.sweep").joinpath("page.html").read_text("utf-8")
+    return rendered(template, {}, view=view, figures=figures, curves=drawn, data=data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from zephyr_kit.facts import read_run
@@ -15,16 +15,20 @@ from zephyr_kit.sweep.spread import Setting, Spread, shown
 
 NUM_POINTS = 300
 """Of a curve, at the most."""
-BAND = {"type": "scatter", "mode": "none", "hoverinfo": "skip", "showlegend": False, "opacity": 0.35}
+BAND = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
 Columns = Mapping[str, Column]
+Curve = Sequence[tuple[float, float]]
+"""Mean and deviation over the runs, at the steps that all have."""
+Means = Mapping[str, Curve]
+"""For each column."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Plots, and what stands on the x-axes of the curves among them, as the page of a report has both."""
 
-    plots: list[Plot] = field(default_factory=list)
-    axes: dict[str, Mapping[str, Column]] = field(default_factory=dict)
+    plots: Sequence[Plot]
+    axes: Mapping[str, Columns]
 
 
 def figure_plots(settings: Sequence[Setting], stage: str) -> Iterator[Plot]:
@@ -32,38 +36,56 @@ def figure_plots(settings: Sequence[Setting], stage: str) -> Iterator[Plot]:
     having = [(number, setting.label, setting.stages[stage]) for number, setting in enumerate(settings) if stage in setting.stages]
     for place, name in enumerate(dict.fromkeys(name for _, _, figures in having for name in shown(figures))):
         found = [(number, label, figures[name]) for number, label, figures in having if name in figures]
-        layout = {"height": 70 + 34 * len(found), "yaxis": {"type": "category", "autorange": "reversed"}, "showlegend": False}
         rows = [[label, str(spread), str(spread.count)] for _, label, spread in found]
         traces = [_point(number, label, spread) for number, label, spread in found]
+        layout = _room([spread for _, _, spread in found])
         yield Plot(f"figure-{stage}-{place}", name, "", traces, layout, ("setting", "mean ± deviation", "seeds"), rows)
 
 
 def curve_plots(settings: Sequence[Setting], stage: str) -> Drawn:
     """The curves of a stage: for each setting the mean over its seeds, in a band as wide as their standard deviation."""
-    drawn, means = Drawn(), [_means(setting, stage) for setting in settings]
+    means = [_means(setting, stage) for setting in settings]
     names = dict.fromkeys(name for steps, held_out in means for name in (*steps, *held_out) if name not in BESIDE)
     known = [name for group in GROUPS for name in group.names]
-    for group in (*GROUPS, *(Group(name, (name,), "A metric of the objective.") for name in names if name not in known)):
-        for name in (name for name in group.names if name in names):
-            traces = [trace for number, setting in enumerate(settings) for trace in _traces(number, setting, stage, name, means[number])]
-            title = group.title if len(group.names) == 1 else name
-            rows = [[trace["name"], *ends] for trace in traces if "name" in trace and (ends := _ends(trace["y"]))]
-            head = ("curve", "at the start", "at the end")
-            drawn.plots.append(Plot(f"curve-{stage}-{len(drawn.plots)}", title, group.meaning, traces, group.layout, head, rows))
-    for number, parts in enumerate(means):
-        for part, columns in enumerate(parts):
-            drawn.axes[_axis(number, stage, part)] = {"step": [step for step, _ in columns.get("step", ())]}
-    return drawn
+    groups = (*GROUPS, *(Group(name, (name,), "A metric of the objective.") for name in names if name not in known))
+    found = [(group, name) for group in groups for name in group.names if name in names]
+    return Drawn(
+        [_curves(f"curve-{stage}-{place}", group, name, settings, stage, means) for place, (group, name) in enumerate(found)],
+        {
+            _axis(number, stage, part): {"step": [step for step, _ in columns.get("step", ())]}
+            for number, parts in enumerate(means)
+            for part, columns in enumerate(parts)
+        },
+    )
+
+
+def _curves(
+    id: str, group: Group, name: str, settings: Sequence[Setting], stage: str, means: Sequence[tuple[Means, Means]]  # noqa: A002
+) -> Plot:
+    title = group.title if len(group.names) == 1 else name
+    traces = [
+        trace
+        for number, (setting, parts) in enumerate(zip(settings, means, strict=True))
+        for trace in _traces(number, setting.label, stage, [_scaled(columns.get(name, ()), group.scale) for columns in parts])
+    ]
+    ends = [(trace["name"], [value for value in trace["y"] if value is not None]) for trace in traces if "band" not in trace["meta"]]
+    rows = [[label, figure(values[0]), figure(values[-1])] for label, values in ends if values]
+    return Plot(id, title, group.meaning, traces, group.layout, ("curve", "at the start", "at the end"), rows)
+
+
+def _room(spreads: Sequence[Spread]) -> dict[str, Any]:
+    """For every bar, and for what is written above it."""
+    ends = [spread.mean + sign * (spread.deviation or 0.0) for spread in spreads for sign in (-1, 1)]
+    beside = 0.2 * ((max(ends) - min(ends)) or abs(ends[0]) or 1.0)
+    across = {"range": [min(ends) - beside, max(ends) + beside], "nticks": 5}
+    down = {"range": [len(spreads) - 0.5, -0.8], "type": "category"}
+    return {"height": 70 + 34 * len(spreads), "showlegend": False, "xaxis": across, "yaxis": down}
 
 
 def _point(number: int, label: str, spread: Spread) -> dict[str, Any]:
     bars = {"type": "data", "array": [spread.deviation or 0.0], "visible": spread.deviation is not None}
     place = {"x": [spread.mean], "y": [label], "error_x": bars, "meta": {"run": number, "series": 0}}
     return {"type": "scatter", "mode": "markers+text", "name": label, "text": [str(spread)], "textposition": "top center", **place}
-
-
-Means = Mapping[str, Sequence[tuple[float, float]]]
-"""For each column, mean and deviation over the runs, at the steps that all have."""
 
 
 def _means(setting: Setting, stage: str) -> tuple[Means, Means]:
@@ -91,18 +113,22 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _traces(number: int, setting: Setting, stage: str, name: str, parts: tuple[Means, Means]) -> Iterator[dict[str, Any]]:
-    for part, columns in enumerate(parts):
-        if name not in columns:
-            continue
-        meta = {"axis": _axis(number, stage, part), "run": number, "series": 0, "noisy": False, "held_out": bool(part)}
-        low, high = ([mean + sign * deviation for mean, deviation in columns[name]] for sign in (-1, 1))
-        if any(deviation for _, deviation in columns[name]):
-            yield {**BAND, "y": _written(low), "meta": meta}
-            yield {**BAND, "y": _written(high), "fill": "tonexty", "meta": meta}
-        label = f"{setting.label}{' · held-out' if part else ''}"
-        mode = "lines+markers" if part else "lines"
-        yield {"type": "scatter", "mode": mode, "name": label, "y": _written([mean for mean, _ in columns[name]]), "meta": meta}
+def _scaled(column: Curve, scale: float) -> Curve:
+    return [(mean / scale, deviation / scale) for mean, deviation in column]
+
+
+def _traces(number: int, setting: str, stage: str, parts: Sequence[Curve]) -> Iterator[dict[str, Any]]:
+    """Of the steps, and of the looks at held-out data: the mean, and its band before it, so that the line lies upon it."""
+    for part, curve in enumerate(parts):
+        label = f"{setting}{' · held-out' if part else ''}"
+        about = {"axis": _axis(number, stage, part), "run": number, "series": 0, "noisy": False, "held_out": bool(part)}
+        trace = {"type": "scatter", "name": label, "meta": about}
+        low, high = (_written([mean + sign * deviation for mean, deviation in curve]) for sign in (-1, 1))
+        if any(deviation for _, deviation in curve):
+            yield {**trace, **BAND, "meta": {**about, "band": True}, "y": low}
+            yield {**trace, **BAND, "meta": {**about, "band": True}, "y": high, "fill": "tonexty"}
+        if curve:
+            yield {**trace, "mode": "lines+markers" if part else "lines", "y": _written([mean for mean, _ in curve])}
 
 
 def _axis(number: int, stage: str, part: int) -> str:
@@ -113,7 +139,3 @@ def _written(values: Sequence[float]) -> list[float | None]:
     """JSON has no NaN."""
     return rounded([None if value != value else value for value in values])  # noqa: PLR0124  only NaN is not itself
 
-
-def _ends(values: Sequence[float | None]) -> list[str]:
-    known = [value for value in values if value is not None]
-    return [figure(known[0]), figure(known[-1])] if known else []

@@ -72,7 +72,7 @@ def settings_of(outcomes: Sequence[Outcome]) -> list[Setting]:
         groups.setdefault(outcome.combination.setting, []).append(outcome)
     names = short_names(list(outcomes[0].combination.choices))
     return [
-        Setting(", ".join(f"{names[key]} = {value}" for key, value in setting) or "all", dict(setting), group, _spreads(group))
+        Setting(", ".join(f"{names[key]}={value}" for key, value in setting) or "all", dict(setting), group, _spreads(group))
         for setting, group in groups.items()
     ]
 
