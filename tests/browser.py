@@ -40,7 +40,7 @@ def opened(browser: Any, address: str, **context: Any) -> Iterator[Any]:
     page.goto(address)
     yield page
     page.close()
-    assert not complaints
+    assert not complaints, complaints
 
 
 def barriers(page: Any) -> list[str]:

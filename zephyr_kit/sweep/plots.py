@@ -16,6 +16,8 @@ from zephyr_kit.sweep.spread import Setting, Spread, shown
 NUM_POINTS = 300
 """Of a curve, at the most."""
 BAND = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
+ALIKE = 1e-9
+"""Figures that differ by less, relatively, differ by rounding alone."""
 Columns = Mapping[str, Column]
 Curve = Sequence[tuple[float, float]]
 """Mean and deviation over the runs, at the steps that all have."""
@@ -76,7 +78,8 @@ def _curves(
 def _room(spreads: Sequence[Spread]) -> dict[str, Any]:
     """For every bar, and for what is written above it."""
     ends = [spread.mean + sign * (spread.deviation or 0.0) for spread in spreads for sign in (-1, 1)]
-    beside = 0.2 * ((max(ends) - min(ends)) or abs(ends[0]) or 1.0)
+    span, size = max(ends) - min(ends), max(map(abs, ends))
+    beside = 0.2 * (span if span > ALIKE * size else size or 1.0)
     across = {"range": [min(ends) - beside, max(ends) + beside], "nticks": 5}
     down = {"range": [len(spreads) - 0.5, -0.8], "type": "category"}
     return {"height": 70 + 34 * len(spreads), "showlegend": False, "xaxis": across, "yaxis": down}
