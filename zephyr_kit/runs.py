@@ -2,9 +2,10 @@
 
     RUN/preset.toml            the preset, with the changes of the command line
     RUN/settings.json          every resolved value, and where it came from
-    RUN/run.json               versions and machine, each time a stage was worked on; changes that were accepted
+    RUN/run.json               each time a stage was worked on: versions, machine, time, how it ended; changes that were accepted
+    RUN/report.html            what is known of it on one page; report.md is the same as text
     RUN/STAGE/key.json         what the stage's result depends on
-    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
+    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format

@@ -11,6 +11,7 @@ from zephyr_kit.protocols import Evaluation
 from zephyr_kit.report.plots import SECONDS_OF_AN_HOUR, Plot
 from zephyr_kit.report.words import duration, figure, operations, short
 
+TOKENS = {"title": {"text": "tokens"}, "rangemode": "tozero"}
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 COSTS: Mapping[str, tuple[str, Callable[[Cost], float | None], Callable[[float | None], str]]] = {
     "Device-hours": ("How long devices were held by each stage.", lambda cost: cost.device_seconds, duration),
@@ -33,7 +34,7 @@ def length_plots(runs: Sequence[RunFacts], stage: str) -> Iterator[Plot]:
                     traces.append(_histogram(label, number, lengths))
                     middle = [f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.quantiles)]
                     rows.append([label, *middle])
-        layout = {"barmode": "overlay", "height": 220, "xaxis": {"title": {"text": "tokens"}}, "yaxis": {"title": {"text": "examples"}}}
+        layout = {"barmode": "overlay", "height": 220, "xaxis": TOKENS, "yaxis": {"title": {"text": "examples"}}}
         head = ("tokens", "mean", "5 %", "half", "95 %", "longest")
         yield Plot(f"lengths-{stage}-{name}", name, MEANINGS.get(name, ""), traces, layout, head, rows)
 

@@ -82,7 +82,7 @@
   }
   function layout(plot) {
     const text = colour("--soft"), grid = colour("--line");
-    const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
+    const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid };
     const curves = plot.traces.some((trace) => trace.meta.axis);
     const own = plot.layout;
     const polar = { bgcolor: "rgba(0,0,0,0)", radialaxis: { ...axis, angle: 90, rangemode: "tozero" }, angularaxis: axis };
@@ -99,7 +99,7 @@
       showlegend: own.showlegend ?? (plot.traces.length > 1 && !(several && curves)),
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { color: colour("--ink") } },
       xaxis: { ...axis, ...own.xaxis, ...(curves ? { title: { text: AXES[chosen.axis] }, rangemode: "tozero" } : {}) },
-      yaxis: { ...axis, ...own.yaxis, ...(curves && chosen.log && !own.yaxis ? { type: "log" } : {}) },
+      yaxis: { ...axis, automargin: true, ...own.yaxis, ...(curves && chosen.log && !own.yaxis ? { type: "log" } : {}) },
     };
   }
   const visible = (box) => box.offsetParent !== null;
