@@ -225,13 +225,13 @@ function lines(trace) {
 }
 
 function layout(own) {
-  const axis = { gridcolor: css("--line"), linecolor: css("--line"), zerolinecolor: css("--line"), automargin: true };
+  const axis = { gridcolor: css("--line"), linecolor: css("--line"), zerolinecolor: css("--line") };
   return {
-    ...own, height: 260, margin: { l: 48, r: 14, t: 10, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    ...own, height: 260, margin: { l: 48, r: 14, t: 12, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: css("--soft") }, showlegend: false, hovermode: "closest",
     hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--ink") }, namelength: -1 },
     xaxis: { ...axis, title: { text: $("axis").selectedOptions[0].text }, rangemode: "tozero" },
-    yaxis: { ...axis, ...own.yaxis, ...($("log").checked && !own.yaxis ? { type: "log" } : {}) },
+    yaxis: { ...axis, automargin: true, ...own.yaxis, ...($("log").checked && !own.yaxis ? { type: "log" } : {}) },
   };
 }
 
