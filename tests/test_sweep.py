@@ -158,8 +158,10 @@ def test_the_same_command_starts_nothing_anew_and_a_larger_grid_only_what_is_new
     assert "2 combinations: 2 not finished" in (tmp_path / "sweep" / "sweep.md").read_text("utf-8")
 
 
-def test_a_failed_combination_loses_no_other_and_is_named(preset, tmp_path, capfd):
-    """Each in a process of its own; and no SFT at all, as in the paper's ablation."""
+def test_a_failed_combination_loses_no_other_and_is_named(preset, tmp_path, capfd, monkeypatch):
+    """That one in a process of its own; and no SFT at all, as in the paper's ablation."""
+    apart = child.zkit
+    monkeypatch.setattr(child, "zkit", lambda arguments: apart(arguments) if any("1e30" in word for word in arguments) else here(arguments))
     grid = ("--grid", "stages.sft=false", "--grid", "stages.dpo.train.learning_rate=1e30,1e-3")
     assert sweep(preset, *grid, "--set", "stages.dpo.train.steps=4", "--output", tmp_path / "sweep") == 1
     error = capfd.readouterr().err
@@ -205,6 +207,14 @@ def test_through_a_launcher_those_with_a_first_stage_in_common_wait_for_each_oth
 
 
 # The grid
+
+
+def test_what_no_preset_may_have_is_told_before_anything_starts(preset, tmp_path, capsys):
+    mistakes = {"stages.stf=true,false": "there is no stage `stf`; did you mean `sft`?", "stages.dpo.objective.beta=0.1,-1": "-1"}
+    for grid, told in mistakes.items():
+        assert sweep(preset, "--grid", grid, "--output", tmp_path / "sweep") == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_comma_in_brackets_or_quotes_parts_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -24,8 +25,6 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline
 """Of the board's page: nothing from elsewhere. Styles within it are the plotting library's."""
 FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 50, 500, 10_000
 """Of a curve, and of all curves of one kind: where many runs are compared, each has fewer."""
-
-
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -112,8 +111,9 @@ class Handler(BaseHTTPRequestHandler):
             if value:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(found.body)))
-        self.end_headers()
-        self.wfile.write(found.body)
+        with suppress(ConnectionError):  # the page has gone meanwhile
+            self.end_headers()
+            self.wfile.write(found.body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's name
         """Say nothing: the page asks every second."""

@@ -27,10 +27,10 @@ class Ended:
 
 def zkit(arguments: Sequence[str]) -> Ended:
     """Run `zkit` with these arguments to its end; asked to stop meanwhile, have it stop in order, and pass the request on."""
+    told: list[str] = []
     command = [sys.executable, "-m", "zephyr_kit", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as child:  # noqa: S603  zkit itself
         assert child.stderr is not None
-        told: list[str] = []
         try:
             _pass_on(child.stderr, told)
         except Stopped:

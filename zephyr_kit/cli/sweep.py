@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,40 @@ if TYPE_CHECKING:
     from zephyr_kit.sweep.grid import Combination
     from zephyr_kit.sweep.spread import Outcome
 
-OWN = ("changes", "reuse", "max_time")
-"""Options of `zkit run` that are each combination's own, or the sweep's."""
 LAUNCHED = ("devices", "nodes", "rendezvous")
+"""Options of `zkit run` that a launcher decides."""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Has `zkit run` run a combination, here or through a launcher."""
+
+    plugins: Plugins
+    file: Path
+    folder: Path
+    """Of the sweep."""
+    given: Mapping[str, Any]
+    """The options of `zkit run`, for every combination."""
+    launcher: str | None
+    options: tuple[str, ...]
+
+    def start(self, one: Combination, preset: Preset) -> child.Ended:
+        """To its end, or until it is handed in."""
+        changes = (*self.given["changes"], *one.changes)
+        # Here the sweep itself keeps the time.
+        max_time = self.given["max_time"] if self.launcher else None
+        values = {**self.given, "changes": changes, "reuse": self.folder, "max_time": max_time}
+        arguments = arguments_of_run(values, str(self.file), self.folder / one.name, but=LAUNCHED if self.launcher else ())
+        return self._launch(one, preset, arguments) if self.launcher else child.zkit(arguments)
+
+    def _launch(self, one: Combination, preset: Preset, arguments: tuple[str, ...]) -> child.Ended:
+        wanted = Devices(*(self.given[name] for name in ("device", *LAUNCHED)))
+        try:
+            launcher = chosen_launcher(self.plugins, self.launcher or "", self.options)
+            code = launch_job(launcher, _queue(preset, one), self.folder / one.name, wanted, arguments=arguments, in_turn=True)
+        except ZkitError as error:
+            return child.Ended(error.exit, str(error))
+        return child.Ended(code, f"exit code {code}" if code else "")
 
 
 @click.command(params=[click.Argument(["preset"]), *options_of_run("preset", "output", "reuse")])
@@ -56,52 +88,29 @@ def sweep(
         from zephyr_kit.sweep.grid import Axis, combinations
 
         plugins: Plugins = context.obj
-        file, given["changes"] = find_preset(preset, plugins), tuple(given["changes"])
-        found = combinations([Axis.parse(text) for text in grid])
+        file, found = find_preset(preset, plugins), combinations([Axis.parse(text) for text in grid])
         presets = {one.name: load(file, plugins.offers, changes=(*given["changes"], *one.changes)) for one in found}
         title = next(iter(presets.values())).name
         folder = output or Path("sweeps") / title
-
-        def start(one: Combination) -> child.Ended:
-            changes = (*given["changes"], *one.changes)
-            values = {**given, "changes": changes, "reuse": folder, "max_time": given["max_time"] if launcher else None}
-            if launcher is None:
-                return child.zkit(arguments_of_run(values, str(file), folder / one.name, but=()))
-            job = arguments_of_run(values, str(file), folder / one.name, but=LAUNCHED)
-            wanted = Devices(*(given[name] for name in ("device", *LAUNCHED)))
-            name = _queue(presets[one.name], one)
-            try:
-                return child.Ended(
-                    launch_job(chosen_launcher(plugins, launcher, options), name, folder / one.name, wanted, arguments=job, in_turn=True)
-                )
-            except ZkitError as error:
-                return child.Ended(error.exit, str(error))
-
         with RunFolder(folder).locked():
-            _sweep(title, folder, found, presets, None if only_table else start)
+            _sweep(title, found, presets, Starter(plugins, file, folder, given, launcher, options), starts=not only_table)
 
 
-def _sweep(
-    title: str,
-    folder: Path,
-    found: Sequence[Combination],
-    presets: Mapping[str, Preset],
-    start: Callable[[Combination], child.Ended] | None,
-) -> None:
-    """Start each combination, if they are to be started; whatever comes, write the table of what is there."""
+def _sweep(title: str, found: Sequence[Combination], presets: Mapping[str, Preset], starter: Starter, *, starts: bool) -> None:
+    """Start each combination, if they are to be started; whatever comes, write what is there."""
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.sweep.spread import Outcome
     from zephyr_kit.sweep.view import View
     from zephyr_kit.sweep.writing import write_sweep
 
-    teller = Teller()
+    teller, folder = Teller(), starter.folder
     longest_first = sorted(presets.values(), key=lambda preset: -len(preset.stages))
     stages = list(dict.fromkeys(stage.name for preset in longest_first for stage in preset.stages))
     outcomes = {one.name: Outcome(one, folder / one.name, _state(folder / one.name, presets[one.name])) for one in found}
     try:
-        for number, one in enumerate(found if start else (), 1):
+        for number, one in enumerate(found if starts else (), 1):
             teller.say(f"combination {number} of {len(found)}: {', '.join(one.changes)}")
-            ended = start(one) if start else child.Ended(0)
+            ended = starter.start(one, presets[one.name])
             state = "failed" if ended.code else _state(folder / one.name, presets[one.name])
             outcomes[one.name] = Outcome(one, folder / one.name, state, ended.reason)
             write_sweep(folder, View(title, list(outcomes.values()), stages))
