@@ -36,7 +36,8 @@ def opened(browser: Any, address: str, **context: Any) -> Iterator[Any]:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: complaints.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+    own = (address.partition("#")[0], "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(own) else complaints.append(f"asks for {request.url}"))
     page.goto(address)
     yield page
     page.close()

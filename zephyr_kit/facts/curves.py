@@ -21,6 +21,8 @@ COUNTED = ("num_tokens", "num_targets", "skipped", "rows")
 """Keys of a line that are added up or listed, and are no curve."""
 LINES_TO_A_LOOK = 4
 """Looks at held-out data are fewer than steps, and smoother, but take longer to find."""
+BYTES_OF_A_LINE = 250
+"""About; a file of fewer lines than are wanted is read whole."""
 STEP = re.compile(rb'"step": (\d+)')
 
 
@@ -66,13 +68,13 @@ class Curves:
 
 
 def read_curves(path: Path, *, most: int = 1000, whole: bool = True, looks_every: int | None = None) -> Curves:
-    """Read a metrics file, `most` steps of it at the most; a file that is not there has no steps.
+    """Read a metrics file, `most` steps of it at the most (at least 2); a file that is not there has no steps.
 
     With `whole` every line is read, for exact sums. Without, only lines spread over the file are, and after every so many
     steps (`looks_every`) the look at held-out data is searched for: a file of any size takes a few milliseconds.
     """
     try:
-        if whole or path.stat().st_size < most * 1000:
+        if whole or path.stat().st_size < most * BYTES_OF_A_LINE:
             return _curves(*_parsed(path.read_bytes().split(b"\n")[:-1]), most=most)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _estimated(_curves(*_parsed(_spread(data, most, looks_every)), most=most))
@@ -104,7 +106,7 @@ def _loads(text: bytes) -> Any:
 
 def _curves(lines: Sequence[dict[str, Any]], damaged: Sequence[int], *, most: int) -> Curves:
     steps = [line for line in lines if "loss" in line]
-    looks = [line for line in lines if any(name.startswith(HELD_OUT) for name in line)]
+    looks = [line for line in lines if "loss" not in line]
     tokens, seconds = (list(itertools.accumulate(map(spend, steps))) for spend in (_tokens, _seconds))
     kept = _evenly(len(steps), most)
     spent = {"tokens": [tokens[place] for place in kept], "seconds": [seconds[place] for place in kept]}

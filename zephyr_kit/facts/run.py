@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,14 +99,16 @@ def _preset(folder: Path) -> dict[str, Any]:
 def _stages(
     folder: Path, preset: Mapping[str, Any], values: Mapping[str, Any], notes: Sequence[Mapping[str, Any]], *, most: int, whole: bool
 ) -> Iterator[StageFacts]:
-    working, before = is_worked_on(folder), ""
-    for name, table in preset.get("stages", {}).items():
-        kind = next(kind for key, kind in OF_KEY.items() if key in table)
+    before, model = "", {path: value for path, value in values.items() if path.startswith("model.")}
+    for name, keys in preset.get("stages", {}).items():
+        kind = next((kind for key, kind in OF_KEY.items() if key in keys), None)
+        if kind is None:
+            continue  # of a version to come
         stage = RunFolder(folder).stage(name)
-        model = {path: value for path, value in values.items() if path.startswith("model.")}
-        own = {path.removeprefix(f"stages.{name}."): value for path, value in values.items() if path.startswith(f"stages.{name}.")}
+        table = f"stages.{name}."
+        own = {path.removeprefix(table): value for path, value in values.items() if path.startswith(table)}
         sessions = [Session.of(note) for note in notes if note.get("stage") == name and "accepted" not in note]
-        yield StageReader(stage, kind, {**model, **own}, _of_this_result(sessions, stage.path), working, most, whole).read(before)
+        yield StageReader(stage, kind, {**model, **own}, _of_this_result(sessions, stage.path), most, whole).read(before)
         before = name if kind == "trains" else before
 
 
@@ -117,14 +118,3 @@ def _of_this_result(sessions: Sequence[Session], stage: Path) -> list[Session]:
         return []
     key = read_table(stage / "key.json", lambda _: None)
     return [one for one in sessions if not one.key or key is None or one.key == digest(key)]
-
-
-def is_worked_on(folder: Path) -> bool:
-    """Whether a process has locked the folder; never, where the system does not tell (it is asked in a way that disturbs no run)."""
-    try:
-        about = (folder / ".lock").stat()
-        locks = Path("/proc/locks").read_text("ascii").splitlines()
-    except OSError:
-        return False
-    wanted = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    return any("FLOCK" in lock and wanted in lock.split() for lock in locks)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from zephyr_kit.facts.cost import Cost, Session, spent_in
@@ -76,8 +78,6 @@ class StageReader:
     kind: Kind
     settings: Mapping[str, Any]
     sessions: Sequence[Session]
-    working: bool
-    """Whether a process works in the run's folder just now."""
     most: int
     whole: bool
 
@@ -113,7 +113,7 @@ class StageReader:
             return "done"
         if not self.sessions:
             return "unfinished" if self.folder.is_begun else "to come"
-        if self.working and not self.sessions[-1].outcome:
+        if not self.sessions[-1].outcome and is_worked_on(self.folder.path.parent):
             return "running"
         return "failed" if self.sessions[-1].failed else "unfinished"
 
@@ -155,3 +155,14 @@ def _lengths(found: Mapping[str, Any]) -> Lengths:
 def _evaluation(found: Mapping[str, Any]) -> Evaluation:
     known = {each.name for each in fields(Evaluation)}
     return Evaluation(**{name: value for name, value in found.items() if name in known})
+
+
+def is_worked_on(folder: Path) -> bool:
+    """Whether a process has locked the folder; never, where the system does not tell (it is asked in a way that disturbs no run)."""
+    try:
+        about = (folder / ".lock").stat()
+        locks = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return False
+    wanted = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    return any("FLOCK" in lock and wanted in lock.split() for lock in locks)
