@@ -1,5 +1,7 @@
 // The board: asks for the runs again and again, and draws those that are compared.
 
+import { css, duration, escaped, fill, number, plain, put, query, smoothed, table } from "./parts.js";
+
 const $ = (id) => document.getElementById(id);
 const FIRST = 8, COLOURS = 8, WAIT = 1000, WAIT_AT_REST = 3000;
 const BESIDE = ["step", "held_out/step", "epoch", "tokens", "seconds"];
@@ -235,17 +237,6 @@ function layout(own) {
   };
 }
 
-// A moving mean over so large a share of the curve.
-function smoothed(values, share) {
-  const half = Math.floor((share * values.length) / 6);
-  if (half < 1) return values;
-  return values.map((value, place) => {
-    const reach = Math.min(half, place, values.length - 1 - place);
-    const near = values.slice(place - reach, place + reach + 1).filter((each) => each !== null);
-    return value === null ? null : near.reduce((sum, each) => sum + each, 0) / near.length;
-  });
-}
-
 // The tables
 
 function drawSettings(names) {
@@ -259,63 +250,6 @@ function drawFigures(names) {
   const last = (name) => board.runs[name].stages[$("stage").value]?.last ?? {};
   const keys = [...new Set(names.flatMap((name) => Object.keys(last(name))))].filter((key) => !BESIDE.includes(key));
   table($("figures"), [`stage ${$("stage").value}`, ...names], keys.map((key) => [key, ...names.map((name) => number(last(name)[key]))]));
-}
-
-function table(place, head, rows) {
-  const line = (cells, tag) => {
-    const row = document.createElement("tr");
-    cells.forEach((text, column) => {
-      const cell = document.createElement(column ? tag : "th");
-      cell.textContent = text;
-      if (cell.tagName === "TH") cell.scope = tag === "th" ? "col" : "row";
-      if (column) cell.className = "number";
-      row.append(cell);
-    });
-    return row;
-  };
-  const [top, body] = [document.createElement("thead"), document.createElement("tbody")];
-  top.append(line(head, "th"));
-  body.append(...(rows.length ? rows.map((cells) => line(cells, "td")) : [line(["none"], "td")]));
-  place.replaceChildren(top, body);
-}
-
-// Small things
-
-function query(names) {
-  return names.map((name) => `run=${encodeURIComponent(name)}`).join("&");
-}
-
-function fill(select, names, first) {
-  if ([...select.options].map((option) => option.value).join("\n") === names.join("\n")) return;
-  const before = select.value;
-  select.replaceChildren(...names.map((name) => new Option(name)));
-  select.value = names.includes(before) ? before : (first ?? "");
-}
-
-function put(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function number(value) {
-  if (value == null) return "–";
-  return Math.abs(value) >= 1e6 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
-}
-
-function plain(value) {
-  return value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value);
-}
-
-function duration(seconds) {
-  const minutes = Math.round(seconds / 60);
-  return minutes < 1 ? `${Math.round(seconds)} s` : minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
-
-function escaped(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-}
-
-function css(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
 // The controls

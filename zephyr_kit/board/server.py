@@ -20,7 +20,7 @@ from zephyr_kit.report.plots import axes, curve_plots
 
 LOOPBACK = "127.0.0.1"
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-OWN = {"/": "board.html", "/board.js": "board.js", "/board.css": "board.css"}
+OWN = {"/": "board.html", "/board.js": "board.js", "/parts.js": "parts.js", "/board.css": "board.css"}
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data: blob:; base-uri 'none'"
 """Of the board's page: nothing from elsewhere. Styles within it are the plotting library's."""
 FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 50, 500, 10_000

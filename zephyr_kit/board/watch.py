@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from zephyr_kit.facts import RunFacts, StageFacts, differing, read_run
-from zephyr_kit.facts.run import is_worked_on
+from zephyr_kit.facts.stage import is_worked_on
 from zephyr_kit.runs import RunError
 
 MARK = "preset.toml"
