@@ -204,7 +204,7 @@ text = [{ use = "quickstart", part = "text", count = 20 }]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
 max_length = 512
-train = { steps = 200, examples_per_step = 4, learning_rate = 1e-3 }
+train = { steps = 120, examples_per_step = 4, learning_rate = 1e-3 }
 """
 
 
@@ -226,7 +226,7 @@ def test_it_follows_a_training_live(browser, tmp_path):
             expect(stage).not_to_have_text(stage.inner_text(), timeout=120_000)
             row.get_by_text("done").wait_for(timeout=120_000)
             assert training.wait() == 0, (tmp_path / "said.txt").read_text()
-        page.get_by_text("sft, step 200").wait_for()
+        page.get_by_text("sft, step 120").wait_for()
         page.get_by_text("1 done").wait_for()
         assert page.locator("figure figcaption b").all_inner_texts()[:2] == ["Loss", "Gradient norm"]
 

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 from browser import barriers, chromium, opened
+from made_runs import write_run
 
 from zephyr_kit import cli
 from zephyr_kit.cli import child
 from zephyr_kit.config import PresetError
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.sweep.grid import Axis, combinations, short_names
-from zephyr_kit.sweep.spread import Spread, figures_of
+from zephyr_kit.sweep.plots import curve_plots
+from zephyr_kit.sweep.spread import Outcome, Spread, figures_of
+from zephyr_kit.sweep.view import View
 
 TINY = """
 name = "tiny"
@@ -204,6 +207,25 @@ def test_through_a_launcher_those_with_a_first_stage_in_common_wait_for_each_oth
         assert "#SBATCH --partition=long" in script
         assert f"--reuse {tmp_path}" in script
         assert f"--set seed={name[-1]}" in script
+
+
+def test_a_mean_is_over_steps_that_all_have_in_common_however_long_their_lines_are(tmp_path):
+    outcomes = []
+    for one in combinations([Axis("seed", ("1", "2"))]):
+        folder = write_run(tmp_path / one.name, num_steps=1000)
+        outcomes.append(Outcome(one, folder, "finished"))
+    metrics = tmp_path / "seed-2" / "dpo" / "metrics.jsonl"
+    lines = [json.loads(text) for text in metrics.read_text("utf-8").splitlines()]
+    metrics.write_text("".join(json.dumps({**line, **({"loss": line["loss"] / 3} if "loss" in line else {})}) + "\n" for line in lines))
+    view = View("two", outcomes, ["dpo"])
+    drawn = curve_plots(view.settings, "dpo", view.facts)
+    low, high, mean = (trace for trace in drawn.plots[0].traces if not trace["meta"]["held_out"])
+    steps = drawn.axes[mean["meta"]["axis"]]["step"]
+    assert len(steps) == 300
+    assert steps[-1] == 1000
+    for place, step in enumerate(steps):
+        assert mean["y"][place] == pytest.approx(2 / 3 / step, rel=1e-4)
+        assert (high["y"][place] - low["y"][place]) / 2 == pytest.approx(statistics.stdev([1 / step, 1 / 3 / step]), rel=1e-3)
 
 
 # The grid

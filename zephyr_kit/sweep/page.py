@@ -13,7 +13,7 @@ from zephyr_kit.sweep.view import View
 def page(view: View) -> str:
     """The page as text."""
     figures = {stage: list(figure_plots(view.settings, stage)) for stage in view.stages}
-    drawn = {stage: curves for stage in view.stages if (curves := curve_plots(view.settings, stage)).plots}
+    drawn = {stage: curves for stage in view.stages if (curves := curve_plots(view.settings, stage, view.facts)).plots}
     plots = [plot for each in (*figures.values(), *(curves.plots for curves in drawn.values())) for plot in each]
     data: dict[str, Any] = {
         # Never a single one, which the script would colour by other rules.

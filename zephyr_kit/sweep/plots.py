@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from zephyr_kit.facts import read_run
+from zephyr_kit.facts import RunFacts
 from zephyr_kit.facts.curves import Column
 from zephyr_kit.markdown import figure
 from zephyr_kit.report.plots import BESIDE, GROUPS, Group, Plot, rounded
 from zephyr_kit.sweep.spread import Setting, Spread, shown
 
-NUM_POINTS = 300
-"""Of a curve, at the most."""
 BAND = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
 ALIKE = 1e-9
 """Figures that differ by less, relatively, differ by rounding alone."""
@@ -44,9 +43,12 @@ def figure_plots(settings: Sequence[Setting], stage: str) -> Iterator[Plot]:
         yield Plot(f"figure-{stage}-{place}", name, "", traces, layout, ("setting", "mean ± deviation", "seeds"), rows)
 
 
-def curve_plots(settings: Sequence[Setting], stage: str) -> Drawn:
-    """The curves of a stage: for each setting the mean over its seeds, in a band as wide as their standard deviation."""
-    means = [_means(setting, stage) for setting in settings]
+def curve_plots(settings: Sequence[Setting], stage: str, runs: Mapping[Path, RunFacts]) -> Drawn:
+    """The curves of a stage: for each setting the mean over its seeds, in a band as wide as their standard deviation.
+
+    Of `runs`, by their folders, all lines were read: of some alone, few steps might be those of all.
+    """
+    means = [_means([runs[one.folder] for one in setting.outcomes if one.folder in runs], stage) for setting in settings]
     names = dict.fromkeys(name for steps, held_out in means for name in (*steps, *held_out) if name not in BESIDE)
     known = [name for group in GROUPS for name in group.names]
     groups = (*GROUPS, *(Group(name, (name,), "A metric of the objective.") for name in names if name not in known))
@@ -91,9 +93,8 @@ def _point(number: int, label: str, spread: Spread) -> dict[str, Any]:
     return {"type": "scatter", "mode": "markers+text", "name": label, "text": [str(spread)], "textposition": "top center", **place}
 
 
-def _means(setting: Setting, stage: str) -> tuple[Means, Means]:
+def _means(runs: Sequence[RunFacts], stage: str) -> tuple[Means, Means]:
     """Of the steps, and of the looks at held-out data."""
-    runs = [read_run(outcome.folder, most=NUM_POINTS, whole=False) for outcome in setting.outcomes if outcome.state == "finished"]
     curves = [one.curves for run in runs for one in run.stages if one.name == stage and one.curves.steps]
     return _pooled([one.steps for one in curves]), _pooled([one.held_out for one in curves])
 

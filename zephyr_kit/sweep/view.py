@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from zephyr_kit.facts import RunFacts, read_run
 from zephyr_kit.journal import Journal
 from zephyr_kit.sweep.spread import Outcome, Setting, settings_of, shown
 
 NONE = "–"
+NUM_POINTS = 300
+"""Of a curve, at the most."""
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A head, and rows."""
 
@@ -27,6 +31,11 @@ class View:
     def settings(self) -> list[Setting]:
         """The runs by what sets them apart but for their seed."""
         return settings_of(self.outcomes)
+
+    @cached_property
+    def facts(self) -> dict[Path, RunFacts]:
+        """What is known of each finished run, by its folder."""
+        return {one.folder: read_run(one.folder, most=NUM_POINTS) for one in self.outcomes if one.state == "finished"}
 
     @property
     def stages(self) -> list[str]:
