@@ -39,7 +39,7 @@ def _rows(name: str, cell: Mapping[str, Any]) -> Iterator[list[str]]:
             *_compared(beside),
             _number(cell.get("foretold / measured") if side == OURS else None, "{:.2f}"),
         ]
-    for side in cell["beside"].keys() - cell["sides"].keys():
+    for side in (side for side in cell["beside"] if side not in cell["sides"]):
         yield [name, f"{side}, as above", *[""] * (len(COLUMNS) - 6), *_compared(cell["beside"][side]), ""]
 
 

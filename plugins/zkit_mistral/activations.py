@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from zephyr_kit import ZkitError
+
 PRODUCTS = {
     "mm": (0, 1, 1),
     "addmm": (1, 2, 1),
@@ -28,9 +30,10 @@ SMALLEST_MOVED = 1 << 20
 """Bytes; less is not worth a copy to the host and back."""
 
 
-def compute_again(model: Any, *, selective: bool) -> None:
+def compute_again(model: Any, *, selective: bool, kept: int = 0) -> None:
     """Keep a layer's input, and if `selective` its dearest results; compute the rest again in the backward pass.
 
+    The last `kept` layers keep everything: they are done with when the first one is computed again.
     Random numbers are drawn again as they were, so that dropout hides the same.
     """
     options: dict[str, Any] = {"use_reentrant": False}
@@ -38,6 +41,11 @@ def compute_again(model: Any, *, selective: bool) -> None:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, SavePolicy.of(model.config))
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
+    layers = getattr(model, model.base_model_prefix).layers
+    if kept > len(layers):
+        raise ZkitError(f"[model] layers_kept = {kept}: {type(model).__name__} has {len(layers)} layers")
+    for layer in layers[len(layers) - kept :]:
+        layer.gradient_checkpointing = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zkit_mistral.policy import MistralPolicy
     from zkit_mistral.tokenizer import ChatTokenizer
 
-MACHINE_KEYS = ("weights", "attention", "activation_checkpointing", "activation_offload", "compile", "kernels")
+MACHINE_KEYS = ("weights", "attention", "activation_checkpointing", "layers_kept", "activation_offload", "compile", "kernels")
 """What changes no result, and the weights, which stand in the fingerprint by their content."""
 
 __all__ = ["Lora", "Mistral", "Quantize", "Scratch"]

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.config import default_use
 from zephyr_kit.protocols import Attention, DataSource
@@ -96,6 +96,8 @@ class Settings:
     attention: Attention = default_use("auto")
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
+    layers_kept: Annotated[int, Ge(0)] = 0
+    """So many layers keep everything all the same, the last ones, which are the first to be done with: where memory is left, for speed."""
     activation_offload: bool = False
     """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
@@ -117,8 +119,7 @@ class Settings:
             raise ValueError("`lora.dora` needs the base's weights, which peft cannot read back from 8 bits; use 4 bits, or none")
         if self.quantize is not None and self.scratch is not None:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
-        if self.activation_offload and self.activation_checkpointing == "selective":
-            raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        self._check_activations()
         if self.compile:
             self._check_compile()
         if self.fp8 != "none":
@@ -126,6 +127,12 @@ class Settings:
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
+
+    def _check_activations(self) -> None:
+        if self.activation_offload and self.activation_checkpointing == "selective":
+            raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.layers_kept and self.activation_checkpointing == "none":
+            raise ValueError('`layers_kept` is for what `activation_checkpointing` computes again; with "none" all layers are kept')
 
     def _check_compile(self) -> None:
         if self.activation_checkpointing == "selective":

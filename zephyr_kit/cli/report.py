@@ -21,9 +21,10 @@ STDOUT = Path("-")
 )
 @click.option("--open", "opens", is_flag=True, help="Show it in the browser.")
 def report(runs: tuple[Path, ...], ending: str, out: Path | None, opens: bool) -> None:  # noqa: FBT001  click's way
-    """Tell what runs did: the pipeline, curves, data, evaluations, answers, costs, and what went wrong.
+    """Write what runs did, on one page that needs no network.
 
-    RUN is a folder that `zkit run` wrote, finished or not. Several are laid over each other, with where their presets differ.
+    The pipeline, curves, data, evaluations, answers side by side, costs, and what went wrong. RUN is a folder that `zkit run` wrote,
+    finished or not. Several are laid over each other, with where their presets differ.
     """
     from zephyr_kit.facts import read_run, told_apart
     from zephyr_kit.report import FORMATS

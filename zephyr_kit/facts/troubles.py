@@ -34,7 +34,7 @@ def _endings(stage: StageFacts) -> Iterator[str]:
         yield f"It failed{done}: {stage.sessions[-1].outcome}"
     if stage.state == "unfinished":
         why = stage.sessions[-1].outcome if stage.sessions else ""
-        yield f"It is not finished, and was left{done}: {why or 'its process ended without a word'}; the same `zkit run` goes on"
+        yield f"It is not finished, and was left{done}: {why or 'its process ended without a word; the same `zkit run` goes on'}"
 
 
 def _steps(stage: StageFacts) -> Iterator[str]:

@@ -65,10 +65,10 @@ def headline(run: RunFacts) -> Iterator[tuple[str, str, str]]:
 def lineage(stage: StageFacts) -> Iterator[tuple[str, str]]:
     """Where a stage stands in the pipeline: what it does, from what, with what, and what came of it."""
     settings, data = stage.settings, stage.ledgers.get("data", {})
-    origin = f"model of {stage.before}" if stage.before else settings.get("model.weights") or "random weights"
+    origin = f"model of {stage.before}" if stage.before else _brief(settings.get("model.weights") or "random weights")
     if stage.kind == "trains":
         yield "trains", f"with {settings.get('objective.use')}{_options(settings)}"
-        yield "from", str(origin)
+        yield "from", origin
         yield "weights", _weights(settings)
     elif stage.kind == "measures":
         models = dict.fromkeys(model for evaluation in stage.evaluations for model in evaluation.rows)
@@ -76,7 +76,7 @@ def lineage(stage: StageFacts) -> Iterator[tuple[str, str]]:
         yield from (("by", evaluation.title) for evaluation in stage.evaluations)
     else:
         yield "gathers" if stage.kind == "gathers" else "distills", "judged replies to prompts" if stage.kind == "gathers" else "dialogues"
-        yield "model", str(origin)
+        yield "model", origin
     if named := list(_data(settings)):
         yield "data", "; ".join(named)
     if "kept" in data:
@@ -96,7 +96,12 @@ def _data(settings: Mapping[str, Any]) -> Iterator[str]:
         if re.fullmatch(r"(data|prompts|seeds)\[\d+\]\.use", path):
             table = path.removesuffix("use")
             what = next((settings[f"{table}{key}"] for key in ("path", "name", "part") if settings.get(f"{table}{key}")), "")
-            yield f"{what} ({use})" if what else str(use)
+            yield f"{_brief(what)} ({use})" if what else str(use)
+
+
+def _brief(place: Any) -> str:
+    """Of a path from the root, its last part; a name on the hub as it is."""
+    return str(place).rpartition("/")[2] if str(place).startswith("/") else str(place)
 
 
 def _options(settings: Mapping[str, Any]) -> str:
