@@ -17,9 +17,9 @@ PORT = 8420
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 for any that is free.")
 @click.option("--open", "opened", is_flag=True, help="Open it in a browser.")
 def board(folder: Path, port: int, opened: bool) -> None:  # noqa: FBT001  click's way
-    """Show all runs below FOLDER in a browser, live: compare, filter, follow.
+    """Show all runs below a folder in a browser, live.
 
-    It is served to this machine alone. FOLDER is `runs` unless given.
+    They can be filtered, compared, and followed while they train. It is served to this machine alone. FOLDER is `runs` unless given.
     """
     from zephyr_kit.board.server import LOOPBACK, Board
     from zephyr_kit.board.watch import Watch

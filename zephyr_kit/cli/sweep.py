@@ -76,9 +76,9 @@ def sweep(
     only_table: bool,  # noqa: FBT001  click's way
     **given: Any,
 ) -> None:
-    """Run PRESET with every combination of values, each in a folder of its own.
+    """Run PRESET with every combination of values.
 
-    What combinations have in common is made once. The same command goes on where it stood,
+    Each has a folder of its own; what they have in common is made once. The same command goes on where it stood,
     and tries again what failed. The other options are those of `zkit run`.
     """
     stop = Stop()
