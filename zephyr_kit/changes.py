@@ -46,6 +46,8 @@ def _value(text: str) -> Any:
 def _set(table: dict[str, Any], path: str, value: Any) -> None:
     """Set the value at a path, making tables on the way; a LookupError says what is in the way."""
     *way, last = [int(step[1:-1]) if step.startswith("[") else step for step in STEP.findall(path)]
+    if way == ["stages"] and isinstance(value, bool):
+        return _keep_stage(table, last, kept=value)
     _refuse_new_stage(table, [*way, last])
     place: Any = table
     so_far = ""
@@ -53,6 +55,14 @@ def _set(table: dict[str, Any], path: str, value: Any) -> None:
         place, so_far = _enter(place, step, so_far)
     _check_step(place, last, so_far)
     place[last] = value
+    return None
+
+
+def _keep_stage(table: dict[str, Any], name: str | int, *, kept: bool) -> None:
+    """`stages.sft=false` leaves a stage out; `true`, which a sweep has beside it, leaves it as it is."""
+    _refuse_new_stage(table, ["stages", name, ""])
+    if not kept:
+        del table["stages"][name]
 
 
 def _enter(place: Any, step: str | int, so_far: str) -> tuple[Any, str]:

@@ -80,10 +80,12 @@ class Pipeline:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             outdated = self._refuse_changes(answers)
+            self._take_over(answers)
             forecasts = self._check_data(answers)
             tasks = {stage.name: stage.task for stage in self._stages if isinstance(stage.task, TrainStage)}
             refuse_full_disk([(tasks[name], forecast) for name, forecast in forecasts.items()], self.folder)
             self._set_aside(outdated)
+            self._take_over(answers)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
@@ -161,6 +163,17 @@ class Pipeline:
             self._journal.add(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
         for name in reversed(outdated.stages):
             self.folder.set_aside(name)
+
+    def _take_over(self, answers: Answers) -> None:
+        """Stages that another run has finished are taken from it, up to the first that has to be made."""
+        for stage, key in self._keys(answers) if self.folder.pool else ():
+            place = self.folder.take_over(stage.name, key)
+            if place is not None:
+                self.narrator.say(f"stage {stage.name}: the very same was made in {place}, and is taken from there")
+                made = (note for note in Journal(place.parent / "run.json").notes() if note["stage"] == stage.name)
+                self._journal.add(*({**note, "taken_from": str(place)} for note in made))
+            elif not self.folder.stage(stage.name).is_done(key):
+                break
 
     def _outdated(self, answers: Answers) -> Iterator[Stage]:
         """Stages that stand in the folder as they would not be made now."""

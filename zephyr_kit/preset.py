@@ -15,7 +15,7 @@ from zephyr_kit.changes import apply_changes
 from zephyr_kit.config import Builder, Offers, PresetError, Setting, did_you_mean, suggest
 from zephyr_kit.gathered import StageRows, portions_in, within
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Backend
+from zephyr_kit.protocols import Backend, Tracker
 from zephyr_kit.stages import BASE, DOES, KINDS, DistillStage, EvaluateStage, FeedbackStage, GatherStage, Task, TrainStage
 
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
@@ -61,6 +61,7 @@ class Preset:
     table: Mapping[str, Any]
     """The tables as they were read, with the changes of the command line."""
     description: str = ""
+    track: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Header:
     seed: Seed = 42
     description: str = ""
     needs: Needs = field(default_factory=Needs)
+    track: tuple[Tracker, ...] = ()
+    """Where figures of training are shown, besides the terminal; changes no result."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -104,7 +107,8 @@ def resolve(table: Mapping[str, Any], offers: Offers, *, file: str, changes: Seq
     builder.refuse_unknown(table, [*(f.name for f in fields(Header)), "model", "stages"], "")
     header: Header = builder.build(Header, {key: value for key, value in table.items() if key not in ("model", "stages")}, "")
     stages = _stages(builder, table)
-    return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), table, header.description)
+    settings = tuple(builder.settings)
+    return Preset(header.name, file, header.seed, header.needs, stages, settings, table, header.description, header.track)
 
 
 def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:

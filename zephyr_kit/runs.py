@@ -136,6 +136,8 @@ class RunFolder:
     """The folder of a run."""
 
     path: Path
+    pool: Path | None = None
+    """A folder of other runs, whose finished stages may be taken over."""
 
     def stage(self, name: str) -> StageFolder:
         """The folder of one stage."""
@@ -155,6 +157,19 @@ class RunFolder:
         sync(self.path)
         write_json(stage.path / "key.json", key)
         return Opened(stage, reasons, taken_back)
+
+    def take_over(self, name: str, key: Mapping[str, Any]) -> Path | None:
+        """Where nothing stands yet: the stage as another run of the pool has finished it by this very key; where that was."""
+        stage, key = self.stage(name), as_json(key)
+        if self.pool is None or stage.is_begun:
+            return None
+        places = (found.parent for found in sorted(self.pool.glob(f"*/{name}/done.json")))
+        place = next((place for place in places if StageFolder(place).is_done(key)), None)
+        if place is not None:
+            shutil.rmtree(stage.path, ignore_errors=True)
+            _twin(StageFolder(place), self.path / f".{name}").rename(stage.path)
+            sync(self.path)
+        return place
 
     def set_aside(self, name: str) -> None:
         """Make room for a stage that is to be made anew."""
@@ -195,6 +210,24 @@ class RunFolder:
     @property
     def _shelf(self) -> Path:
         return self.path / "superseded"
+
+
+def _twin(stage: StageFolder, staging: Path) -> Path:
+    """A finished stage in another folder. Its result takes no room twice, where the file system has links: it is never written into."""
+    shutil.rmtree(staging, ignore_errors=True)
+    result = [folder for folder in (stage.model, stage.data) if folder.is_dir()]
+    left = {stage.checkpoints.name, *(folder.name for folder in result)}
+    shutil.copytree(stage.path, staging, ignore=lambda folder, _: left if folder == str(stage.path) else ())
+    for folder in result:
+        shutil.copytree(folder, staging / folder.name, copy_function=_link)
+    return staging
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:

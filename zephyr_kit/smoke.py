@@ -23,7 +23,7 @@ def miniature(preset: Preset, folder: Path) -> Preset:
     """The preset with a shrunken model, generated rows and a few steps; `folder` holds both."""
     stages = tuple(_stage(stage, folder) for stage in preset.stages)
     settings = [Setting(f"stages.{stage.name}.{key}", value, "--smoke") for stage in stages for key, value in stage.settings.items()]
-    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages, settings=tuple(settings))
+    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages, settings=tuple(settings), track=())
 
 
 def _stage(stage: Stage, folder: Path) -> Stage:

@@ -15,6 +15,7 @@ import click
 
 from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew, let_segments_grow
+from zephyr_kit.cli.board import board
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.doctor import doctor
@@ -27,6 +28,7 @@ from zephyr_kit.cli.preview import preview
 from zephyr_kit.cli.report import report
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
+from zephyr_kit.cli.sweep import sweep
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import own_signs
@@ -42,7 +44,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, evaluate, report, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, sweep, launch, plan, preview, evaluate, report, board, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -19,6 +19,7 @@ from zephyr_kit.protocols.model import (
 )
 from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, needs_ratings, num_units, survey_of
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
+from zephyr_kit.protocols.track import Track, Tracker
 
 __all__ = [
     "INLINE",
@@ -51,6 +52,8 @@ __all__ = [
     "Suite",
     "Surveying",
     "Tokenizer",
+    "Track",
+    "Tracker",
     "Verdict",
     "needs_ratings",
     "num_units",

@@ -61,6 +61,7 @@
     const { axis, held_out, noisy } = trace.meta;
     const x = page.axes[axis][chosen.axis];
     if (!x) return [];
+    if (trace.meta.band) return [{ ...trace, x, line: { width: 0 }, fillcolor: tint + "33" }];
     const dash = held_out ? "dash" : several && trace.meta.series ? "dot" : "solid";
     const base = { ...trace, x, line: { color: tint, width: 2, dash }, marker: { color: tint, size: 6 } };
     if (!noisy || !chosen.smooth) return [base];

@@ -1,7 +1,8 @@
 """Curves of training: one function for each kind of plot, as traces that plotly draws.
 
 A trace's `meta` says what the page decides: `axis`, whose columns may stand on the x-axis;
-`run` and `series`, from which its colour and dash follow; `noisy`, whether it may be smoothed.
+`run` and `series`, from which its colour and dash follow; `noisy`, whether it may be smoothed;
+`band`, that it is an edge of one.
 """
 
 from __future__ import annotations
