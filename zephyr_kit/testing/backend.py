@@ -49,6 +49,15 @@ class BackendLaws:
         assert logp_M.dtype in (torch.float32, torch.float64)
         assert (logp_M <= 0).all()
 
+    def test_distributions_hold_the_scores(self) -> None:
+        """What a model says of every token is what it says of the target, and adds up to one."""
+        policy, batch = self._policy(), lay_out(self._trees(), share_prompts=self._shares).to(self.device)
+        with torch.no_grad():
+            logp_MV, logp_M = policy.distributions(batch), policy.score(batch)
+        tolerance = {"rtol": self.tolerance, "atol": self.tolerance}
+        torch.testing.assert_close(logp_MV.gather(1, batch.target_M[:, None])[:, 0], logp_M.to(logp_MV.dtype), **tolerance)
+        torch.testing.assert_close(logp_MV.exp().sum(1), torch.ones_like(logp_MV[:, 0]), **tolerance)
+
     def test_the_reference_is_where_the_stage_began(self) -> None:
         """Before the first step policy and reference agree; after one, only the policy has moved."""
         policy, trees = self._policy(), self._trees()
