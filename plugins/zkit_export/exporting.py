@@ -16,14 +16,16 @@ import torch
 from zephyr_kit import ZkitError
 from zephyr_kit.config import plain
 from zephyr_kit.devices import give_back_memory
-from zephyr_kit.disk import disk_errors_told, put
+from zephyr_kit.disk import disk_errors_told, let_others_read, put
 from zephyr_kit.models import ADAPTER_FILE, NamedModel
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import MergingBackend, Start, Tokenizer
 from zephyr_kit.runs import write_json
 from zkit_export import llama_cpp
 from zkit_export.card import write_card
-from zkit_export.gguf_file import ARCHITECTURES, TYPES, Source, gguf_problem, write_gguf
+from zkit_export.gguf_file import TYPES, Source, check_gguf, gguf_problem, is_ours, write_gguf
+from zkit_export.layers import ALLOWED as ALLOWED_OF_LAYERS
+from zkit_export.layers import compare_layers
 from zkit_export.ollama import modelfile, turns_of
 from zkit_export.parity import Parity, allowed_for, compare
 from zkit_export.probes import Look, Probes, find_probes, look, look_at
@@ -81,6 +83,7 @@ class Export:
                 self._modelfile(folder)
             write_json(folder / REPORT, {"prompts": probes.origin, "template": "as trained", "exports": [plain(asdict(one)) for one in found]})
             write_card(folder, self.model, found, origin=probes.origin, whole=self._whole)
+            let_others_read(folder)
         return found
 
     @property
@@ -118,7 +121,11 @@ class Export:
         written = str(json.loads((folder / "config.json").read_text("utf-8"))["dtype"])
         with self.narrator.track("comparing the weights"), _opened(folder, self.device) as after:
             found = compare(f"weights in {written}", before, after, allowed=allowed_for(written, self._computed))
+        layers = compare_layers(folder, before.seen, allowed=max(ALLOWED_OF_LAYERS[written], ALLOWED_OF_LAYERS[self._computed]))
+        layers.check()
         found.check()
+        if layers.num_layers:
+            self.narrator.say(f"{layers.num_layers} layers write what they wrote; the worst, {layers.worst}, differs by {layers.error:.2g} of it")
         return found
 
     def _adapter(self, folder: Path, before: Look) -> Parity:
@@ -146,21 +153,20 @@ class Export:
         own = kind.lower() in TYPES
         first = file if own else folder / f".{FIRST}.gguf"
         with self.narrator.track(f"writing {kind.upper()}") as advance:
-            self._convert(Source(folder, self.model.name), first, kind.lower() if own else FIRST, advance)
+            source, wanted = Source(folder, self.model.name), kind.lower() if own else FIRST
+            if is_ours(source) or not llama_cpp.has_converter():
+                write_gguf(source, first, wanted, advance)
+            else:
+                llama_cpp.convert(folder, first, wanted)
             if not own:
                 llama_cpp.quantise(first, file, kind)
                 first.unlink()
+        if is_ours(source):
+            check_gguf(source, file)
         with self.narrator.track(f"comparing {kind.upper()}"), _opened(folder, self.device, gguf=file.name) as after:
             found = compare(f"GGUF {kind.upper()}", before, after, allowed=allowed_for(_rounding(kind), self._computed))
         found.check()
         return found
-
-    def _convert(self, source: Source, file: Path, kind: str, advance: Any) -> None:
-        (architecture,) = source.config["architectures"]
-        if architecture not in ARCHITECTURES and llama_cpp.has_converter():
-            llama_cpp.convert(source.folder, file, kind)
-        else:
-            write_gguf(source, file, kind, advance)
 
     def _modelfile(self, folder: Path) -> None:
         served = Served(folder)
@@ -179,7 +185,9 @@ class Export:
 def _opened(folder: Path, device: torch.device, *, gguf: str | None = None) -> Iterator[After]:
     """The exported weights as transformers reads them, without any of our code."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     give_back_memory()
     how: dict[str, Any] = {"dtype": "auto"} if gguf is None else {"gguf_file": gguf, "dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, **how).eval()

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from zephyr_kit import ZkitError
 from zephyr_kit.weights import CONFIG, weight_files
+from zkit_export.refusal import ParityError
 from zkit_export.served import TOKENIZER_FILE, Served
 from zkit_export.vocabulary import Vocabulary, read_vocabulary
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"MistralForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """What PyPI's gguf writes by itself."""
+ROUNDING = {"F32": 1e-6, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 0.01}
+ROUNDING_OF_OTHERS = 0.3
+"""How far a tensor is from what it was before it was rounded to a type, as a share of it."""
 BLOCK = 32
 """Weights under one scale in q8_0."""
 
@@ -74,6 +78,11 @@ class Source:
         return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
+def is_ours(source: Source) -> bool:
+    """Whether an architecture is written here."""
+    return source.config["architectures"][0] in ARCHITECTURES
+
+
 def gguf_problem() -> str:
     """What is missing to write GGUF; empty if nothing."""
     return "" if find_spec("gguf") else "writing GGUF needs the gguf package: pip install 'zephyr-kit[gguf]'"
@@ -100,6 +109,24 @@ def write_gguf(source: Source, file: Path, kind: str, advance: Callable[[int], N
         done += data.nbytes
         advance(done)
     writer.close()
+
+
+def check_gguf(source: Source, file: Path) -> None:
+    """Read the file back, and raise ParityError unless every tensor is the folder's, but for what its type rounds."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    written = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for name, tensor in source.tensors():
+        if name not in written:
+            raise ParityError(f"{file.name}: has no {name}; nothing was kept")
+        wanted, stored = tensor.float().numpy(), written.pop(name)
+        found = dequantize(stored.data, stored.tensor_type).reshape(wanted.shape)
+        error = float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), np.finfo(np.float32).tiny))
+        if not error <= ROUNDING.get(stored.tensor_type.name, ROUNDING_OF_OTHERS):
+            raise ParityError(f"{file.name}: {name} differs by {error:.2%} from what it was made of; nothing was kept")
+    if written:
+        raise ParityError(f"{file.name}: holds {min(written)}, which the model has not; nothing was kept")
 
 
 def _stored(shape: tuple[int, ...], wanted: Any) -> Any:

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zephyr_kit import ZkitError
 from zephyr_kit.batch import Tree
 from zkit_export.probes import Look, row
+from zkit_export.refusal import ParityError
 
 After = Callable[[Tree], Tensor]
 """What the exported model says in the place of each target of an example, (M, V)."""
 
-ALLOWED = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1, "8 bits": 0.15, "4 bits": 0.4, "fewer bits": 1.0}
-"""The mean difference of log-probabilities, and the KL divergence, that rounding to a type explains."""
-
-
-class ParityError(ZkitError):
-    """An exported model that is not the one that was trained."""
+ALLOWED = {
+    "float32": (1e-3, 1e-4),
+    "bfloat16": (0.1, 0.02),
+    "float16": (0.1, 0.02),
+    "8 bits": (0.15, 0.03),
+    "4 bits": (0.4, 0.2),
+    "fewer bits": (1.0, 0.8),
+}
+"""The mean difference of log-probabilities, and the KL divergence, that rounding to a type explains, the coarsest last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +41,20 @@ class Parity:
     """The first token of a greedy reply that would be another, over all replies; None if there is none."""
     agreement: float
     """The share of places where both find the same token likeliest."""
-    allowed: float
-    """For `mean` and `kl`."""
+    allowed: tuple[float, float]
+    """For `mean`, and for `kl`."""
 
     def check(self) -> None:
         """Raise ParityError where the difference is more than rounding explains."""
         # NaN compares as false, and is not to pass.
-        if not (self.mean <= self.allowed and self.kl <= self.allowed):
+        if not (self.mean <= self.allowed[0] and self.kl <= self.allowed[1]):
             raise ParityError(
                 f"{self.what} is not the model that was trained: log-probabilities differ by {self.mean:.4g} on average (at most "
-                f"{self.largest:.4g}), KL {self.kl:.4g}, where its type explains {self.allowed:g}; nothing was kept"
+                f"{self.largest:.4g}), KL {self.kl:.4g}, where its type explains {self.allowed[0]:g} and {self.allowed[1]:g}; nothing was kept"
             )
 
 
-def compare(what: str, before: Look, after: After, *, allowed: float) -> Parity:
+def compare(what: str, before: Look, after: After, *, allowed: tuple[float, float]) -> Parity:
     """Ask the exported model the same, and compare."""
     differences, kls, agreements, firsts = [], [], [], []
     num_data = len(before.trees) - before.num_own
@@ -77,7 +80,7 @@ def compare(what: str, before: Look, after: After, *, allowed: float) -> Parity:
     )
 
 
-def allowed_for(*types: str) -> float:
+def allowed_for(*types: str) -> tuple[float, float]:
     """What the coarsest of these types explains."""
     return max(ALLOWED[name] for name in types)
 

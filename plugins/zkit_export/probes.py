@@ -16,6 +16,7 @@ from zephyr_kit.models import NamedModel
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Policy, Request, Sampling, Tokenizer
 from zephyr_kit.stages import TrainStage
+from zkit_export.layers import Seen
 
 NUM_PROMPTS, MOST_PROMPT, MOST_REPLY, MOST_OWN = 8, 512, 48, 32
 """How many prompts of at most how many tokens, and how many tokens of the replies in the data, and of the model's own."""
@@ -47,6 +48,8 @@ class Look:
     num_own: int
     logp_MV: tuple[Tensor, ...]
     """For each tree, in float32 on the host."""
+    seen: Seen
+    """What its layers read and wrote."""
 
 
 def find_probes(model: NamedModel, tokenizer: Tokenizer) -> Probes:
@@ -69,8 +72,10 @@ def look(policy: Policy, tokenizer: Tokenizer, probes: Probes, device: torch.dev
     own = [_with_reply(example, replies[number].text) for number, example in enumerate(probes.examples) if replies[number].text]
     trees = [_shortened(tokenizer.encode(example), MOST_REPLY) for example in probes.examples]
     own_trees = [_shortened(tree, MOST_OWN) for example in own if (tree := _encoded(example, tokenizer)) is not None]
-    every = (*trees, *own_trees)
-    return Look(every, len(own_trees), tuple(look_at(policy, tree, device) for tree in every))
+    every, seen = (*trees, *own_trees), Seen()
+    with seen.watching(policy.module):
+        look_at(policy, every[0], device)
+    return Look(every, len(own_trees), tuple(look_at(policy, tree, device) for tree in every), seen)
 
 
 def look_at(policy: Policy, tree: Tree, device: torch.device) -> Tensor:

@@ -17,8 +17,8 @@ from zephyr_kit.batch import Tree
 from zephyr_kit.example import Example, Message
 from zephyr_kit.protocols import Tokenizer
 from zephyr_kit.template_process import TemplateRefusal, writer_for
-from zkit_export.parity import ParityError
 from zkit_export.probes import Probes, row
+from zkit_export.refusal import ParityError
 
 TEMPLATE_FILE, TOKENIZER_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
