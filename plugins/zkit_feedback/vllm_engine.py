@@ -85,7 +85,7 @@ def _sampling(request: Request) -> Any:
 
     wanted = request.sampling
     return vllm.SamplingParams(
-        temperature=wanted.temperature, top_p=wanted.top_p, max_tokens=wanted.max_new_tokens, seed=wanted.seed
+        temperature=wanted.temperature, top_p=wanted.top_p, max_tokens=wanted.max_new_tokens, seed=wanted.seed, **({"top_k": wanted.top_k} if wanted.top_k else {})
     )
 
 
