@@ -33,10 +33,11 @@ def export(
     public: bool,  # noqa: FBT001
     device: str,
 ) -> None:
-    """Write a model of RUN, a run's folder, for others to load: transformers, peft, vLLM, llama.cpp, Ollama.
+    """Write a model of RUN for others to load.
 
-    The folder has weights or an adapter, tokenizer, chat template, generation settings and a model card. Its model is compared
-    with the trained one on held-out dialogues; one that differs by more than its type explains is not kept.
+    RUN is the folder of a run; others are transformers, peft, vLLM, llama.cpp and Ollama. What is written has weights or an
+    adapter, tokenizer, chat template, generation settings and a model card. Its model is compared with the trained one on held-out
+    dialogues; one that differs by more than its type explains is not kept.
     """
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.devices import find_device

@@ -49,9 +49,9 @@ def chat(
     port: int,
     token_env: str | None,
 ) -> None:
-    """Talk to a model: of RUN, the folder of a run, or a MODEL in Hugging Face format.
+    """Talk to a model, or serve it.
 
-    In the chat, /help tells the commands; an empty line or Ctrl-D ends.
+    RUN is the folder of a run; MODEL, a folder in Hugging Face format, or owner/name. In the chat, /help tells the commands; an empty line or Ctrl-D ends.
     """
     from zephyr_kit.cli.talk import Talk
     from zephyr_kit.protocols import Sampling

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
@@ -30,7 +31,7 @@ ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 
 
 @click.command(epilog=ENDS)
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
