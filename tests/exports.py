@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tomli_w
 import torch
 from policies import load, shake
@@ -19,7 +18,8 @@ from zephyr_kit.protocols import Start
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 KINDS = ("full", "lora", "qlora", "stacked")
 LORA = Lora(rank=4, alpha=8)
-ROWS = [{"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n * n}, I say."}]} for n in range(3)]
+TALKS = [(f"What is {n}?", f"It is {n * n}, I say.") for n in range(3)]
+ROWS = [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]} for asked, said in TALKS]
 
 
 def write_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Path:

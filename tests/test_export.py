@@ -49,9 +49,11 @@ def test_whole_weights_and_gguf_are_what_was_trained(runs, tmp_path, kind):
     if kind != "qlora":  # which computes in bfloat16
         assert weights.mean < 1e-5
         assert weights.first_divergence is None
-    assert GGUFReader(next((tmp_path / "out").glob("*-F32.gguf"))).fields["tokenizer.chat_template"].contents() == Served(tmp_path / "out").template
-    assert json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))["exports"][0]["what"] == "weights in float32"
-    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {(tmp_path / "out" / "README.md").stat().st_mode & 0o777}
+    out = tmp_path / "out"
+    fields = GGUFReader(next(out.glob("*-F32.gguf"))).fields
+    assert fields["tokenizer.chat_template"].contents() == Served(out).template
+    assert json.loads((out / "parity.json").read_text("utf-8"))["exports"][0]["what"] == "weights in float32"
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "others may read them all, or none"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -153,7 +155,7 @@ def test_a_gguf_with_another_tensor_is_found(runs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text.replace("<|user|>", "<|human|>").replace("'<|' + message['role'] + '|>", "'<|x' + message['role'] + '|>"), "other text"),
+        (lambda text: text.replace("'<|' + message", "'<|x' + message"), "other text"),
         (lambda text: "{{ raise_exception('no') }}", "refuses a dialogue that was trained with: no"),
         (lambda text: text.replace("{{- '<|assistant|>\\n' -}}", "{{- '<|assistant|>' -}}"), "makes other tokens of a prompt"),
     ],
@@ -202,7 +204,7 @@ def test_few_bits_are_left_to_llama_cpp(runs, tmp_path, monkeypatch):
     """A program by its name, called as llama.cpp's is; it writes what gguf can, and the result is compared as any other."""
     program = tmp_path / "bin" / "llama-quantize"
     program.parent.mkdir()
-    code = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_bytes(pathlib.Path(sys.argv[1]).read_bytes()); assert sys.argv[3] == 'Q4_K_M'"
+    code = "import shutil, sys; shutil.copy(*sys.argv[1:3]); assert sys.argv[3] == 'Q4_K_M'"
     program.write_text(f"#!{sys.executable}\n{code}\n", "utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))

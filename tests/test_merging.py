@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def merged(one: Mistral, stage: Path, folder: Path, dtype: str | None = None) ->
     return folder
 
 
-@pytest.mark.parametrize("lora", [LORA, Lora(rank=4, alpha=8, rslora=True), Lora(rank=4, alpha=8, dora=True)], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize("lora", [LORA, replace(LORA, rslora=True), replace(LORA, dora=True)], ids=["lora", "rslora", "dora"])
 def test_an_adapter_is_merged_as_peft_merges_it(weights, tmp_path, lora):
     from peft import AutoPeftModelForCausalLM
 

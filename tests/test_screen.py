@@ -60,7 +60,10 @@ def test_a_long_curve_is_thinned_out_and_keeps_its_ends():
     assert curve.last == 10 * MOST_KEPT - 1
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")])
+DURATIONS = [(0.4, "0 s"), (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")]
+
+
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS)
 def test_durations(seconds, text):
     assert duration(seconds) == text
 

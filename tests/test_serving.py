@@ -157,7 +157,7 @@ def test_the_limit_and_stops(client):
         ({"max_tokens": 2, "max_completion_tokens": 3}, openai.BadRequestError, "two names for one limit", "max_tokens"),
         ({"stop": ["a"] * 5}, openai.BadRequestError, "`stop` should be a text, or at most 4 of them", "stop"),
         ({"logprobs": True}, openai.BadRequestError, "`logprobs` is not offered here; leave it out", "logprobs"),
-        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "does not know `temprature`; did you mean `temperature`?", "temprature"),
+        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "`temprature`; did you mean `temperature`?", "temprature"),
     ],
 )
 def test_mistakes_are_told_as_openai_tells_them(client, how, error, message, param):

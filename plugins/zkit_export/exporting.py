@@ -81,7 +81,8 @@ class Export:
             found += [self._gguf(folder, kind, before) for kind in self.wish.gguf]
             if self.wish.gguf:
                 self._modelfile(folder)
-            write_json(folder / REPORT, {"prompts": probes.origin, "template": "as trained", "exports": [plain(asdict(one)) for one in found]})
+            report = {"prompts": probes.origin, "template": "as trained", "exports": [plain(asdict(one)) for one in found]}
+            write_json(folder / REPORT, report)
             write_card(folder, self.model, found, origin=probes.origin, whole=self._whole)
             let_others_read(folder)
         return found
@@ -115,7 +116,7 @@ class Export:
             return self._adapter(folder, before)
         backend = self.model.backend
         if not isinstance(backend, MergingBackend):
-            raise ZkitError(f"the backend {type(backend).__name__} cannot write its models whole; its adapters are exported without --merge")
+            raise ZkitError(f"the backend {type(backend).__name__} does not write its models whole; without --merge, adapters are exported")
         with self.narrator.track("writing weights") as advance:
             backend.merge(folder, start=self.model.start, dtype=self.wish.dtype, advance=advance)
         written = str(json.loads((folder / "config.json").read_text("utf-8"))["dtype"])
@@ -125,7 +126,7 @@ class Export:
         layers.check()
         found.check()
         if layers.num_layers:
-            self.narrator.say(f"{layers.num_layers} layers write what they wrote; the worst, {layers.worst}, differs by {layers.error:.2g} of it")
+            self.narrator.say(f"{layers.num_layers} layers write what they wrote, within {layers.error:.2g} of it ({layers.worst})")
         return found
 
     def _adapter(self, folder: Path, before: Look) -> Parity:
@@ -173,11 +174,12 @@ class Export:
         begin = served.special.get("bos_token", "") if served.begins else ""
         turns = turns_of(served.writer(), begin=begin)
         if turns is None:
-            self.narrator.say("no Modelfile: Ollama's template language cannot say what this chat template writes; the GGUF holds it as it is")
+            self.narrator.say("no Modelfile: Ollama's language cannot say what this chat template writes; the GGUF holds it as it is")
             return
         ends = json.loads((folder / "generation_config.json").read_text("utf-8")).get("eos_token_id")
         encoder = served.encoder()
-        stops = [encoder.id_to_token(number) for number in (ends if isinstance(ends, list) else [ends]) if number is not None]
+        numbers = ends if isinstance(ends, list) else [ends]
+        stops = [stop for number in numbers if number is not None and (stop := encoder.id_to_token(number))]
         (folder / "Modelfile").write_text(modelfile(f"{self.model.name}-{self.wish.gguf[-1].upper()}.gguf", turns, stops), "utf-8")
 
 

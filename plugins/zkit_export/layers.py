@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ class Seen:
             for hook in hooks:
                 hook.remove()
 
-    def _note(self, name: str, layer: nn.Module, given: Any, made: Any) -> None:  # noqa: ARG002  torch's signature
+    def _note(self, name: str, layer: nn.Module, given: Any, made: Any) -> None:
         if name not in self.passed and given and isinstance(made, Tensor):
             read_RI, wrote_RO = (part.detach().reshape(-1, part.shape[-1])[-MOST_ROWS:] for part in (given[0], made))
             self.passed[name] = (read_RI.float().cpu(), wrote_RO.float().cpu())

@@ -13,6 +13,8 @@ Write = Callable[[Sequence[Message]], tuple[str, str]]
 """Writes a dialogue, and the same waiting for a reply."""
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+QUOTES = '"""'
+"""They would end the template in the middle."""
 MARK = "\u2042content\u2042"
 
 
@@ -49,20 +51,21 @@ def turns_of(write: Write, *, begin: str) -> Turns | None:
     """The template as turns; None for one that writes otherwise."""
     try:
         found = _turns(write, begin)
-        return found if all(found.written(dialogue) == write(dialogue)[1] for dialogue in _trials(found)) else None
+        same = all(found.written(dialogue) == write(dialogue)[1] for dialogue in _trials(found))
+        return found if same and QUOTES not in found.go() else None
     except (TemplateRefusal, ValueError):
         return None
 
 
 def modelfile(file: str, turns: Turns, stops: Sequence[str]) -> str:
     """The text of a Modelfile beside the GGUF file."""
-    lines = [f"FROM ./{file}", f'TEMPLATE """{turns.go()}"""', *(f"PARAMETER stop {_quoted(stop)}" for stop in stops)]
+    lines = [f"FROM ./{file}", f"TEMPLATE {QUOTES}{turns.go()}{QUOTES}", *(f"PARAMETER stop {_quoted(stop)}" for stop in stops)]
     return "\n".join(lines) + "\n"
 
 
 def _turns(write: Write, begin: str) -> Turns:
     whole, opened = write([Message("user", MARK)])
-    before, after = _parted(whole, MARK)
+    before, _ = _parted(whole, MARK)
     opening = opened.removeprefix(whole)
     if not opened.startswith(whole) or not before.startswith(begin):
         raise ValueError("a reply is opened in the middle")
@@ -73,7 +76,8 @@ def _turns(write: Write, begin: str) -> Turns:
     around: dict[Role, tuple[str, str]] = {"user": user, "assistant": reply}
     try:
         system, _ = write([Message("system", MARK), Message("user", "x")])
-        around = {"system": (_parted(system, MARK)[0].removeprefix(begin), _parted(system, MARK)[1].removesuffix(user[0] + "x" + user[1])), **around}
+        first, rest = _parted(system, MARK)
+        around = {"system": (first.removeprefix(begin), rest.removesuffix(f"{user[0]}x{user[1]}")), **around}
     except TemplateRefusal:
         pass
     unasked = before.removeprefix(begin).removesuffix(user[0])
@@ -82,7 +86,8 @@ def _turns(write: Write, begin: str) -> Turns:
 
 def _trials(turns: Turns) -> list[list[Message]]:
     """Dialogues that would show whether a template looks at more than a turn's role."""
-    talk = [Message("user", " a\nb "), Message("assistant", "c"), Message("user", "{{ d }}"), Message("assistant", "e f"), Message("user", "g")]
+    said = (" a\nb ", "c", "{{ d }}", "e f", "g")
+    talk = [Message("assistant" if place % 2 else "user", text) for place, text in enumerate(said)]
     system = [Message("system", "be kind")] if "system" in turns.around else []
     return [dialogue for beginning in ([], system) for size in (1, 3, 5) if (dialogue := [*beginning, *talk[:size]])]
 
@@ -96,11 +101,7 @@ def _parted(text: str, mark: str) -> tuple[str, str]:
 
 def _text(text: str) -> str:
     """Words that Go's language takes for themselves."""
-    return text.replace("{{", '{{ "{{" }}') if '"""' not in text else _refuse()
-
-
-def _refuse() -> str:
-    raise ValueError("three quotes would end the template")
+    return text.replace("{{", '{{ "{{" }}')
 
 
 def _quoted(text: str) -> str:

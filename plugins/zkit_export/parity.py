@@ -50,7 +50,8 @@ class Parity:
         if not (self.mean <= self.allowed[0] and self.kl <= self.allowed[1]):
             raise ParityError(
                 f"{self.what} is not the model that was trained: log-probabilities differ by {self.mean:.4g} on average (at most "
-                f"{self.largest:.4g}), KL {self.kl:.4g}, where its type explains {self.allowed[0]:g} and {self.allowed[1]:g}; nothing was kept"
+                f"{self.largest:.4g}), KL {self.kl:.4g}, where its type explains {self.allowed[0]:g} and {self.allowed[1]:g}; "
+                "nothing was kept"
             )
 
 

@@ -111,7 +111,8 @@ class Screen:
     def _progress(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))
         speed = f"{self._tokens_per_second:,.0f} tokens/s" if self._tokens_per_second else ""
-        told = [speed, f"{duration(self._clock() - self._began)} gone", "" if self.left is None else f"{duration(self.left)} left", self._memory()]
+        left = "" if self.left is None else f"{duration(self.left)} left"
+        told = [speed, f"{duration(self._clock() - self._began)} gone", left, self._memory()]
         bar = ProgressBar(self.run.num_steps, self._step, width=24)
         line.add_row(bar, *(Text(part, no_wrap=True) for part in told if part))
         return line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import click
 from rich.console import Console
@@ -20,7 +21,7 @@ from zephyr_kit.serving import Speaker
 LEAST_WIDTH = 80
 """Columns of a terminal in which two replies stand side by side."""
 REDRAWN_PER_SECOND = 8.0
-NUMBERS = {
+NUMBERS: Mapping[str, tuple[str, click.ParamType[Any]]] = {
     "temperature": ("temperature", click.FloatRange(0, 2)),
     "top-p": ("top_p", click.FloatRange(0, 1)),
     "top-k": ("top_k", click.IntRange(0)),

@@ -133,7 +133,7 @@ class Policy(Protocol):
         ...
 
     def distributions(self, batch: Batch) -> Tensor:
-        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for a few targets."""
+        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for few targets."""
         ...
 
     def keep_reference(self) -> None:

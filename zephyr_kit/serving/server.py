@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from email.message import Message
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -62,8 +63,8 @@ class ChatServer:
         """Let `run` return; from another thread."""
         self._server.shutdown()
 
-    def check(self, method: str, headers: Mapping[str, str]) -> None:
-        """Refuse what a page of somebody else may have sent, from this very machine: names that lead here, and forms (DNS rebinding, CSRF)."""
+    def check(self, method: str, headers: Message[str, str]) -> None:
+        """Refuse what a page of somebody else may have sent from this very machine: names that lead here (DNS rebinding), and forms."""
         own = {f"{name}:{self.port}" for name in (HOST, "localhost")}
         if headers.get("Host") not in own:
             raise ApiError(f"this is {HOST}:{self.port}, and answers to no other name", status=403, code="forbidden_host")
@@ -73,7 +74,7 @@ class ChatServer:
         if method == "POST" and headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError("the body should be JSON: Content-Type: application/json", status=415)
 
-    def check_token(self, headers: Mapping[str, str]) -> None:
+    def check_token(self, headers: Message[str, str]) -> None:
         """Raise ApiError for who does not know the token."""
         given = headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
         if self._token is not None and not hmac.compare_digest(given, self._token.encode()):
@@ -94,11 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = f"zkit/{__version__}", ""
     timeout = SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802  the library's name
+    def do_GET(self) -> None:
         """The page, and the models."""
         self._answer("GET")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """A chat."""
         self._answer("POST")
 
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         self._begun = False
         try:
-            self.chat.check(method, self.headers)  # type: ignore[arg-type]  a mapping but by name
+            self.chat.check(method, self.headers)
             self._route(method, self.path.partition("?")[0])
         except ApiError as error:
             self._send(error.status, error.body())
@@ -130,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(f"there is no {path} here, but {MODELS}, {CHAT} and {PAGE}", status=404, code="unknown_url")
         if method != allowed:
             raise ApiError(f"{path} is for {allowed}", status=405)
-        self.chat.check_token(self.headers)  # type: ignore[arg-type]
+        self.chat.check_token(self.headers)
         if path == CHAT:
             self._reply(read(self._body(), self.chat.speakers, self.chat.usual))
         else:

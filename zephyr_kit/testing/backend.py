@@ -54,9 +54,9 @@ class BackendLaws:
         policy, batch = self._policy(), lay_out(self._trees(), share_prompts=self._shares).to(self.device)
         with torch.no_grad():
             logp_MV, logp_M = policy.distributions(batch), policy.score(batch)
-        tolerance = {"rtol": self.tolerance, "atol": self.tolerance}
-        torch.testing.assert_close(logp_MV.gather(1, batch.target_M[:, None])[:, 0], logp_M.to(logp_MV.dtype), **tolerance)
-        torch.testing.assert_close(logp_MV.exp().sum(1), torch.ones_like(logp_MV[:, 0]), **tolerance)
+        found_M, whole_M = logp_MV.gather(1, batch.target_M[:, None])[:, 0], logp_MV.exp().sum(1)
+        torch.testing.assert_close(found_M, logp_M.to(logp_MV.dtype), rtol=self.tolerance, atol=self.tolerance)
+        torch.testing.assert_close(whole_M, torch.ones_like(whole_M), rtol=self.tolerance, atol=self.tolerance)
 
     def test_the_reference_is_where_the_stage_began(self) -> None:
         """Before the first step policy and reference agree; after one, only the policy has moved."""
