@@ -135,14 +135,16 @@ def in_few_bits(weight: Tensor, quantize: Quantize) -> Tensor:
     from peft.utils.integrations import dequantize_bnb_weight
 
     facts = quantize.facts()
+    # Where it was done in training, most likely; and a CPU takes a hundred times as long.
+    weight = weight.to("cuda" if torch.cuda.is_available() else "cpu")
     if facts["bits"] == 8:
-        rounded = bitsandbytes.nn.Int8Params(weight, requires_grad=False)._quantize("cpu")
+        rounded = bitsandbytes.nn.Int8Params(weight, requires_grad=False)._quantize(weight.device)
         state = bitsandbytes.MatmulLtState(SCB=rounded.SCB)
-        return dequantize_bnb_weight(rounded, state).to(weight.dtype)  # type: ignore[no-any-return]
+        return dequantize_bnb_weight(rounded, state).to("cpu", weight.dtype)  # type: ignore[no-any-return]
     packed, state = bitsandbytes.functional.quantize_4bit(
         weight, blocksize=64, quant_type=facts["kind"], compress_statistics=facts["double"], quant_storage=weight.dtype
     )
-    return bitsandbytes.functional.dequantize_4bit(packed, state)  # type: ignore[no-any-return]
+    return bitsandbytes.functional.dequantize_4bit(packed, state).cpu()  # type: ignore[no-any-return]
 
 
 def _shape(settings: Settings, start: Start) -> Any:

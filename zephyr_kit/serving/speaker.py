@@ -34,7 +34,7 @@ class Speaker:
     lock: Lock = field(default_factory=Lock)
 
     def speak(self, request: Request, stops: Sequence[str] = (), *, on_text: Callable[[str], None] | None = None) -> Spoken:
-        """Write the reply, `on_text` told it piece by piece, but nothing of a stop sequence. Raises ZkitError, and what `on_text` raises."""
+        """Write the reply, `on_text` told it piece by piece, but nothing of a stop sequence. Raises ZkitError, and what that raises."""
         held = _Held(tuple(stops), on_text or _nobody)
         with self.lock:
             try:
