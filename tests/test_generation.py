@@ -324,10 +324,10 @@ def test_the_policy_scores_as_before_between_two_replies_and_after(weights: Path
 P = torch.tensor([0.05, 0.3, 0.0, 0.25, 0.02, 0.2, 0.1, 0.08])
 
 
-WAYS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (2.0, 1.0, 0), (1.0, 0.8, 0), (0.7, 0.5, 0), (1.5, 0.9, 0), (1.0, 1e-6, 0), (1.2, 1.0, 3), (0.7, 0.6, 4)]
+WAYS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (2.0, 1.0, 0), (1.0, 0.8, 0), (0.7, 0.5, 0), (1.5, 0.9, 0), (1.0, 1e-6, 0)]
 
 
-@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [*WAYS, (1.0, 1.0, 1), (1.0, 1.0, 99)])
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [*WAYS, (1.2, 1.0, 3), (0.7, 0.6, 4), (1.0, 1.0, 1), (1.0, 1.0, 99)])
 def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float, top_k: int) -> None:
     count = 20_000
     drawn = torch.stack([torch.from_numpy(draw_numbers(Sampling(seed=seed), 4))[3] for seed in range(count)])

@@ -30,10 +30,15 @@ class NamedModel:
     name: str
     backend: Backend
     start: Start
-    stage: Stage | None = None
-    """What has trained it, in the folder of a run."""
     run: Path | None = None
-    """That folder."""
+    """The folder of the run that has trained it."""
+    stages: tuple[Stage, ...] = ()
+    """Those of the run, up to the one that has left it."""
+
+    @property
+    def stage(self) -> Stage | None:
+        """What has trained it."""
+        return self.stages[-1] if self.stages else None
 
     @property
     def place(self) -> str:
@@ -60,14 +65,15 @@ def find_model(given: str, plugins: Plugins, *, stage: str | None = None) -> Nam
 
 
 def _of_run(run: Path, plugins: Plugins, stage: str | None) -> NamedModel:
-    stages = load(run / "preset.toml", plugins.offers).stages
-    trained = {one.name: bound(one, run) for one in stages if (run / one.name / "model").is_dir()}
+    stages = [bound(one, run) for one in load(run / "preset.toml", plugins.offers).stages]
+    trained = {one.name: place for place, one in enumerate(stages) if (run / one.name / "model").is_dir()}
     if not trained:
         raise ZkitError(f"{run}: no stage has ended yet, so there is no model")
     name = stage or list(trained)[-1]
     if name not in trained:
         raise ZkitError(f"{run}: has no trained stage `{name}`{suggest(name, trained)}")
-    return NamedModel(f"{run.absolute().name}-{name}", trained[name].model, Start(run / name / "model"), trained[name], run)
+    upto = tuple(stages[: trained[name] + 1])
+    return NamedModel(f"{run.absolute().name}-{name}", upto[-1].model, Start(run / name / "model"), run, upto)
 
 
 def _backend(plugins: Plugins, weights: str) -> Backend:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zephyr_kit.markdown import figure, table
 from zephyr_kit.models import NamedModel
-from zephyr_kit.preset import bound, portions_of, read_toml
+from zephyr_kit.preset import portions_of
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.weights import local_file
 from zkit_export.parity import HEAD, Parity, told
 
 CARD = "README.md"
+NUM_DIGITS = 16
+"""Of a file's digest."""
 LICENCE = re.compile(r"^license:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 FRONT = "---\n"
 
@@ -46,30 +48,16 @@ def _parted(model: NamedModel) -> tuple[list[str], str]:
 
 def _lineage(model: NamedModel) -> Iterator[str]:
     """Every stage up to this one: what it was trained on, by which objective, and what stands for its content."""
-    if model.run is None or model.stage is None:
+    if model.run is None:
         return
-    yield from ("## Lineage", "")
-    yield from (f"- base: `{_base(model)}`",)
-    for name, facts in _stages(model):
-        yield f"- stage `{name}`: {facts}"
+    yield from ("## Lineage", "", f"- base: `{_base(model)}`")
+    for stage in model.stages:
+        parts = [f"objective `{stage.settings['objective.use']}`"] if isinstance(stage.task, TrainStage) else []
+        parts += [f"data {portion.facts()['source']}" for each in portions_of(stage.task).values() for portion in each]
+        files = sorted((_json(model.run / stage.name / "done.json") or {}).get("files", {}).items())
+        parts += [f"`{name}` {digest[:NUM_DIGITS]}" for name, digest in files if name.endswith((".safetensors", ".jsonl"))]
+        yield f"- stage `{stage.name}`: {'; '.join(parts) or 'measures'}"
     yield ""
-
-
-def _stages(model: NamedModel) -> Iterator[tuple[str, str]]:
-    from zephyr_kit.plugins import Plugins
-    from zephyr_kit.preset import load
-
-    assert model.run is not None
-    assert model.stage is not None
-    for stage in load(model.run / "preset.toml", Plugins().offers).stages:
-        done = _json(model.run / stage.name / "done.json")
-        data = [portion.facts()["source"] for each in portions_of(bound(stage, model.run).task).values() for portion in each]
-        files = sorted((done or {}).get("files", {}).items())
-        digests = [f"`{name.rpartition('/')[2]}` {digest[:16]}" for name, digest in files if name.endswith((".safetensors", ".jsonl"))]
-        parts = [f"objective `{stage.settings.get('objective.use')}`"] if isinstance(stage.task, TrainStage) else []
-        yield stage.name, "; ".join([*parts, *(f"data {source}" for source in data), *digests]) or "no data of its own"
-        if stage.name == model.stage.name:
-            return
 
 
 def _results(model: NamedModel) -> Iterator[str]:
@@ -105,10 +93,8 @@ def _licence(model: NamedModel) -> str | None:
 
 def _base(model: NamedModel) -> str:
     """What training began with."""
-    if model.run is not None:
-        table_: Mapping[str, Any] = read_toml(model.run / "preset.toml").get("model", {})
-        return str(table_.get("weights", "random weights"))
-    return str(getattr(model.backend, "weights", None) or model.name)
+    weights = model.stages[0].settings.get("model.weights") if model.stages else getattr(model.backend, "weights", model.name)
+    return str(weights or "random weights")
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from zkit_export.layers import compare_layers
 from zkit_export.ollama import modelfile, turns_of
 from zkit_export.parity import Parity, allowed_for, compare
 from zkit_export.probes import Look, Probes, find_probes, look, look_at
+from zkit_export.refusal import ParityError
 from zkit_export.served import Served, logits_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 COPIED = (".safetensors", ".json", ".jinja", ".model")
 REPORT = "parity.json"
+MIB = 2**20
 FIRST = "f16"
 """What k-quants are made from."""
 
@@ -117,8 +119,8 @@ class Export:
         backend = self.model.backend
         if not isinstance(backend, MergingBackend):
             raise ZkitError(f"the backend {type(backend).__name__} does not write its models whole; without --merge, adapters are exported")
-        with self.narrator.track("writing weights") as advance:
-            backend.merge(folder, start=self.model.start, dtype=self.wish.dtype, advance=advance)
+        with self.narrator.track("writing weights, MiB") as advance:
+            backend.merge(folder, start=self.model.start, dtype=self.wish.dtype, advance=lambda done: advance(done // MIB))
         written = str(json.loads((folder / "config.json").read_text("utf-8"))["dtype"])
         with self.narrator.track("comparing the weights"), _opened(folder, self.device) as after:
             found = compare(f"weights in {written}", before, after, allowed=allowed_for(written, self._computed))
@@ -153,10 +155,10 @@ class Export:
         file = folder / f"{self.model.name}-{kind.upper()}.gguf"
         own = kind.lower() in TYPES
         first = file if own else folder / f".{FIRST}.gguf"
-        with self.narrator.track(f"writing {kind.upper()}") as advance:
+        with self.narrator.track(f"writing {kind.upper()}, MiB") as advance:
             source, wanted = Source(folder, self.model.name), kind.lower() if own else FIRST
             if is_ours(source) or not llama_cpp.has_converter():
-                write_gguf(source, first, wanted, advance)
+                write_gguf(source, first, wanted, lambda done: advance(done // MIB))
             else:
                 llama_cpp.convert(folder, first, wanted)
             if not own:
@@ -191,8 +193,12 @@ def _opened(folder: Path, device: torch.device, *, gguf: str | None = None) -> I
 
     logging.disable_progress_bar()
     give_back_memory()
-    how: dict[str, Any] = {"dtype": "auto"} if gguf is None else {"gguf_file": gguf, "dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, **how).eval()
+    how: dict[str, Any] = {"dtype": "auto", "use_safetensors": True} if gguf is None else {"gguf_file": gguf, "dtype": torch.float32}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, trust_remote_code=False, **how).eval()
+    except (ValueError, OSError, ImportError) as error:
+        what = "the exported weights" if gguf is None else gguf
+        raise ParityError(f"transformers cannot read {what}, so that they cannot be compared: {str(error).splitlines()[0]}") from error
     yield logits_of(model)
 
 

@@ -54,14 +54,18 @@ class Look:
 
 def find_probes(model: NamedModel, tokenizer: Tokenizer) -> Probes:
     """Dialogues of the run's held-out data; else of what it was trained on; else built-in ones."""
-    task = model.stage.task if model.stage is not None else None
-    if isinstance(task, TrainStage):
-        for name, portions in (("held-out data", task.held_out), ("training data", task.data)):
-            found = tuple(itertools.islice(_usable(portions, tokenizer), NUM_PROMPTS))
+    stage, positions = model.stage, model.backend.max_length(model.start)
+    most = min(MOST_PROMPT, (positions or MOST_PROMPT + MOST_REPLY) - MOST_REPLY)
+    if stage is not None and isinstance(stage.task, TrainStage):
+        for name, portions in (("held-out data", stage.task.held_out), ("training data", stage.task.data)):
+            found = tuple(itertools.islice(_usable(portions, tokenizer, most), NUM_PROMPTS))
             if found:
-                return Probes(found, f"{len(found)} rows of the {name} of stage {model.stage.name if model.stage else ''}")
+                return Probes(found, f"{len(found)} rows of the {name} of stage {stage.name}")
     own = [Example((Message("user", asked),), ((Message("assistant", reply),),), origin="built in") for asked, reply in BUILT_IN]
-    return Probes(tuple(example for example in own if _fits(example, tokenizer)), "built-in prompts")
+    found = tuple(example for example in own if _fits(example, tokenizer, most))
+    if not found:
+        raise ZkitError(f"{model.place}: its tokenizer takes no row of the data, nor any plain question, so that nothing can be compared")
+    return Probes(found, "built-in prompts")
 
 
 def look(policy: Policy, tokenizer: Tokenizer, probes: Probes, device: torch.device) -> Look:
@@ -88,20 +92,20 @@ def row(tree: Tree) -> Batch:
     return lay_out([tree], share_prompts=False)
 
 
-def _usable(portions: Sequence[Portion], tokenizer: Tokenizer) -> Iterator[Example]:
+def _usable(portions: Sequence[Portion], tokenizer: Tokenizer, most: int) -> Iterator[Example]:
     for portion in portions:
         if portion.source.problems():
             continue
         for example in itertools.islice(portion.rows(), MOST_ROWS_READ):
             if isinstance(example, Example) and example.prompt and all(message.role != TEXT for message in example.prompt):
                 first = Example(example.prompt, example.completions[:1], origin=example.origin)
-                if _fits(first, tokenizer):
+                if _fits(first, tokenizer, most):
                     yield first
 
 
-def _fits(example: Example, tokenizer: Tokenizer) -> bool:
+def _fits(example: Example, tokenizer: Tokenizer, most: int) -> bool:
     tree = _encoded(example, tokenizer)
-    return tree is not None and len(tree.prompt) <= MOST_PROMPT
+    return tree is not None and len(tree.prompt) <= most
 
 
 def _encoded(example: Example, tokenizer: Tokenizer) -> Tree | None:
