@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_page(self) -> None:
         nonce = secrets.token_urlsafe(16)
-        policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
+        policy = f"default-src 'none'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
         data = self.chat.page(nonce)
         alone = f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         self._head(200, "text/html; charset=utf-8", {"Content-Length": str(len(data)), "Content-Security-Policy": alone})
