@@ -75,7 +75,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
 def use_kernels(model: Any, settings: Settings, device: torch.device) -> None:
     """Put faster forwards in the place of the model's own where they say the same."""
     dtype = getattr(torch, settings.dtype)
-    liger = wants_liger(settings.kernels, settings.dtype, device)
+    liger = wants_liger(settings, device)
     fuse(model, dtype, liger=liger)
     # Liger's rotates in place, and "selective" keeps what it would rotate.
     if liger and settings.activation_checkpointing != "selective":

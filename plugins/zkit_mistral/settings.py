@@ -99,7 +99,7 @@ class Settings:
     activation_offload: bool = False
     """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
-    """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, else torch's."""
+    """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, unless they are compiled; else torch's."""
     compile: bool = False
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
@@ -119,13 +119,19 @@ class Settings:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
         if self.activation_offload and self.activation_checkpointing == "selective":
             raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
-        if self.compile and self.activation_checkpointing == "selective":
-            raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.compile:
+            self._check_compile()
         if self.fp8 != "none":
             self._check_fp8()
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
+
+    def _check_compile(self) -> None:
+        if self.activation_checkpointing == "selective":
+            raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.kernels == "liger":
+            raise ValueError("`compile` cannot look into Liger's `kernels`; leave one of the two out")
 
     def _check_fp8(self) -> None:
         if self.lora is not None:

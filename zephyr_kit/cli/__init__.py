@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from zephyr_kit import ZkitError, __version__
-from zephyr_kit.cli.allocator import begin_anew
+from zephyr_kit.cli.allocator import begin_anew, let_segments_grow
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.completion import completion
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
+        let_segments_grow()
     with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
         code = _exit_code(arguments)
         if own_signs() is not None:
