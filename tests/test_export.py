@@ -13,10 +13,12 @@ import zkit_mistral.merging
 from exports import KINDS, ROWS, Silent, write_run, write_weights
 from gguf import GGUFReader
 from test_cli import call
-from zkit_export.exporting import Export, Wish, push
+from zkit_export.exporting import Export
+from zkit_export.hub import push
 from zkit_export.parity import Parity
 from zkit_export.refusal import ParityError
 from zkit_export.served import Served, logits_of
+from zkit_export.wish import Wish
 from zkit_mistral.quiet import quiet
 
 from zephyr_kit import ZkitError
@@ -167,6 +169,12 @@ def test_another_template_is_found(runs, tmp_path, monkeypatch, edit, message):
         export(runs["full"], tmp_path / "out")
 
 
+def test_another_template_in_the_gguf_is_found(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("gguf.GGUFWriter.add_chat_template", lambda self, text: self.add_string("tokenizer.chat_template", text + " "))
+    with pytest.raises(ParityError, match=r"full-sft-F16\.gguf: holds another chat template than was trained with"):
+        export(runs["full"], tmp_path / "out", gguf=("f16",))
+
+
 # The command, llama.cpp, the hub, the card
 
 
@@ -243,6 +251,22 @@ def test_a_model_outside_of_a_run_is_exported_too(runs, tmp_path):
     export(tmp_path / "one", tmp_path / "two", gguf=("f16",))
     assert found[0].num_tokens > 0
     assert (tmp_path / "two" / "one-F16.gguf").exists()
+
+
+def test_runs_are_served_under_their_names(runs, capsys, monkeypatch):
+    served = []
+    monkeypatch.setattr("zephyr_kit.serving.ChatServer.run", lambda self: (served.append(self), self._server.server_close()))
+    sft = runs["stacked"] / "sft" / "model"
+    code, out, _ = call(capsys, "chat", runs["stacked"], "--against", sft, "--serve", "--port", 0, "--device", "cpu", "--top-k", 5)
+    assert code == 0
+    assert list(served[0].speakers) == ["stacked-dpo", "stacked-sft"]
+    assert served[0].usual.top_k == 5
+    assert f'base_url = "http://127.0.0.1:{served[0].port}/v1"' in out
+    lost = call(capsys, "chat", runs["full"], "--serve", "--token-env", "ZKIT_NO_SUCH_TOKEN")
+    assert lost[::2] == (1, "error: --token-env ZKIT_NO_SUCH_TOKEN: there is no environment variable ZKIT_NO_SUCH_TOKEN, or it is empty\n")
+    same = call(capsys, "chat", sft, "--against", sft)
+    assert same[0] == 1
+    assert "is the same model; name another" in same[2]
 
 
 def test_the_plugin_is_quick_to_list(tmp_path):

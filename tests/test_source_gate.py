@@ -40,7 +40,7 @@ ALLOWED = {
         "plugins/zkit_mistral/opening.py",
         # An adapter's configuration, looked at before; and what was just written here, read as a server would.
         "plugins/zkit_mistral/merging.py",
-        "plugins/zkit_export/exporting.py",
+        "plugins/zkit_export/served.py",
         "plugins/zkit_mistral/adapters.py",
         "plugins/zkit_feedback/classifier.py",
     },

@@ -42,7 +42,10 @@ def export(
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.devices import find_device
     from zephyr_kit.models import find_model
-    from zkit_export.exporting import Export, Wish, push, rows
+    from zkit_export.exporting import Export
+    from zkit_export.hub import push
+    from zkit_export.parity import lines
+    from zkit_export.wish import Wish
 
     wish = Wish(to, merge, dtype, gguf)
     problems = list(wish.problems())
@@ -52,7 +55,8 @@ def export(
     teller = Teller()
     teller.say(f"{model.place} to {to}")
     found = Export(model, wish, find_device(device), teller).run()
-    teller.say(rows(found))
+    for line in lines(found):
+        teller.say(line)
     teller.say("the template and the tokens of prompts are as trained")
     if repository is not None:
         teller.say(f"pushed to {push(to, repository, public=public)}")

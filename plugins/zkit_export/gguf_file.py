@@ -25,7 +25,7 @@ ARCHITECTURES = {"MistralForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qw
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """What PyPI's gguf writes by itself."""
 ROUNDING = {"F32": 1e-6, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 0.01}
-ROUNDING_OF_OTHERS = 0.3
+ROUNDING_OF_OTHERS = 0.5
 """How far a tensor is from what it was before it was rounded to a type, as a share of it."""
 BLOCK = 32
 """Weights under one scale in q8_0."""
@@ -127,6 +127,15 @@ def check_gguf(source: Source, file: Path) -> None:
             raise ParityError(f"{file.name}: {name} differs by {error:.2%} from what it was made of; nothing was kept")
     if written:
         raise ParityError(f"{file.name}: holds {min(written)}, which the model has not; nothing was kept")
+
+
+def check_template(served: Served, file: Path) -> None:
+    """Raise ParityError unless the file holds the folder's chat template, letter for letter."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("tokenizer.chat_template")
+    if field is None or field.contents() != served.template:
+        raise ParityError(f"{file.name}: holds {'no' if field is None else 'another'} chat template than was trained with; it is not kept")
 
 
 def _stored(shape: tuple[int, ...], wanted: Any) -> Any:

@@ -28,6 +28,11 @@ TIMES_MEDIAN, MOST_ALLOWED = 3.0, 0.05
 """Layers that round what they read, to 8 bits say, differ more, but all of them alike."""
 
 
+def allowed_of_layers(*types: str) -> float:
+    """What the coarsest of these types explains."""
+    return max(ALLOWED[name] for name in types)
+
+
 @dataclass
 class Seen:
     """What linear layers read and wrote, by the names of their modules."""

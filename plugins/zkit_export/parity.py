@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,14 @@ def told(found: Sequence[Parity]) -> list[tuple[str, ...]]:
         )
         for one in found
     ]
+
+
+def lines(found: Sequence[Parity]) -> Iterator[str]:
+    """The figures in columns."""
+    cells = [HEAD, *told(found)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+    for line in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 HEAD = ("export", "tokens", "mean difference", "largest", "KL", "same likeliest token", "first greedy divergence")

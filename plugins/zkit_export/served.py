@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer as Encoder
@@ -14,11 +15,15 @@ from torch import Tensor
 
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Tree
+from zephyr_kit.devices import give_back_memory
 from zephyr_kit.example import Example, Message
 from zephyr_kit.protocols import Tokenizer
 from zephyr_kit.template_process import TemplateRefusal, writer_for
 from zkit_export.probes import Probes, row
 from zkit_export.refusal import ParityError
+
+if TYPE_CHECKING:
+    from zkit_export.parity import After
 
 TEMPLATE_FILE, TOKENIZER_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -90,6 +95,23 @@ class Served:
                 raise ParityError(f"the exported template writes other text than was trained: {_difference(trained, whole)}")
             if encoder.encode(opened, add_special_tokens=False).ids != tokenizer.encode(_asked(example)).prompt.tolist():
                 raise ParityError(f"the exported tokenizer makes other tokens of a prompt than were trained: {opened[:200]!r}")
+
+
+@contextmanager
+def opened(folder: Path, device: torch.device, *, gguf: str | None = None) -> Iterator[After]:
+    """The exported weights as transformers reads them, without any of our code."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    give_back_memory()
+    how: dict[str, Any] = {"dtype": "auto", "use_safetensors": True} if gguf is None else {"gguf_file": gguf, "dtype": torch.float32}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, trust_remote_code=False, **how).eval()
+    except (ValueError, OSError, ImportError) as error:
+        what = "the exported weights" if gguf is None else gguf
+        raise ParityError(f"transformers cannot read {what}, so that they cannot be compared: {str(error).splitlines()[0]}") from error
+    yield logits_of(model)
 
 
 def logits_of(model: Any) -> Callable[[Tree], Tensor]:
