@@ -14,7 +14,7 @@ from zephyr_kit.batch import Batch, Tree, lay_out
 from zephyr_kit.example import TEXT, Example, ExampleError, Message
 from zephyr_kit.models import NamedModel
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Policy, Request, Sampling, Tokenizer
+from zephyr_kit.protocols import Policy, PolicyWithDistributions, Request, Sampling, Tokenizer
 from zephyr_kit.stages import TrainStage
 from zkit_export.layers import Seen
 
@@ -84,6 +84,8 @@ def look(policy: Policy, tokenizer: Tokenizer, probes: Probes, device: torch.dev
 
 def look_at(policy: Policy, tree: Tree, device: torch.device) -> Tensor:
     """What the model says in the place of each target of one example, (M, V)."""
+    if not isinstance(policy, PolicyWithDistributions):
+        raise ZkitError(f"{type(policy).__name__} does not say what it thinks of every token (`distributions`), so nothing can be compared")
     return policy.distributions(row(tree).to(device)).float().cpu()
 
 

@@ -132,10 +132,6 @@ class Policy(Protocol):
         """Log-probabilities of the targets, (M,), in float32 or better."""
         ...
 
-    def distributions(self, batch: Batch) -> Tensor:
-        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for few targets."""
-        ...
-
     def keep_reference(self) -> None:
         """Called once, before the first step, when `reference` will be entered while training."""
         ...
@@ -162,6 +158,15 @@ class Policy(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format: weights or adapter, tokenizer, template."""
+        ...
+
+
+@runtime_checkable
+class PolicyWithDistributions(Protocol):
+    """A policy that also says what it thinks of all other tokens: what `zkit export` compares."""
+
+    def distributions(self, batch: Batch) -> Tensor:
+        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for few targets."""
         ...
 
 
