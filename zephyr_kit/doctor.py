@@ -75,7 +75,12 @@ def installed(name: str) -> str | None:
 
 def lacking(distribution: str, extra: str = "") -> list[str]:
     """What a distribution, or one of its extras, requires and does not find, as pip writes it; empty if nothing, or if it is unknown."""
-    return [str(one) for one in _required(distribution, extra) if not one.specifier.contains(installed(one.name) or "", prereleases=True)]
+    return [str(one) for one in _required(distribution, extra) if not _is_met(one)]
+
+
+def _is_met(one: Requirement) -> bool:
+    found = installed(one.name)
+    return found is not None and one.specifier.contains(found, prereleases=True)
 
 
 def _required(distribution: str, extra: str) -> Iterator[Requirement]:

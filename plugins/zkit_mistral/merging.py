@@ -135,7 +135,7 @@ def in_few_bits(weight: Tensor, quantize: Quantize) -> Tensor:
     from peft.utils.integrations import dequantize_bnb_weight
 
     facts = quantize.facts()
-    # Where it was done in training, most likely; and a CPU takes a hundred times as long.
+    # Where it was done in training, most likely; and a CPU takes long.
     weight = weight.to("cuda" if torch.cuda.is_available() else "cpu")
     if facts["bits"] == 8:
         rounded = bitsandbytes.nn.Int8Params(weight, requires_grad=False)._quantize(weight.device)

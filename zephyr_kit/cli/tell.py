@@ -68,7 +68,7 @@ class Teller:
 
     @hookimpl
     def zkit_step_ended(self, run: Run, report: Report) -> None:
-        assert self._screen is not None, "a stage starts before its first step"
+        self._screen = self._screen or Screen(run)
         self._screen.add(report)
         if self._live is not None:
             return
