@@ -22,8 +22,8 @@ TALKS = [(f"What is {n}?", f"It is {n * n}, I say.") for n in range(3)]
 ROWS = [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]} for asked, said in TALKS]
 
 
-def write_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    return write_model(folder, dtype=dtype, **WIDE)
+def write_weights(folder: Path, dtype: torch.dtype = torch.float32, architecture: str = "Mistral") -> Path:
+    return write_model(folder, architecture, dtype=dtype, **WIDE)
 
 
 def write_run(folder: Path, kind: str, weights: Path, *, template: str = "zephyr") -> Path:

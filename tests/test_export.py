@@ -59,6 +59,19 @@ def test_whole_weights_and_gguf_are_what_was_trained(runs, tmp_path, kind):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_llama_is_written_as_gguf(tmp_path):
+    """Qwen's too, but transformers' reader takes them in their own sizes alone."""
+    run = write_run(tmp_path / "run", "full", write_weights(tmp_path / "weights", architecture="Llama"))
+    assert max(one.mean for one in export(run, tmp_path / "out", gguf=("f32",))) < 1e-5
+
+
+def test_an_architecture_that_is_not_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = write_run(tmp_path / "run", "full", write_weights(tmp_path / "weights", architecture="Gemma"))
+    with pytest.raises(ZkitError, match=r"GemmaForCausalLM is not written as GGUF here .* convert_hf_to_gguf\.py is not on"):
+        export(run, tmp_path / "out", gguf=("f32",))
+
+
 @pytest.mark.parametrize("kind", ["lora", "stacked"])
 def test_an_adapter_loads_in_peft(runs, tmp_path, kind):
     from peft import AutoPeftModelForCausalLM

@@ -108,7 +108,7 @@ def opened(folder: Path, device: torch.device, *, gguf: str | None = None) -> It
     how: dict[str, Any] = {"dtype": "auto", "use_safetensors": True} if gguf is None else {"gguf_file": gguf, "dtype": torch.float32}
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, trust_remote_code=False, **how).eval()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
         what = "the exported weights" if gguf is None else gguf
         raise ParityError(f"transformers cannot read {what}, so that they cannot be compared: {str(error).splitlines()[0]}") from error
     yield logits_of(model)
