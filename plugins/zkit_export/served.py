@@ -110,7 +110,8 @@ def opened(folder: Path, device: torch.device, *, gguf: str | None = None) -> It
         model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}, trust_remote_code=False, **how).eval()
     except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
         what = "the exported weights" if gguf is None else gguf
-        raise ParityError(f"transformers cannot read {what}, so that they cannot be compared: {str(error).splitlines()[0]}") from error
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ParityError(f"transformers cannot read {what}, which cannot be compared then: {cause}") from error
     yield logits_of(model)
 
 
