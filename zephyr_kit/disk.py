@@ -80,6 +80,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def let_others_read(folder: Path) -> None:
+    """Give every file of a model the mode of its card: safetensors writes files that only their owner can read."""
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+
+
 def put(staging: Path, place: Path) -> None:
     """Rename a folder, or a file, to its place, with all its content on the disk before, and the new name after."""
     for path in (*(staging.rglob("*") if staging.is_dir() else ()), staging):

@@ -18,7 +18,7 @@ from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
 from zephyr_kit.devices import give_back_memory
-from zephyr_kit.disk import put
+from zephyr_kit.disk import let_others_read, put
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
@@ -218,7 +218,7 @@ class Training:
             ledger=corpus.ledger,
             last=last,
         )
-        _let_others_read(staging)
+        let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         put(staging, self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})
@@ -231,10 +231,3 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         newest.update(line)
     beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "memory", "skipped", "rows")
     return {name: value for name, value in newest.items() if name not in beside}
-
-
-def _let_others_read(folder: Path) -> None:
-    """Give every file the mode of the card: safetensors writes files that only their owner can read."""
-    mode = (folder / "README.md").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,11 @@ class Mistral(Settings):
         from zkit_mistral.loading import load
 
         return load(self, device, start=start, train=train)
+
+    def merge(self, folder: Path, *, start: Start, dtype: str | None, advance: Callable[[int], None]) -> None:
+        from zkit_mistral.merging import merge
+
+        merge(self, folder, start=start, dtype=dtype, advance=advance)
 
     def skeleton(self, start: Start) -> Skeleton:
         from zkit_mistral.skeleton import skeleton

@@ -86,6 +86,13 @@ class MistralPolicy:
         hidden_TD = self.module.hidden(causal, batch)
         return is_likeliest(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
+    @torch.no_grad()
+    def distributions(self, batch: Batch) -> Tensor:
+        causal = bare(self._scorer.model)
+        hidden_MD = self._scorer.hidden(causal, batch).index_select(0, batch.source_M)
+        logits_MV: Tensor = causal.get_output_embeddings()(hidden_MD)
+        return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)).log_softmax(-1)
+
     def keep_reference(self) -> None:
         if self.adapters is not None:
             self.adapters.keep_reference()

@@ -18,6 +18,7 @@ from zephyr_kit.cli.allocator import begin_anew, let_segments_grow
 from zephyr_kit.cli.board import board
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.completion import completion
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.evaluate import evaluate
 from zephyr_kit.cli.launch import launch
@@ -44,7 +45,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, sweep, launch, plan, preview, evaluate, report, board, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, sweep, launch, plan, preview, evaluate, report, board, chat, presets, plugins, cache, schema, doctor, completion],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -14,6 +14,7 @@ import click
 
 from zephyr_kit import ZkitError
 from zephyr_kit.cache import cache_folder, cache_in_use
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.config import suggest
 from zephyr_kit.plugins import Plugins
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")
 @click.option("--stage", "only", help="Whose data to look at.  [default: those of every stage that trains]")
 @click.option("--examples", type=click.IntRange(0), default=3, show_default=True, help="How many to show of each stage.")

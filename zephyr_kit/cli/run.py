@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
@@ -31,7 +32,7 @@ ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 
 
 @click.command(epilog=ENDS)
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
@@ -57,7 +58,7 @@ def run(
     max_time: float | None,
     smoke: bool,  # noqa: FBT001  click's way
 ) -> int:
-    """Run PRESET, a file or a name: start it, or go on where it stood."""
+    """Run PRESET, a file or a name, or go on where it stood."""
     stop = Stop()
     with stop.listening(max_time):
         from zephyr_kit.disk import disk_errors_told

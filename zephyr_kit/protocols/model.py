@@ -104,6 +104,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class PolicyWithDistributions(Protocol):
+    """A policy that also says what it thinks of all other tokens: what `zkit export` compares."""
+
+    def distributions(self, batch: Batch) -> Tensor:
+        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for few targets."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """The model that a stage would train, its weights nowhere: sizes are true, values are not."""
@@ -180,6 +189,20 @@ class Backend(Protocol):
 
     def miniature(self, folder: Path) -> Backend:
         """The same model shrunken, with random weights and a tokenizer of its own, offline."""
+        ...
+
+
+@runtime_checkable
+class MergingBackend(Protocol):
+    """A backend that can write its models with their adapters merged in."""
+
+    def merge(self, folder: Path, *, start: Start, dtype: str | None, advance: Callable[[int], None]) -> None:
+        """Write the model of `start` in Hugging Face format, whole: weights, configuration, generation settings, tokenizer, template.
+
+        The sums are made in float32 at least, on the base as the adapter was trained on it, rounded to few bits or not; what is
+        written is `dtype`, or what the model computes in. Piece by piece: a model larger than the memory is merged too. `advance`
+        is told the bytes written so far. Raises ZkitError for what would be left out.
+        """
         ...
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.config import plain
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Backend, Policy, Request, Sampling, Scores, Start
+from zephyr_kit.protocols import Backend, Policy, PolicyWithDistributions, Request, Sampling, Scores, Start
 
 
 class BackendLaws:
@@ -48,6 +48,17 @@ class BackendLaws:
         logp_M = self._policy().score(lay_out(self._trees(), share_prompts=self._shares).to(self.device))
         assert logp_M.dtype in (torch.float32, torch.float64)
         assert (logp_M <= 0).all()
+
+    def test_distributions_hold_the_scores(self) -> None:
+        """What a model says of every token is what it says of the target, and adds up to one."""
+        policy, batch = self._policy(), lay_out(self._trees(), share_prompts=self._shares).to(self.device)
+        if not isinstance(policy, PolicyWithDistributions):
+            return
+        with torch.no_grad():
+            logp_MV, logp_M = policy.distributions(batch), policy.score(batch)
+        found_M, whole_M = logp_MV.gather(1, batch.target_M[:, None])[:, 0], logp_MV.exp().sum(1)
+        torch.testing.assert_close(found_M, logp_M.to(logp_MV.dtype), rtol=self.tolerance, atol=self.tolerance)
+        torch.testing.assert_close(whole_M, torch.ones_like(whole_M), rtol=self.tolerance, atol=self.tolerance)
 
     def test_the_reference_is_where_the_stage_began(self) -> None:
         """Before the first step policy and reference agree; after one, only the policy has moved."""
