@@ -7,7 +7,24 @@ from typing import Any
 
 from zkit_import.data import Held, Portion, from_file, from_hub
 from zkit_import.formats import Format
-from zkit_import.readers import choice, count, dtype, loss, number, optimizer, schedule, steps, switch, targets, text, texts, when, whole, words
+from zkit_import.readers import (
+    choice,
+    count,
+    dtype,
+    loss,
+    number,
+    optimizer,
+    schedule,
+    steps,
+    switch,
+    switch_or_offload,
+    targets,
+    text,
+    texts,
+    when,
+    whole,
+    words,
+)
 from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each, hear
 from zkit_import.training_keys import EVAL_BATCH, HUB, KERNELS, LOGGED, MACHINE, ORDER, RESUME, SAVED, SHARING
 
@@ -53,11 +70,28 @@ MODEL: Mapping[str, Rule] = {
     **each(Leave("adapters are of linear layers alone", "model.lora.targets"), "lora_modules_to_save", "lora_target_parameters"),
     **each(Leave("layers are adapted alike", "model.lora"), "peft_layers_to_transform", "lora_rank_pattern", "lora_alpha_pattern"),
     **each(Leave("4 bits are nf4, with constants quantised too", "model.quantize"), "bnb_config_kwargs", "gptq", "peft"),
-    **each(Leave("adapters begin as peft has them by default"), "peft_init_lora_weights", "loraplus_lr_ratio", "loraplus_lr_embedding", "relora"),
+    **each(
+        Leave("adapters begin as peft has them by default"),
+        "peft_init_lora_weights",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
+        "relora",
+    ),
     **each(MACHINE, "lora_fan_in_fan_out", "lora_on_cpu", "qlora_sharded_model_loading", "peft_autocast_adapter_dtype"),
     "trust_remote_code": Leave("code of a model is run by repository and commit alone", "model.remote_code"),
-    **each(Leave("the tokenizer is the model's", "model.weights"), "tokenizer_config", "special_tokens", "tokens", "added_tokens_overrides"),
-    **each(MACHINE, "model_type", "tokenizer_type", "tokenizer_use_fast", "tokenizer_legacy", "base_model_config", "strict", "is_llama_derived_model"),
+    **each(
+        Leave("the tokenizer is the model's", "model.weights"), "tokenizer_config", "special_tokens", "tokens", "added_tokens_overrides"
+    ),
+    **each(
+        MACHINE,
+        "model_type",
+        "tokenizer_type",
+        "tokenizer_use_fast",
+        "tokenizer_legacy",
+        "base_model_config",
+        "strict",
+        "is_llama_derived_model",
+    ),
     **each(MACHINE, "is_mistral_derived_model", "is_qwen_derived_model", "is_falcon_derived_model", "resize_token_embeddings_to_32x"),
     "chat_template": Carry("named_template", text),
     "chat_template_jinja": Carry("chat_template", text),
@@ -78,7 +112,9 @@ TRAINING: Mapping[str, Rule] = {
     "warmup_ratio": Carry("warmup", number),
     "warmup_steps": Carry("warmup_steps", number),
     "optimizer": Carry("optimizer", optimizer),
-    **each(Leave("optimizers have no such settings", "train.optimizer"), "optim_args", "optim_target_modules", "adam_beta3", "adam_epsilon2"),
+    **each(
+        Leave("optimizers have no such settings", "train.optimizer"), "optim_args", "optim_target_modules", "adam_beta3", "adam_epsilon2"
+    ),
     "adam_beta1": Carry("beta1", number),
     "adam_beta2": Carry("beta2", number),
     "adam_epsilon": Carry("epsilon", number),
@@ -92,8 +128,8 @@ TRAINING: Mapping[str, Rule] = {
     **each(Leave("there is no training in float16", "model.dtype"), "fp16", "float16"),
     "float32": Leave("say so in the preset", "model.dtype"),
     "fp8": Leave("has other kinds", "model.fp8"),
-    "gradient_checkpointing": Carry("activation_checkpointing", switch),
-    "activation_offloading": Carry("activation_offload", switch),
+    "gradient_checkpointing": Carry("activation_checkpointing", switch_or_offload),
+    "activation_offloading": Carry("activation_offload", switch_or_offload),
     "torch_compile": Carry("compile", switch),
     "neftune_noise_alpha": Leave("no noise is added to embeddings"),
     "early_stopping_patience": Leave("a stage takes all its steps", "train.keep_best"),
@@ -104,7 +140,9 @@ TRAINING: Mapping[str, Rule] = {
     "saves_per_epoch": Leave(PER_EPOCH, "train.checkpoint_every", matters=False),
     "output_dir": Carry("folder", text),
     "hub_model_id": Carry("hub", text),
-    **each(EVAL_BATCH, "eval_batch_size", "eval_sample_packing", "eval_sequence_len", "eval_table_size", "eval_max_new_tokens", "do_bench_eval"),
+    **each(
+        EVAL_BATCH, "eval_batch_size", "eval_sample_packing", "eval_sequence_len", "eval_table_size", "eval_max_new_tokens", "do_bench_eval"
+    ),
     **each(SHARING, "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "ddp", "ddp_timeout", "dp_shard_size", "dp_replicate_size"),
     **each(Leave("a row is computed on one device"), "sequence_parallel_degree", "context_parallel_size", "tensor_parallel_size"),
     **each(HUB, "hub_strategy", "push_dataset_to_hub", "hf_use_auth_token", "hub_revision"),
@@ -122,10 +160,19 @@ TRAINING: Mapping[str, Rule] = {
         *("tf32", "flash_attention", "sdp_attention", "xformers_attention", "flex_attention", "eager_attention", "attn_implementation"),
         *("gradient_checkpointing_kwargs", "dataset_processes", "dataset_num_proc", "dataset_keep_in_memory", "dataloader_num_workers"),
         *("dataloader_pin_memory", "dataloader_prefetch_factor", "low_cpu_mem_usage", "device_map", "gc_steps", "sample_packing_bin_size"),
-        *("sample_packing_group_size", "pad_to_sequence_len", "pad_to_multiple_of", "batch_flattening", "shuffle_merged_datasets", "max_memory"),
+        *(
+            "sample_packing_group_size",
+            "pad_to_sequence_len",
+            "pad_to_multiple_of",
+            "batch_flattening",
+            "shuffle_merged_datasets",
+            "max_memory",
+        ),
         *("torch_compile_backend", "remove_unused_columns", "dpo_padding_free", "dpo_use_liger_kernel", "save_first_step"),
     ),
     "group_by_length": ORDER,
+    "batch_size": Leave("give micro_batch_size and gradient_accumulation_steps", "train.examples_per_step"),
+    **each(Leave("reward models are not trained here"), "reward_model", "process_reward_model"),
 }
 
 LOSS: Mapping[str, Rule] = {
@@ -171,13 +218,29 @@ def kind(said: Said) -> str:
 
 
 def defaults(stage: str, said: Said) -> Mapping[str, Any]:
-    """axolotl's."""
+    """Axolotl's."""
     common = {
-        **{"batch": 1, "accumulation": 1, "epochs": 1.0, "schedule": "cosine", "optimizer": "adamw", "clip": 1.0, "seed": 42},
-        **{"warmup": 0.03, "max_length": 512, "too_long": "drop", "double": True, "kind": "nf4", "dropout": 0.0, "save_when": "epoch"},
-        **{"targets": _targets(said), "eval_when": "epoch"},
+        "batch": 1,
+        "accumulation": 1,
+        "epochs": 1.0,
+        "schedule": "cosine",
+        "optimizer": "adamw",
+        "clip": 1.0,
+        "seed": 42,
+        "warmup": 0.03,
+        "max_length": 512,
+        "too_long": "drop",
+        "double": True,
+        "kind": "nf4",
+        "dropout": 0.0,
+        "save_when": "epoch",
+        "targets": _targets(said),
+        "eval_when": "epoch",
     }
-    return {**common, **({"beta": 0.1, "label_smoothing": 0.0, "no_dropout": True} if stage == "dpo" else {"packing": False, "assistant_only": True})}
+    return {
+        **common,
+        **({"beta": 0.1, "label_smoothing": 0.0, "no_dropout": True} if stage == "dpo" else {"packing": False, "assistant_only": True}),
+    }
 
 
 def _targets(said: Said) -> str | list[str]:

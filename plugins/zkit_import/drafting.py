@@ -40,7 +40,9 @@ def draft(said: Said, held: Held, *, format: str, stage: str, devices: int | Non
     """Make the tables; what of the file has no place in them is noted in `said`."""
     kind = said.value("loss", "dpo") if stage == "dpo" else "sft"
     template, lines = _model(said)
-    return Draft(said, format, kind, {line.key: line for line in lines}, list(_stage(said, held, kind)), list(_train(said, kind, devices)), template)
+    return Draft(
+        said, format, kind, {line.key: line for line in lines}, list(_stage(said, held, kind)), list(_train(said, devices)), template
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -69,7 +71,7 @@ def _model(said: Said) -> tuple[str, list[Line]]:
         said.leave("bits4" if said.value("bits4") else "bits8", "a quantised base is trained with adapters alone", near="model.lora")
     if said.value("activation_checkpointing"):
         lines.append(Line("activation_checkpointing", "block", said.facts["activation_checkpointing"].note))
-    lines += [Line(word, True) for word in ("activation_offload", "compile") if said.value(word)]
+    lines += [Line(word, value=True) for word in ("activation_offload", "compile") if said.value(word)]
     return template, lines
 
 
@@ -133,7 +135,9 @@ def _stage(said: Said, held: Held, kind: str) -> Iterator[Line]:
 def _objective(said: Said, kind: str) -> Line:
     smoothing = said.value("label_smoothing", 0)
     if kind == "sft":
-        everything = "" if said.value("assistant_only", otherwise=True) else "the loss is on replies; theirs is on every token, of users too"
+        everything = (
+            "" if said.value("assistant_only", otherwise=True) else "the loss is on replies; theirs is on every token, of users too"
+        )
         return Line("objective", "sft", everything)
     if kind == "ipo":
         if smoothing:
@@ -143,7 +147,7 @@ def _objective(said: Said, kind: str) -> Line:
     return Line("objective", {"use": "dpo", "beta": _plain(said.value("beta")), **own}, said.facts["beta"].note)
 
 
-def _train(said: Said, kind: str, devices: int | None) -> Iterator[Line]:
+def _train(said: Said, devices: int | None) -> Iterator[Line]:
     steps = said.value("steps", -1)
     yield from _line(said, "steps") if steps > 0 else _line(said, "epochs")
     yield _step_size(said, devices)
@@ -194,7 +198,9 @@ def _optimizer(said: Said) -> Line:
         own["weight_decay"] = said.value("weight_decay")
     name, note = said.value("optimizer"), said.facts["optimizer"].note
     if name == "rmsprop":
-        said.leave("optimizer", 'is the default of these scripts; there is no such optimizer here; taken for "adamw"', near="train.optimizer")
+        said.leave(
+            "optimizer", 'is the default of these scripts; there is no such optimizer here; taken for "adamw"', near="train.optimizer"
+        )
         name, note = "adamw", "instead of rmsprop, the default of these scripts"
     return Line("optimizer", {"use": name, **own} if own else name, note)
 
@@ -203,7 +209,12 @@ def _rhythm(said: Said) -> Iterator[Line]:
     if said.value("eval_when") == "steps" and "eval_every" in said.facts:
         yield Line("held_out_every", said.value("eval_every"))
     elif said.gives("eval_when") and said.value("eval_when") != "no":
-        said.leave("eval_when", "looks at held-out data are counted in steps, and there is one at the end", near="train.held_out_every", matters=False)
+        said.leave(
+            "eval_when",
+            "looks at held-out data are counted in steps, and there is one at the end",
+            near="train.held_out_every",
+            matters=False,
+        )
     if said.value("save_when") == "steps" and "save_every" in said.facts:
         yield Line("checkpoint_every", said.value("save_every"), said.facts["save_every"].note)
     elif said.gives("save_when"):

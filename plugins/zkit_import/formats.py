@@ -36,7 +36,9 @@ def recognise(table: Mapping[str, Any], file: str, formats: Sequence[Format]) ->
     plain = next(each for each in formats if not each.signs)
     if not _signs(first, table) and "model_name_or_path" in table:
         return plain
-    raise ConfigError(f"{file}: its keys do not tell whose configuration it is; say so: --from {' or '.join(each.name for each in formats)}")
+    raise ConfigError(
+        f"{file}: its keys do not tell whose configuration it is; say so: --from {' or '.join(each.name for each in formats)}"
+    )
 
 
 def _signs(each: Format, table: Mapping[str, Any]) -> int:

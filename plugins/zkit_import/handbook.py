@@ -9,7 +9,7 @@ from zkit_import import trl
 from zkit_import.data import Held, Portion, from_hub
 from zkit_import.formats import Format
 from zkit_import.readers import number, switch, text, texts
-from zkit_import.said import Carry, Leave, Rule, Said, hear
+from zkit_import.said import Carry, Leave, Rule, Said, Unfit, hear
 
 KEYS: Mapping[str, Rule] = {
     **trl.TRL,
@@ -44,7 +44,7 @@ def defaults(stage: str, said: Said) -> Mapping[str, Any]:
     common = trl.defaults(stage, said)
     if not said.gives("mixer"):
         return common
-    system = {"system": ""} if said.value("empty_system", True) else {}
+    system = {"system": ""} if said.value("empty_system", otherwise=True) else {}
     own = {"optimizer": "rmsprop"} if stage == "dpo" else {"packing": True, "max_length": 2048}
     return {**common, "template": "zephyr", **system, **own}
 
@@ -83,6 +83,8 @@ def _share(portion: Portion, share: float) -> Portion:
 
 def shares(value: Any) -> dict[str, float]:
     """Data sets, each with the share of its rows that is taken."""
+    if not isinstance(value, dict):
+        raise Unfit("should be data sets, each with the share of its rows")
     return {str(name): number(share) for name, share in value.items()}
 
 

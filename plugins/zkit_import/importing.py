@@ -49,7 +49,9 @@ def _read(file: Path, named: str | None, stage: str | None, devices: int | None)
     kind = stage or form.kind(said)
     said.assume(form.defaults(kind, said), form.name)
     if "weights" not in said.facts:
-        raise ConfigError(f"{file}: names no model ({next(key for key, rule in form.keys.items() if getattr(rule, 'to', '') == 'weights')})")
+        raise ConfigError(
+            f"{file}: names no model ({next(key for key, rule in form.keys.items() if getattr(rule, 'to', '') == 'weights')})"
+        )
     held = _held(form, table, said, kind)
     return draft(said, held, format=form.name, stage=kind, devices=devices)
 
@@ -65,6 +67,8 @@ def _template(first: Draft, out: Path | None) -> tuple[Path, str] | None:
     if not first.template:
         return None
     if out is None:
-        first.said.leave("chat_template", "is none of the templates at hand: with --out it is written beside the preset", near="model.template")
+        first.said.leave(
+            "chat_template", "is none of the templates at hand: with --out it is written beside the preset", near="model.template"
+        )
         return None
     return out.with_suffix(".jinja"), first.template

@@ -24,7 +24,7 @@ def stage_of(value: Any) -> str:
 def trained(value: Any) -> bool:
     """Whether adapters are trained."""
     if text(value) in ("lora", "full"):
-        return value == "lora"
+        return str(value) == "lora"
     raise Unfit("cannot be imported: lora and full can")
 
 
@@ -74,8 +74,17 @@ KEYS: Mapping[str, Rule] = {
     **each(Leave("the loss has no such term"), "pref_ftx", "ld_alpha", "pref_bco_weight"),
     **each(Leave("a setting of another loss", matters=False), "simpo_gamma", "kto_chosen_weight", "kto_rejected_weight"),
     **each(Leave("the reference is what the stage began with"), "ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
-    **each(Leave("there is no such loss here", "objective"), "use_dft_loss", "use_asft_loss", "use_eaft_loss", "train_on_prompt", "mask_history"),
-    **each(Leave("all weights are trained, or adapters", "model.lora"), "freeze_trainable_layers", "freeze_trainable_modules", "use_llama_pro"),
+    **each(
+        Leave("there is no such loss here", "objective"),
+        "use_dft_loss",
+        "use_asft_loss",
+        "use_eaft_loss",
+        "train_on_prompt",
+        "mask_history",
+    ),
+    **each(
+        Leave("all weights are trained, or adapters", "model.lora"), "freeze_trainable_layers", "freeze_trainable_modules", "use_llama_pro"
+    ),
     **each(GALORE, "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
     "template": Carry("named_template", text),
     "default_system": Carry("system", words),
@@ -95,15 +104,28 @@ KEYS: Mapping[str, Rule] = {
     **each(KERNELS, "enable_liger_kernel", "use_unsloth_gc", "flash_attn", "shift_attn", "upcast_layernorm", "use_kv_cache"),
     **each(LOGGED, "plot_loss", "use_swanlab", "swanlab_project", "swanlab_run_name", "print_param_status", "compute_accuracy"),
     **each(RESUME, "overwrite_cache", "tokenized_path", "cache_dir"),
-    **each(MACHINE, "preprocessing_num_workers", "preprocessing_batch_size", "streaming", "buffer_size", "low_cpu_mem_usage", "use_fast_tokenizer"),
+    **each(
+        MACHINE,
+        "preprocessing_num_workers",
+        "preprocessing_batch_size",
+        "streaming",
+        "buffer_size",
+        "low_cpu_mem_usage",
+        "use_fast_tokenizer",
+    ),
     **each(MACHINE, "data_shared_file_system", "media_dir", "use_reentrant_gc", "infer_backend", "infer_dtype", "eval_on_each_dataset"),
-    **each(Leave("the tokenizer is the model's", "model.weights"), "resize_vocab", "add_tokens", "add_special_tokens", "split_special_tokens"),
+    **each(
+        Leave("the tokenizer is the model's", "model.weights"), "resize_vocab", "add_tokens", "add_special_tokens", "split_special_tokens"
+    ),
     "disable_shuffling": Leave("the order is drawn from the seed", "seed"),
     "early_stopping_steps": Leave("a stage takes all its steps", "train.keep_best"),
     **each(Leave("nothing is generated while training", matters=False), "predict_with_generate", "temperature", "top_p", "max_new_tokens"),
 }
 
-KNOWN = {"ultrachat_200k": ("HuggingFaceH4/ultrachat_200k", "train_sft"), "ultrafeedback": ("llamafactory/ultrafeedback_binarized", "train")}
+KNOWN = {
+    "ultrachat_200k": ("HuggingFaceH4/ultrachat_200k", "train_sft"),
+    "ultrafeedback": ("llamafactory/ultrafeedback_binarized", "train"),
+}
 """Of the data sets that come with LLaMA-Factory, those of the recipe."""
 
 
@@ -117,14 +139,19 @@ def defaults(stage: str, said: Said) -> Mapping[str, Any]:
     rank = said.value("rank", 8)
     lora = {"lora": True, "rank": 8, "alpha": 2 * rank, "dropout": 0.0, "targets": "all-linear", "kind": "nf4", "double": True}
     common = {**DEFAULTS, **lora, "max_length": 2048, "activation_checkpointing": True}
-    return {**common, **({"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0} if stage == "dpo" else {"packing": False, "assistant_only": True})}
+    return {
+        **common,
+        **({"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0} if stage == "dpo" else {"packing": False, "assistant_only": True}),
+    }
 
 
-def data(table: Any, said: Said, stage: str) -> Held:
+def data(_table: Any, said: Said, stage: str) -> Held:
     """`dataset` and `eval_dataset`, by their names."""
     info = _info(said)
     limit = said.value("limit")
-    train, test = (tuple(_portion(name, word, info, said, stage) for name in said.value(word, ())) for word in ("datasets", "eval_datasets"))
+    train, test = (
+        tuple(_portion(name, word, info, said, stage) for name in said.value(word, ())) for word in ("datasets", "eval_datasets")
+    )
     return Held(tuple({**portion, **({"limit": limit} if limit else {})} for portion in train), test)
 
 
@@ -166,7 +193,11 @@ def _read_as(entry: Mapping[str, Any]) -> Portion:
         read_as = "messages" if entry.get("tags", {}).get("role_tag") == "role" else "conversations"
         name = theirs.get("messages", "conversations")
         return {"format": read_as, **({} if name == read_as else {"columns": {read_as: name}})}
-    ours = {"instruction": theirs.get("prompt", "instruction"), "input": theirs.get("query", "input"), "output": theirs.get("response", "output")}
+    ours = {
+        "instruction": theirs.get("prompt", "instruction"),
+        "input": theirs.get("query", "input"),
+        "output": theirs.get("response", "output"),
+    }
     columns = {key: name for key, name in ours.items() if key != name}
     return {"format": "alpaca", **({"columns": columns} if columns else {})}
 

@@ -55,7 +55,9 @@ def _changed(stage: Draft, before: Sequence[Draft]) -> list[Line]:
     _check_start(stage, before[-1])
     if any("lora" in each.model for each in before) and "lora" not in stage.model:
         weights = stage.said.facts["weights"]
-        raise stage.said.error(weights.key, weights.line, "is trained with all weights, but the stage before leaves an adapter: import the two apart")
+        raise stage.said.error(
+            weights.key, weights.line, "is trained with all weights, but the stage before leaves an adapter: import the two apart"
+        )
     if stage.template:
         stage.said.leave("chat_template", "a run has one template, that of its first stage", near="model.template")
     if "quantize" in before[0].model and "quantize" not in stage.model:
@@ -63,7 +65,9 @@ def _changed(stage: Draft, before: Sequence[Draft]) -> list[Line]:
     own = {key: line for key, line in stage.model.items() if key not in INHERITED and line.value != _value(before[0], key)}
     own.pop("template", None) if not stage.said.gives("chat_template", "named_template") else None
     if "lora" in stage.model:
-        own["lora"] = replace(stage.model["lora"], note=stage.model["lora"].note or "an adapter of its own, on top of what the stage before left")
+        own["lora"] = replace(
+            stage.model["lora"], note=stage.model["lora"].note or "an adapter of its own, on top of what the stage before left"
+        )
     return list(own.values())
 
 

@@ -68,6 +68,13 @@ def switch(value: Any) -> bool:
     raise Unfit("should be true or false")
 
 
+def switch_or_offload(value: Any) -> bool:
+    """True or false, or a way to move what is kept away from the device."""
+    if isinstance(value, str) and value in ("offload", "offload_disk", "legacy", "disk", "hidden_states"):
+        raise NotHere("what is kept waits in the host's memory where that is asked for", near="model.activation_offload", instead=True)
+    return switch(value)
+
+
 def texts(value: Any) -> list[str]:
     """A list of texts, or one with commas between them."""
     parts = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else None
@@ -88,7 +95,7 @@ def choice(ours: Mapping[str, Any], what: str, *, near: str, instead: Any = None
 
     def read(value: Any) -> Any:
         # YAML reads a bare `no` as false.
-        name = {False: "no", True: "yes"}.get(value, value) if isinstance(value, bool) else text(value)
+        name = ("no", "yes")[value] if isinstance(value, bool) else text(value)
         if name in ours:
             return ours[name]
         like = "" if instead is None else f'; taken for "{instead}"'

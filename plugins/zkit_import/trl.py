@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from zkit_import.data import Held, from_hub, format_of
+from zkit_import.data import Held, format_of, from_hub
 from zkit_import.formats import Format
 from zkit_import.readers import count, dtype, loss, number, switch, targets, text, texts, words
 from zkit_import.said import Carry, Leave, Rule, Said, each, hear
@@ -13,6 +14,9 @@ from zkit_import.training_keys import DEFAULTS, MACHINE, TRAINING
 
 PREFERENCE = ("loss", "beta", "label_smoothing", "prompt_length", "precomputed")
 """What only a preference trainer is told."""
+
+OTHERS = re.compile(r"\b(orpo|kto|cpo|simpo|grpo|ppo|reward)\b")
+"""Trainers whose files look like those of DPO, or SFT."""
 
 MODEL: Mapping[str, Rule] = {
     "model_name_or_path": Carry("weights", text),
@@ -90,12 +94,19 @@ PREFERENCE_DEFAULTS = {"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0, "max_
 
 
 def kind(said: Said) -> str:
-    """`sft` or `dpo`."""
+    """`sft` or `dpo`, by the keys: trl's files do not name their trainer, but some name their folder by it."""
+    for word in ("folder", "hub"):
+        other = OTHERS.search(str(said.value(word, "")).lower())
+        if other and not said.gives("loss"):
+            fact = said.facts[word]
+            raise said.error(
+                fact.key, fact.line, f"= {fact.value!r} tells of {other[0]}, which cannot be imported; --stage says what it is"
+            )
     return "dpo" if said.gives(*PREFERENCE) or "pref" in str(said.value("train_split", "")) else "sft"
 
 
-def defaults(stage: str, said: Said) -> Mapping[str, Any]:
-    """trl 1's."""
+def defaults(stage: str, _said: Said) -> Mapping[str, Any]:
+    """Trl 1's."""
     lora = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": ["q_proj", "v_proj"], "kind": "nf4", "double": False}
     common = {**DEFAULTS, **lora, "activation_checkpointing": True, "max_length": 1024, "train_split": "train"}
     if stage == "dpo":
@@ -107,7 +118,9 @@ def data(table: Any, said: Said, stage: str) -> Held:
     """One data set by its name, or several under `datasets`."""
     if "datasets" in table:
         return Held(tuple(_entry(entry, number, said, stage) for number, entry in enumerate(table["datasets"] or ())))
-    train = from_hub(said.value("dataset", ""), split=said.value("train_split"), config=said.value("dataset_config"), read_as=_format(said, stage))
+    train = from_hub(
+        said.value("dataset", ""), split=said.value("train_split"), config=said.value("dataset_config"), read_as=_format(said, stage)
+    )
     test = {**train, "split": said.value("test_split", "test")}
     return Held((train,), (test,))
 
@@ -123,7 +136,9 @@ def _entry(entry: Any, number: int, said: Said, stage: str) -> dict[str, Any]:
     own = Said(said.file)
     hear(entry, ENTRY, own, within=f"datasets[{number}].")
     said.left.extend(own.left)
-    portion = from_hub(own.value("dataset", ""), split=own.value("train_split", "train"), config=own.value("dataset_config"), read_as=format_of(stage))
+    portion = from_hub(
+        own.value("dataset", ""), split=own.value("train_split", "train"), config=own.value("dataset_config"), read_as=format_of(stage)
+    )
     return {**portion, **({"fraction": own.value("fraction")} if own.value("fraction", 1) != 1 else {})}
 
 
