@@ -22,12 +22,11 @@ FORMATS = ("trl", "alignment-handbook", "axolotl", "llama-factory")
 @click.option("--from", "named", type=click.Choice(FORMATS), help="Whose configuration it is.  [default: told by its keys]")
 @click.option("--stage", type=click.Choice(["sft", "dpo"]), help="What the files train, where their keys do not tell.")
 @click.option("--devices", type=click.IntRange(1), help="On how many devices it ran; a step is counted over all of them.  [default: 1]")
-def import_config(
-    files: tuple[Path, ...], out: Path | None, named: str | None, stage: str | None, devices: int | None
-) -> None:
+def import_config(files: tuple[Path, ...], out: Path | None, named: str | None, stage: str | None, devices: int | None) -> None:
     """Turn other programs' configurations into a preset.
 
-    FILEs are YAML of trl, axolotl, LLaMA-Factory or the alignment-handbook, for SFT, DPO or IPO. Several files, SFT first, become the stages of one preset. Whatever has no place in it is listed.
+    FILEs are YAML of trl, axolotl, LLaMA-Factory or the alignment-handbook, for SFT, DPO or IPO. Several, SFT first,
+    become the stages of one preset. Whatever has no place in it is listed.
     """
     from zkit_import.importing import import_files
 

@@ -58,8 +58,8 @@ TRAINING: Mapping[str, Rule] = {
     "label_smoothing_factor": Leave("cross-entropy has no smoothing"),
     **each(Leave("says that there is an evaluation, which held-out data says here", "held_out", matters=False), "do_eval", "eval_on_start"),
     **each(ORDER, "group_by_length", "train_sampling_strategy", "length_column_name"),
-    **each(EVAL_BATCH, "prediction_loss_only", "batch_eval_metrics", "include_for_metrics", "eval_do_concat_batches", "eval_use_gather_object"),
-    **each(EVAL_BATCH, "do_predict", "label_names"),
+    **each(EVAL_BATCH, "prediction_loss_only", "batch_eval_metrics", "include_for_metrics", "eval_do_concat_batches"),
+    **each(EVAL_BATCH, "eval_use_gather_object", "do_predict", "label_names"),
     **each(EVAL_BATCH, "per_device_eval_batch_size", "eval_accumulation_steps", "eval_delay", "bf16_full_eval", "fp16_full_eval"),
     **each(RESUME, "resume_from_checkpoint", "ignore_data_skip", "overwrite_output_dir"),
     **each(KERNELS, "use_liger_kernel", "liger_kernel_config"),
@@ -83,11 +83,12 @@ TRAINING: Mapping[str, Rule] = {
     ),
     **each(
         MACHINE,
-        *("do_train", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "remove_unused_columns", "tf32", "torch_compile_backend", "torch_compile_mode"),
+        *("do_train", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "remove_unused_columns", "tf32"),
+        *("torch_compile_backend", "torch_compile_mode", "dataloader_multiprocessing_context"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
         *("dataloader_drop_last", "dataloader_in_order", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
         *("ddp_find_unused_parameters", "ddp_static_graph", "average_tokens_across_devices", "auto_find_batch_size", "use_cache"),
-        *("torch_empty_cache_steps", "skip_memory_metrics", "local_rank", "dataloader_multiprocessing_context", "full_determinism", "use_cpu", "debug"),
+        *("torch_empty_cache_steps", "skip_memory_metrics", "local_rank", "full_determinism", "use_cpu", "debug"),
     ),
 }
 """What of it is carried over, and why the rest is not."""

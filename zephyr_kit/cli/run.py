@@ -54,7 +54,7 @@ def run(
     max_time: float | None,
     smoke: bool,  # noqa: FBT001  click's way
 ) -> int:
-    """Run PRESET, a file or a name: start it, or go on where it stood."""
+    """Run PRESET, a file or a name, or go on where it stood."""
     stop = Stop()
     with stop.listening(max_time):
         from zephyr_kit.disk import disk_errors_told
