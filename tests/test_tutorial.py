@@ -1,0 +1,66 @@
+"""The tutorial, followed: each block in turn, in an empty folder, with the output that the page promises."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.S | re.M)
+BLOCKS = [match.groups() for match in BLOCK.finditer(TEXT)]
+RUN = "import sys; from zephyr_kit.cli import main; main(sys.argv[1:])"
+INSTEAD = {"zkit run quickstart": "zkit run quickstart --smoke --output runs/quickstart"}
+"""What would take minutes, in seconds; what it prints has other numbers."""
+ELSEWHERE = ("make install", "pip install", "python -m pytest", "zkit run examples/", "source ", "zkit chat")
+"""CI installs, and tests and runs the example; the chat waits for somebody, and has a test of its own."""
+
+
+def fits(promised: str, printed: str) -> bool:
+    """Whether an output is the promised one; `…` stands for anything, alone in a line for any lines."""
+    pattern = "".join(r"(?:.*\n)*?" if line.strip() == "…" else loosely(line) + r" *\n" for line in promised.splitlines())
+    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.splitlines()) + "\n") is not None
+
+
+def loosely(line: str) -> str:
+    return r"\s+".join(".*?".join(map(re.escape, word.split("…"))) for word in line.split()) if line.split() else ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tutorial_works_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sum(language == "sh" for language, *_ in BLOCKS) >= 12
+    for language, code, promised in BLOCKS:
+        if language == "python":
+            module = ModuleType("tutorial")
+            sys.modules["tutorial"] = module
+            exec(code, vars(module))
+        elif language == "toml":
+            Path("my/greet.toml").write_text(code, "utf-8")
+        else:
+            follow(code, promised)
+    assert vars(sys.modules.pop("tutorial"))["zkit_objectives"]()["hinge"](beta=0.2).beta == 0.2
+
+
+def follow(code: str, promised: str | None) -> None:
+    for line in filter(None, code.splitlines()):
+        if line.startswith(ELSEWHERE):
+            continue
+        words = shlex.split(INSTEAD.get(line, line))
+        assert words[0] == "zkit"
+        done = subprocess.run([sys.executable, "-c", RUN, *words[1:]], capture_output=True, text=True, timeout=300, check=False)
+        if line not in INSTEAD and promised is not None:
+            printed = done.stdout or done.stderr
+            assert fits(promised, printed), f"{line}\n{printed}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(("promised", "fitting"), [("a … c\n", True), ("…\nz\n", True), ("a b c\n", False), ("a … c\n…\nz\n", True), ("a\n", False)])
+def test_outputs_are_compared(promised, fitting):
+    assert fits(promised, "a   b2 c\nq\nz\n" if "\n" in promised.strip() else "a  b2  c\n") is fitting
