@@ -103,7 +103,8 @@ def _takes(hint: Any, offers: Offers) -> str:
         noun = OFFERS[hint][0]
         return f"[{noun}]({OFFERED}#{_anchor(noun)}s)"
     if origin in (tuple, list):
-        return f"list of {_takes(args[0], offers)}"
+        takes = _takes(args[0], offers)
+        return f"list of {takes.replace('table:', 'tables:') if takes.startswith('table:') else takes}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return f"table of {_takes(args[1], offers)}"
     if args:

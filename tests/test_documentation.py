@@ -7,6 +7,8 @@ import re
 import shlex
 import sys
 import tomllib
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ def blocks(page: str, language: str) -> list[str]:
     """Code of a page, also where it stands in a list."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", (ROOT / page).read_text("utf-8"), re.S | re.M)
     return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+
+
+@cache
+def group() -> click.Group:
+    return cli.build()
 
 
 # Pages
@@ -92,28 +99,38 @@ def test_every_command_has_its_place_with_all_options():
 
 
 def at(path: str) -> click.Command:
-    command: click.Command = cli.build()
+    command: click.Command = group()
     for name in path.split()[1:]:
         assert isinstance(command, click.Group)
         command = command.commands[name]
     return command
 
 
+@pytest.fixture(scope="module")
+def offered() -> dict[str, dict[str, str]]:
+    """Nouns, names, and what is said of each."""
+    nouns = re.split(r"^## (.+)$", offers_page(), flags=re.M)[1:]
+    return {noun: sections(text, "###") for noun, text in zip(nouns[::2], nouns[1::2], strict=True)}
+
+
+def sections(text: str, mark: str) -> dict[str, str]:
+    parts = re.split(rf"^{mark} (.+)$", text, flags=re.M)[1:]
+    return dict(zip((title.strip("`") for title in parts[::2]), parts[1::2], strict=True))
+
+
 @pytest.mark.parametrize("table", [Header, Train, *KINDS.values()], ids=lambda table: table.__name__)
 def test_every_key_of_a_preset_has_its_row(table):
-    page = preset_page()
-    assert [key for key in table.__dataclass_fields__ if f"| `{key}` |" not in page] == []
+    titles = {kind: f"A stage with `{key}`".strip("`") for key, kind in KINDS.items()}
+    text = sections(preset_page(), "##")[titles.get(table, "A preset" if table is Header else table.__name__)]
+    assert [key.name for key in fields(table) if f"| `{key.name}` |" not in text and f"| `{key.name}`, " not in text] == []
 
 
 @pytest.mark.parametrize("kind", OFFERS, ids=lambda kind: kind.__name__)
-def test_every_offer_has_its_section_with_all_keys(kind):
-    sections = dict(re.findall(r"^### `?([^`\n]+)`?\n(.*?)(?=^#|\Z)", offers_page(), re.S | re.M))
+def test_every_offer_has_its_section_with_all_keys(kind, offered):
+    own = offered[f"{OFFERS[kind][0].capitalize()}s"]
     for name, offer in Plugins().offered(kind).items():
         assert offer.__doc__, name
-        own = [key.name for key in offer.__dataclass_fields__.values() if key.init]
-        everywhere = offers_page()
-        assert name in sections
-        assert [key for key in own if f"| `{key}` |" not in everywhere] == []
+        assert [key.name for key in fields(offer) if key.init and f"| `{key.name}` |" not in own[name]] == [], name
 
 
 # Code
@@ -131,7 +148,7 @@ def test_commands_that_are_shown_exist(page):
 
 def check_command(words: list[str], line: str) -> None:
     """Each word that looks like an option is one, of the command that is named."""
-    command: click.Command = cli.build()
+    command: click.Command = group()
     known = options(command)
     for word in words:
         if word.startswith("-"):
