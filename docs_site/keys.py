@@ -20,6 +20,9 @@ from zephyr_kit.schema import field_docs
 from zephyr_kit.stages import DOES, KINDS
 
 PRESET, OFFERED = "preset.md", "offers.md"
+ABOUT = """\
+Made from the dataclasses that a preset's tables are turned into. A key that is not here is an error. What is **needed** must be given,
+and what has `none` for its default may be left out. `zkit schema` prints the same as a JSON Schema for an editor."""
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
 
 
@@ -28,8 +31,7 @@ def preset_page() -> str:
     offers = Plugins().offers
     parts = [
         "# The keys of a preset",
-        "Made from the dataclasses that a preset's tables are turned into. A key that is not here is an error; a key without a default "
-        "must be given, or may be left out where it says so. `zkit schema` prints the same as a JSON Schema for an editor.",
+        ABOUT,
         *_section("A preset", Header, offers, "The keys outside all tables; besides, `[model]` and at least one `[stages.NAME]`."),
         "## `[model]`\n\nOne of the [backends](offers.md#backends). A stage may set keys of it for itself, as `model.KEY`.",
     ]
@@ -80,7 +82,8 @@ def _tables(holders: list[type], offers: Offers) -> list[type]:
     while waiting:
         for hint in get_type_hints(waiting.pop(0), include_extras=True).values():
             for part in _parts(hint):
-                if isinstance(part, type) and dataclasses.is_dataclass(part) and part not in (*found, *holders) and not any(part is kind for kind in offers):
+                plain_table = isinstance(part, type) and dataclasses.is_dataclass(part) and not any(part is kind for kind in offers)
+                if plain_table and part not in (*found, *holders):
                     found[part] = None
                     waiting.append(part)
     return list(found)
@@ -94,24 +97,26 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 def _takes(hint: Any, offers: Offers) -> str:
     """A type in words."""
-    origin, args = get_origin(hint), get_args(hint)
+    if get_args(hint):
+        return _composed(get_origin(hint), get_args(hint), offers)
+    if hint in OFFERS:
+        noun = OFFERS[hint][0]
+        return f"[{noun}]({OFFERED}#{noun.replace(' ', '-')}s)"
+    if dataclasses.is_dataclass(hint):
+        return f"table: [{hint.__name__}](#{hint.__name__.lower()})"
+    return WORDS.get(hint, "text")
+
+
+def _composed(origin: Any, args: tuple[Any, ...], offers: Offers) -> str:
     if origin is Annotated:
         return _takes(args[0], offers) + "".join(map(_limit, args[1:]))
     if origin is Literal:
         return ", ".join(f"`{json.dumps(each)}`" for each in args)
-    if isinstance(hint, type) and hint in OFFERS:
-        noun = OFFERS[hint][0]
-        return f"[{noun}]({OFFERED}#{_anchor(noun)}s)"
     if origin in (tuple, list):
-        takes = _takes(args[0], offers)
-        return f"list of {takes.replace('table:', 'tables:') if takes.startswith('table:') else takes}"
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"list of {_takes(args[0], offers).replace('table:', 'tables:')}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"table of {_takes(args[1], offers)}"
-    if args:
-        return " or ".join(_takes(each, offers) for each in args if each is not NoneType)
-    if dataclasses.is_dataclass(hint):
-        return f"table: [{hint.__name__}](#{hint.__name__.lower()})"
-    return WORDS.get(hint, "text")
+    return " or ".join(_takes(each, offers) for each in args if each is not NoneType)
 
 
 def _limit(limit: Any) -> str:
@@ -136,7 +141,3 @@ def _default(f: dataclasses.Field[Any]) -> str:
 def _text(text: str) -> str:
     """In one line, fit for a cell of a table."""
     return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;").strip()
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")

@@ -177,8 +177,9 @@ def test_tables_of_presets_resolve(page, text):
     stages = table.get("stages", {"sft": {}})
     for name, stage in stages.items():
         rest = {"data": data, **REST[name]} if name in REST else {}
-        train = {**TRAIN, **stage.get("train", {})} if "train" in rest and "epochs" not in stage.get("train", {}) else stage.get("train", {})
-        stages[name] = {**rest, **stage, **({"train": train} if rest or train else {})}
+        own = stage.get("train", {})
+        train = own if "epochs" in own or not rest else {**TRAIN, **own}
+        stages[name] = {**rest, **stage, **({"train": train} if train else {})}
     table["stages"] = stages
     assert resolve(table, Plugins().offers, file=page).stages
 
