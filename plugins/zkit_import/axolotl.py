@@ -25,7 +25,7 @@ from zkit_import.readers import (
     whole,
     words,
 )
-from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each, hear
+from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each, entries, hear
 from zkit_import.training_keys import EVAL_BATCH, HUB, KERNELS, LOGGED, MACHINE, ORDER, RESUME, SAVED, SHARING
 
 PER_EPOCH = "is counted in steps here"
@@ -251,7 +251,7 @@ def _targets(said: Said) -> str | list[str]:
 
 def data(table: Any, said: Said, stage: str) -> Held:
     """`datasets`, and `test_datasets`."""
-    parts = {key: tuple(_portion(entry, f"{key}[{n}].", said, stage) for n, entry in enumerate(table.get(key) or ())) for key in DATA}
+    parts = {key: tuple(_portion(entry, f"{key}[{n}].", said, stage) for n, entry in enumerate(entries(table, key, said))) for key in DATA}
     return Held(parts["datasets"], parts["test_datasets"])
 
 

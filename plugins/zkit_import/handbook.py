@@ -8,8 +8,8 @@ from typing import Any
 from zkit_import import trl
 from zkit_import.data import Held, Portion, from_hub
 from zkit_import.formats import Format
-from zkit_import.readers import number, switch, text, texts
-from zkit_import.said import Carry, Leave, Rule, Said, Unfit, hear
+from zkit_import.readers import share, switch, text, texts
+from zkit_import.said import Carry, Leave, Rule, Said, Unfit, entries, hear
 
 KEYS: Mapping[str, Rule] = {
     **trl.TRL,
@@ -30,7 +30,7 @@ ENTRY: Mapping[str, Rule] = {
     "config": Carry("config", text),
     "split": Carry("split", text),
     "columns": Leave("columns are told by the format", "format", matters=False),
-    "weight": Carry("weight", number),
+    "weight": Carry("weight", share),
 }
 
 
@@ -53,19 +53,25 @@ def data(table: Any, said: Said, stage: str) -> Held:
     """`dataset_mixer` with its splits, `dataset_mixture`, or one by its name as trl has it."""
     read_as = {"format": "preference" if stage == "dpo" else "messages"}
     if MIXTURE in table:
-        hear(table[MIXTURE], IN_MIXTURE, said, within=f"{MIXTURE}.", known=("datasets",))
-        return Held(tuple(_entry(entry, number, said, read_as) for number, entry in enumerate(table[MIXTURE].get("datasets") or ())))
+        mixture = table[MIXTURE]
+        if not isinstance(mixture, dict):
+            raise said.error(MIXTURE, table.line(MIXTURE), f"= {mixture!r}: should be a table with `datasets`")
+        hear(mixture, IN_MIXTURE, said, within=f"{MIXTURE}.", known=("datasets",))
+        return Held(tuple(_entry(entry, number, said, read_as) for number, entry in enumerate(entries(mixture, "datasets", said))))
     if "mixer" not in said.facts:
         return trl.data(table, said, stage)
-    mixer, splits = said.value("mixer", {}), said.value("splits", ["train", "test"])
+    mixer, splits = said.value("mixer"), said.value("splits", ["train", "test"])
     configs = said.value("configs") or [None] * len(mixer)
+    if len(configs) != len(mixer):
+        fact = said.facts["configs"]
+        raise said.error(fact.key, fact.line, f"names {len(configs)} configurations, but {MIXER} has {len(mixer)} data sets")
     sets = [
-        (from_hub(name, split=split, config=config, read_as=read_as), share, split)
-        for (name, share), config in zip(mixer.items(), configs, strict=True)
+        (from_hub(name, split=split, config=config, read_as=read_as), part, split)
+        for (name, part), config in zip(mixer.items(), configs, strict=True)
         for split in splits
-        if share > 0
+        if part > 0
     ]
-    train = tuple(_share(portion, share) for portion, share, split in sets if "test" not in split)
+    train = tuple(_share(portion, part) for portion, part, split in sets if "test" not in split)
     return Held(train, tuple(portion for portion, _, split in sets if "test" in split))
 
 
@@ -77,15 +83,15 @@ def _entry(entry: Any, number: int, said: Said, read_as: Portion) -> Portion:
     return _share(portion, own.value("weight", 1.0))
 
 
-def _share(portion: Portion, share: float) -> Portion:
-    return portion if share == 1 else {**portion, "fraction": share}
+def _share(portion: Portion, part: float) -> Portion:
+    return portion if part == 1 else {**portion, "fraction": part}
 
 
 def shares(value: Any) -> dict[str, float]:
     """Data sets, each with the share of its rows that is taken."""
     if not isinstance(value, dict):
         raise Unfit("should be data sets, each with the share of its rows")
-    return {str(name): number(share) for name, share in value.items()}
+    return {str(name): share(part) for name, part in value.items()}
 
 
 FORMAT = Format(

@@ -33,6 +33,14 @@ def number(value: Any) -> float:
     return read
 
 
+def share(value: Any) -> float:
+    """A share of the rows."""
+    read = number(value)
+    if read > 1:
+        raise Unfit("should be a share of the rows, at most 1: none is taken twice")
+    return read
+
+
 def whole(value: Any) -> int:
     """A whole number; -1 means `no limit` and the like."""
     try:

@@ -141,6 +141,14 @@ def hear(table: Any, keys: Mapping[str, Rule], said: Said, *, within: str = "", 
             _carry(said, rule, name, line, value)
 
 
+def entries(table: Any, key: str, said: Said) -> list[Any]:
+    """The tables of a list that stands under a key; none where the key does not stand."""
+    value = table.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise said.error(key, table.line(key), f"= {value!r}: should be a list of tables")
+    return value
+
+
 def _carry(said: Said, rule: Carry, key: str, line: int, value: Any) -> None:
     try:
         fact = Fact(rule.read(value), key, line)

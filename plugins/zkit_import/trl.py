@@ -8,8 +8,8 @@ from typing import Any
 
 from zkit_import.data import Held, format_of, from_hub
 from zkit_import.formats import Format
-from zkit_import.readers import count, dtype, loss, number, switch, targets, text, texts, words
-from zkit_import.said import Carry, Leave, Rule, Said, each, hear
+from zkit_import.readers import count, dtype, loss, number, share, switch, targets, text, texts, words
+from zkit_import.said import Carry, Leave, Rule, Said, each, entries, hear
 from zkit_import.training_keys import DEFAULTS, MACHINE, TRAINING
 
 PREFERENCE = ("loss", "beta", "label_smoothing", "prompt_length", "precomputed")
@@ -86,7 +86,7 @@ ENTRY: Mapping[str, Rule] = {
     "columns": Leave("columns are told by the format", "format", matters=False),
     "data_files": Carry("files", texts),
     "data_dir": Leave("give the files by `path`", "path"),
-    "fraction": Carry("fraction", number),
+    "fraction": Carry("fraction", share),
 }
 
 PREFERENCE_DEFAULTS = {"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0, "max_length": 1024, "no_dropout": True}
@@ -117,7 +117,7 @@ def defaults(stage: str, _said: Said) -> Mapping[str, Any]:
 def data(table: Any, said: Said, stage: str) -> Held:
     """One data set by its name, or several under `datasets`."""
     if "datasets" in table:
-        return Held(tuple(_entry(entry, number, said, stage) for number, entry in enumerate(table["datasets"] or ())))
+        return Held(tuple(_entry(entry, number, said, stage) for number, entry in enumerate(entries(table, "datasets", said))))
     train = from_hub(
         said.value("dataset", ""), split=said.value("train_split"), config=said.value("dataset_config"), read_as=_format(said, stage)
     )
