@@ -32,6 +32,7 @@ from keys import offers_page, preset_page  # noqa: E402
 DOCS = ROOT / "docs"
 PAGES = sorted(hooks.pages(DOCS))
 TEXTS = [*(f"docs/{page}" for page in PAGES), "README.md", "CONTRIBUTING.md"]
+SHOWN = re.compile(r"(?:\w+=\S+ )*(?:\.venv/bin/)?zkit (.+)")
 OURS = ["tutorial.md", *(page for page in PAGES if page.startswith(("how-to/", "explanation/")))]
 """Pages whose code runs; other pages have tests of their own, or excerpts."""
 
@@ -129,7 +130,7 @@ def test_every_key_of_a_preset_has_its_row(table):
 def test_every_offer_has_its_section_with_all_keys(kind, offered):
     own = offered[f"{OFFERS[kind][0].capitalize()}s"]
     for name, offer in Plugins().offered(kind).items():
-        assert offer.__doc__, name
+        assert not offer.__doc__.startswith(f"{offer.__name__}("), f"{name} has no docstring of its own"
         assert [key.name for key in fields(offer) if key.init and f"| `{key.name}` |" not in own[name]] == [], name
 
 
@@ -139,11 +140,8 @@ def test_every_offer_has_its_section_with_all_keys(kind, offered):
 @pytest.mark.parametrize("page", TEXTS)
 def test_commands_that_are_shown_exist(page):
     for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
-        words = shlex.split(line.split("|")[0], comments=True)
-        while words and "=" in words[0]:
-            words = words[1:]
-        if words[:1] == ["zkit"] or words[:1] == [".venv/bin/zkit"]:
-            check_command(words[1:], line)
+        if shown := SHOWN.match(line):
+            check_command(shlex.split(shown[1].split("|")[0], comments=True), line)
 
 
 def check_command(words: list[str], line: str) -> None:
