@@ -183,7 +183,20 @@ def test_what_has_no_counterpart_is_taken_for_something_and_told(tmp_path):
     assert told["optim"].reason == 'there is no such optimizer here; taken for "adamw"'
     assert told["warmup_steps"].near == "train.warmup"
     assert told["fp16"].near == "model.dtype"
-    assert [key for key, each in told.items() if not each.matters] == ["push_to_hub"]
+    assert {key for key, each in told.items() if not each.matters} == {"push_to_hub"}
+
+
+def test_what_the_other_keys_make_idle_is_told(tmp_path):
+    _, made = table(tmp_path, f"{TRL}eval_steps: 50\nlora_r: 8\nlora_alpha: 16\nmax_steps: 9\nbnb_4bit_quant_type: nf4\n")
+    idle = "has no effect here beside the file's other keys"
+    assert {key for key, each in left(made).items() if each.reason == idle} == {
+        *("eval_steps", "lora_r", "lora_alpha", "num_train_epochs", "bnb_4bit_quant_type"),
+    }
+
+
+def test_each_file_of_a_data_set_is_a_table(tmp_path):
+    read, _ = table(tmp_path, AXO.replace("    type:", "    data_files: [a.jsonl, b.json]\n    type:"))
+    assert [(each["use"], each["path"]) for each in read["stages"]["sft"]["data"]] == [("jsonl", "a.jsonl"), ("json", "b.json")]
 
 
 def test_data_sets_are_mixed_by_share(tmp_path):

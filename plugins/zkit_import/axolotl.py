@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zkit_import.data import Held, Portion, from_file, from_hub
@@ -251,22 +251,29 @@ def _targets(said: Said) -> str | list[str]:
 
 def data(table: Any, said: Said, stage: str) -> Held:
     """`datasets`, and `test_datasets`."""
-    parts = {key: tuple(_portion(entry, f"{key}[{n}].", said, stage) for n, entry in enumerate(entries(table, key, said))) for key in DATA}
-    return Held(parts["datasets"], parts["test_datasets"])
+    return Held(*(tuple(_all(table, key, said, stage)) for key in DATA))
 
 
 DATA = ("datasets", "test_datasets")
 
 
-def _portion(entry: Any, within: str, said: Said, stage: str) -> Portion:
+def _all(table: Any, key: str, said: Said, stage: str) -> Iterator[Portion]:
+    for place, entry in enumerate(entries(table, key, said)):
+        yield from _portions(entry, f"{key}[{place}].", said, stage)
+
+
+def _portions(entry: Any, within: str, said: Said, stage: str) -> list[Portion]:
     own = Said(said.file)
     hear(entry, ENTRY, own, within=within)
-    read_as = _read_as(own, stage)
-    said.left.extend(own.left)
-    name, files = own.value("dataset", ""), own.value("files", [])
+    read_as, name, files = _read_as(own, stage), own.value("dataset", ""), own.value("files", [])
     if files or name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
-        return from_file((files or [name])[0], read_as)
-    return from_hub(name, split=own.value("split", "train"), config=own.value("config"), read_as=read_as)
+        found = [from_file(file, read_as) for file in files or [name]]
+    else:
+        revision = {} if own.value("revision") is None else {"revision": own.value("revision")}
+        found = [{**from_hub(name, split=own.value("split", "train"), config=own.value("config"), read_as=read_as), **revision}]
+    own.leave_rest()
+    said.left.extend(own.left)
+    return found
 
 
 def _read_as(own: Said, stage: str) -> Portion:

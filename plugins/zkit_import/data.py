@@ -38,7 +38,7 @@ def from_hub(name: str, *, split: str | None, config: str | None = None, read_as
     """A data set of the hub."""
     source = RECIPE.get(name.lower())
     own = {"split": split} if split else {}
-    if source is not None:
+    if source is not None and config in (None, "default"):
         return {"use": source, "path": name, **own}
     named = {} if config in (None, "default") else {"config": config}
     return {"use": "hub", "path": name, **own, **named, **(read_as or {})}

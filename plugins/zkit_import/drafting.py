@@ -40,9 +40,13 @@ def draft(said: Said, held: Held, *, format: str, stage: str, devices: int | Non
     """Make the tables; what of the file has no place in them is noted in `said`."""
     kind = said.value("loss", "dpo") if stage == "dpo" else "sft"
     template, lines = _model(said)
-    return Draft(
-        said, format, kind, {line.key: line for line in lines}, list(_stage(said, held, kind)), list(_train(said, devices)), template
-    )
+    stage_lines, train = list(_stage(said, held, kind)), list(_train(said, devices))
+    for word in ("folder", "hub"):
+        if said.value(word) is not None:
+            said.leave(word, "a run is in runs/NAME, or where --output says", matters=False)
+    said.value("seed")  # of the whole preset
+    said.leave_rest()
+    return Draft(said, format, kind, {line.key: line for line in lines}, stage_lines, train, template)
 
 
 def _plain(value: Any) -> Any:
@@ -51,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 def _line(said: Said, word: str, key: str | None = None) -> Iterator[Line]:
-    if word in said.facts:
+    if said.value(word) is not None:
         yield Line(key or word, _plain(said.value(word)), said.facts[word].note)
 
 
@@ -59,8 +63,6 @@ def _model(said: Said) -> tuple[str, list[Line]]:
     lines = [Line("use", "mistral"), *_line(said, "weights")]
     if said.value("revision", "main") != "main":
         lines += _line(said, "revision")
-    if said.gives("alpha", "rank", "targets") and not said.value("lora"):
-        said.leave(next(word for word in ("rank", "alpha", "targets") if said.gives(word)), "adapters are not asked for", near="model.lora")
     lines.append(_dtype(said))
     template, line = _template(said)
     lines += line
@@ -128,7 +130,9 @@ def _stage(said: Said, held: Held, kind: str) -> Iterator[Line]:
     yield from _line(said, "max_length")
     if said.value("too_long", "cut") != "cut":
         yield from _line(said, "too_long")
-    if "prompt_length" in said.facts:
+    if said.value("precomputed") is not None:
+        said.leave("precomputed", "the reference is scored once, before the first step", near="reference", matters=False)
+    if said.value("prompt_length") is not None:
         said.leave("prompt_length", "a prompt is kept whole: what is too long is cut at the end of the completions", near="max_length")
 
 
@@ -149,7 +153,7 @@ def _objective(said: Said, kind: str) -> Line:
 
 def _train(said: Said, devices: int | None) -> Iterator[Line]:
     steps = said.value("steps", -1)
-    yield from _line(said, "steps") if steps > 0 else _line(said, "epochs")
+    yield from _line(said, "steps" if steps > 0 else "epochs")
     yield _step_size(said, devices)
     yield from _line(said, "learning_rate")
     yield from _schedule(said, steps)
@@ -171,7 +175,7 @@ def _step_size(said: Said, devices: int | None) -> Line:
 def _schedule(said: Said, steps: int) -> Iterator[Line]:
     name = said.value("schedule")
     yield Line("schedule", "constant" if name == "constant_with_warmup" else name, said.facts["schedule"].note)
-    warmup, warmup_steps = said.value("warmup", 0), said.value("warmup_steps", 0)
+    warmup_steps = said.value("warmup_steps", 0)
     if name == "constant":
         for word in ("warmup", "warmup_steps"):
             if said.gives(word) and said.value(word):
@@ -182,7 +186,7 @@ def _schedule(said: Said, steps: int) -> Iterator[Line]:
         yield Line("warmup", _share(int(warmup_steps), steps), f"{int(warmup_steps)} of {steps} steps")
     elif warmup_steps:
         said.leave("warmup_steps", "here it is a share of the steps, of which `zkit plan` tells the number", near="train.warmup")
-    elif warmup:
+    elif said.value("warmup"):
         yield from _line(said, "warmup")
 
 
@@ -206,7 +210,7 @@ def _optimizer(said: Said) -> Line:
 
 
 def _rhythm(said: Said) -> Iterator[Line]:
-    if said.value("eval_when") == "steps" and "eval_every" in said.facts:
+    if said.value("eval_when") == "steps" and said.value("eval_every") is not None:
         yield Line("held_out_every", said.value("eval_every"))
     elif said.gives("eval_when") and said.value("eval_when") != "no":
         said.leave(
@@ -215,7 +219,7 @@ def _rhythm(said: Said) -> Iterator[Line]:
             near="train.held_out_every",
             matters=False,
         )
-    if said.value("save_when") == "steps" and "save_every" in said.facts:
+    if said.value("save_when") == "steps" and said.value("save_every") is not None:
         yield Line("checkpoint_every", said.value("save_every"), said.facts["save_every"].note)
     elif said.gives("save_when"):
         said.leave("save_when", "checkpoints are counted in steps", near="train.checkpoint_every", matters=False)

@@ -78,9 +78,11 @@ def data(table: Any, said: Said, stage: str) -> Held:
 def _entry(entry: Any, number: int, said: Said, read_as: Portion) -> Portion:
     own = Said(said.file)
     hear(entry, ENTRY, own, within=f"{MIXTURE}.datasets[{number}].")
-    said.left.extend(own.left)
     portion = from_hub(own.value("dataset", ""), split=own.value("split", "train"), config=own.value("config"), read_as=read_as)
-    return _share(portion, own.value("weight", 1.0))
+    portion = _share(portion, own.value("weight", 1.0))
+    own.leave_rest()
+    said.left.extend(own.left)
+    return portion
 
 
 def _share(portion: Portion, part: float) -> Portion:

@@ -98,9 +98,12 @@ class Said:
     file: str
     facts: dict[str, Fact] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+    """Words that somebody wanted to know; the rest is told of in the end."""
 
     def value(self, word: str, otherwise: Any = None) -> Any:
         """What is known under a word."""
+        self.asked.add(word)
         fact = self.facts.get(word)
         return otherwise if fact is None else fact.value
 
@@ -112,6 +115,12 @@ class Said:
         """Note that what is known under a word is not carried over."""
         fact = self.facts[word]
         self.left.append(Left(fact.key or word, fact.line, fact.value, reason, near, matters))
+
+    def leave_rest(self) -> None:
+        """Note all that nobody asked for: beside the file's other keys it has no effect, here."""
+        for word in sorted(self.facts.keys() - self.asked):
+            if self.facts[word].is_given:
+                self.leave(word, "has no effect here beside the file's other keys", matters=False)
 
     def assume(self, defaults: Mapping[str, Any], whose: str) -> None:
         """Fill in what the file does not say."""

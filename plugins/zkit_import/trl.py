@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from zkit_import.data import Held, format_of, from_hub
+from zkit_import.data import Held, Portion, format_of, from_file, from_hub
 from zkit_import.formats import Format
 from zkit_import.readers import count, dtype, loss, number, share, switch, targets, text, texts, words
 from zkit_import.said import Carry, Leave, Rule, Said, each, entries, hear
@@ -117,7 +118,8 @@ def defaults(stage: str, _said: Said) -> Mapping[str, Any]:
 def data(table: Any, said: Said, stage: str) -> Held:
     """One data set by its name, or several under `datasets`."""
     if "datasets" in table:
-        return Held(tuple(_entry(entry, number, said, stage) for number, entry in enumerate(entries(table, "datasets", said))))
+        sets = (_entry(entry, number, said, stage) for number, entry in enumerate(entries(table, "datasets", said)))
+        return Held(tuple(itertools.chain.from_iterable(sets)))
     train = from_hub(
         said.value("dataset", ""), split=said.value("train_split"), config=said.value("dataset_config"), read_as=_format(said, stage)
     )
@@ -132,14 +134,19 @@ def _format(said: Said, stage: str) -> dict[str, Any]:
     return format_of(stage)
 
 
-def _entry(entry: Any, number: int, said: Said, stage: str) -> dict[str, Any]:
+def _entry(entry: Any, number: int, said: Said, stage: str) -> list[Portion]:
     own = Said(said.file)
     hear(entry, ENTRY, own, within=f"datasets[{number}].")
+    read_as, files = format_of(stage), own.value("files", [])
+    part = {"fraction": own.value("fraction")} if own.value("fraction", 1) != 1 else {}
+    name = own.value("dataset", "")
+    if files:
+        found = [from_file(file, read_as) for file in files]
+    else:
+        found = [from_hub(name, split=own.value("train_split", "train"), config=own.value("dataset_config"), read_as=read_as)]
+    own.leave_rest()
     said.left.extend(own.left)
-    portion = from_hub(
-        own.value("dataset", ""), split=own.value("train_split", "train"), config=own.value("dataset_config"), read_as=format_of(stage)
-    )
-    return {**portion, **({"fraction": own.value("fraction")} if own.value("fraction", 1) != 1 else {})}
+    return [{**portion, **part} for portion in found]
 
 
 FORMAT = Format(
