@@ -58,7 +58,7 @@ def follow(code: str, promised: str | None) -> None:
             words = shlex.split(line)
             assert words[0] == "zkit"
             done = subprocess.run([sys.executable, "-c", RUN, *words[1:]], capture_output=True, text=True, timeout=300, check=False)
-            printed = done.stdout or done.stderr
+            printed = done.stdout + (done.stderr if done.returncode else "")
             assert promised is None or fits(promised, printed), f"{line}\n{printed}\n{done.stderr}"
 
 
