@@ -31,6 +31,8 @@ ALLOWED = {
     "local_files or code asked for at a prompt": {"zephyr_kit/cli/chat.py"},
     # Between a process and the workers that it has started; never from a file.
     "pickle": {"zephyr_kit/workers.py", *(f"zephyr_kit/testing/{name}.py" for name in ("backend", "filter", "optimizer"))},
+    # The safe loader alone, with line numbers.
+    "yaml": {"plugins/zkit_import/yaml_file.py"},
     # The meeting of one machine's ranks, on loopback.
     # And the chat server's, there too.
     "a listener": {"plugins/zkit_launchers/meeting.py", "zephyr_kit/serving/server.py"},
