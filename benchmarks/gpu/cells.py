@@ -29,6 +29,7 @@ class Kind:
     tokens_per_batch: int
     optimizer: str = "adamw"
     checkpointing: str = "none"
+    layers_kept: int = 0
     beside: str | None = None
     """The cell whose other sides it is compared with, instead of sides of its own."""
 
@@ -40,11 +41,13 @@ KINDS: Mapping[str, Kind] = {
     "sft-qlora": Kind("sft", "qlora", 8192),
     "sft-full": Kind("sft", "full", 8192, "adamw_8bit"),
     "dpo-full": Kind("dpo", "full", 8192, "adamw_8bit"),
+    "dpo-lora-less": Kind("dpo", "lora", 8192, checkpointing="block", layers_kept=13, beside="dpo-lora"),
+    "dpo-qlora-less": Kind("dpo", "qlora", 8192, checkpointing="block", layers_kept=15, beside="dpo-qlora"),
     "dpo-lora-selective": Kind("dpo", "lora", 8192, checkpointing="selective", beside="dpo-lora"),
     "dpo-qlora-selective": Kind("dpo", "qlora", 8192, checkpointing="selective", beside="dpo-qlora"),
     "dpo-qlora-lean": Kind("dpo", "qlora", 1024, "paged_adamw_8bit", "block", beside="dpo-qlora"),
 }
-"""In the order in which they are measured; the last three show with how much less memory we can do, beside trl at its fastest."""
+"""In the order in which they are measured; the last five show with how much less memory we can do, beside trl at its fastest."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Cell:
     """Likewise."""
     backend: str = "mistral"
     """Of our side."""
+    layers_kept: int = 0
+    """Of our side: so many are not computed again."""
 
     @property
     def objective(self) -> str:
@@ -115,6 +120,8 @@ class Cell:
         """The preset, with this table of data."""
         model: dict[str, Any] = {"use": self.backend, "weights": str(self.weights), "dtype": self.dtype, "template": "zephyr"}
         model["activation_checkpointing"] = self.checkpointing
+        if self.layers_kept and self.checkpointing != "none":
+            model["layers_kept"] = self.layers_kept
         model |= {key: value for key, value in (("attention", self.attention), ("kernels", self.kernels)) if value is not None}
         if self.method != "full":
             model["lora"] = {"rank": RANK, "alpha": RANK}

@@ -174,6 +174,7 @@ def _cell(name: str, given: argparse.Namespace, home: Path) -> Cell:
         given.checkpointing or kind.checkpointing,
         given.attention,
         given.kernels,
+        layers_kept=kind.layers_kept,
     )
 
 
@@ -184,7 +185,8 @@ def _settings(cell: Cell) -> dict[str, Any]:
 
 def _in_words(cell: Cell) -> str:
     kept = {"none": "activations kept", "block": "blocks computed again", "selective": "cheap parts computed again"}
-    return f"{cell.optimizer}, {cell.tokens_per_batch:,} tokens a batch, {kept[cell.checkpointing]}"
+    some = f", but of {cell.layers_kept} layers" if cell.layers_kept and cell.checkpointing != "none" else ""
+    return f"{cell.optimizer}, {cell.tokens_per_batch:,} tokens a batch, {kept[cell.checkpointing]}{some}"
 
 
 def _keep_plans(plans: dict[str, Future[Any]], results: Results) -> None:
