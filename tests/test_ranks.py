@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from policies import backend
-from ranks import spawn
 from references import scored
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from zkit_mistral.backend import Lora, Quantize
@@ -29,6 +28,7 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
 from zephyr_kit.shares import whole
+from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")

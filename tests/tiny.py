@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs
 
 from zephyr_kit.batch import Batch, Tree
+from zephyr_kit.trees import Trees
 
 SHAPE = {
     "hidden_size": 32,
@@ -68,25 +68,8 @@ def random_trees(
     return trees
 
 
-@dataclass(frozen=True)
-class ListCorpus:
-    """Trees in a list, with the face of a corpus."""
-
-    trees: Sequence[Tree]
-
-    def __len__(self) -> int:
-        return len(self.trees)
-
-    def __getitem__(self, index: int) -> Tree:
-        return self.trees[index]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([tree.num_tokens for tree in self.trees], np.int64)
-
-    def row_lengths(self, *, share_prompts: bool) -> np.ndarray:
-        repeats = np.array([0 if share_prompts else len(tree.prompt) * (len(tree.completions) - 1) for tree in self.trees], np.int64)
-        return self.lengths + repeats
+class ListCorpus(Trees):
+    """Trees in a list, with what a plan asks of a corpus."""
 
     @property
     def num_targets(self) -> np.ndarray:

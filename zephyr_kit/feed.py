@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from zephyr_kit.batch import Batch, idle, lay_out
-from zephyr_kit.corpus import Corpus
 from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.protocols import Objective, num_units
 from zephyr_kit.reference import ReferenceScores
+from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 Item = TypeVar("Item")
@@ -48,7 +48,7 @@ class StepWork:
 class Feed:
     """Turns indices of a corpus into work for this rank."""
 
-    corpus: Corpus
+    corpus: Examples
     objective: Objective
     capacity: int
     share_prompts: bool
@@ -67,7 +67,10 @@ class Feed:
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        packs = pack(indices, self.lengths, self.capacity, multiple=self.world.size)
+        return self.work(pack(indices, self.lengths, self.capacity, multiple=self.world.size))
+
+    def work(self, packs: Sequence[Sequence[int]]) -> StepWork:
+        """The work for a step that is cut into these batches; of one without examples, what a rank does that has none."""
         whole = [self._work(members) for members in packs]
         return StepWork(
             [work.to(self.device) for work in self.world.mine(whole)],

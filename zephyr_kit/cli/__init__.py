@@ -16,6 +16,7 @@ import click
 from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew
 from zephyr_kit.cli.cache import cache
+from zephyr_kit.cli.certify import certify
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.launch import launch
@@ -40,7 +41,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, launch, plan, preview, certify, chat, presets, plugins, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

@@ -18,6 +18,7 @@ from zephyr_kit.protocols.model import (
     Skeleton,
     Start,
     Tokenizer,
+    broken_laws,
     num_units,
     updates_bfloat16,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Suite",
     "Tokenizer",
     "Verdict",
+    "broken_laws",
     "num_units",
     "updates_bfloat16",
 ]

@@ -47,6 +47,13 @@ class Scores:
         """Number of target tokens of each completion, (N,)."""
         return self._by_sequence(self.logp_M.new_ones(self.logp_M.shape))
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what there is in place of what there is not."""
+        raise AttributeError(
+            f"scores have no `{name}`: an objective sees the log-probability of each target token (`logp_M`), and no logits. The head "
+            "never holds a (tokens x vocabulary) matrix, and an objective that needs one cannot be packed, cached or certified"
+        )
+
     def _by_sequence(self, value_M: Tensor) -> Tensor:
         return value_M.new_zeros(self.num_sequences).index_add(0, self.sequence_M, value_M)
 
@@ -63,7 +70,11 @@ class Outcome:
 
 
 class Objective(Protocol):
-    """A loss that is a sum over tokens or over examples, and so can be added up in any order."""
+    """A loss that is a sum over tokens or over examples, and so can be added up in any order.
+
+    One that cannot keep a law of `zephyr_kit.testing` says so in the open: `breaks: ClassVar[Mapping[str, str]]`, on the class, from
+    the law's name to the reason. What rests on that law is then no longer promised for it, and reports and certificates tell.
+    """
 
     completions: ClassVar[int]
     unit: ClassVar[Unit]
@@ -292,6 +303,12 @@ class OptimizerFactory(Protocol):
 def updates_bfloat16(factory: OptimizerFactory) -> bool:
     """Whether its optimizers go without full-precision copies of bfloat16 parameters; those that say nothing do not."""
     return bool(getattr(factory, "updates_bfloat16", False))
+
+
+def broken_laws(offer: object) -> Mapping[str, str]:
+    """The laws that a plugin's offer says it breaks, by name, and why; those that say nothing break none."""
+    found: Mapping[str, str] = getattr(offer, "breaks", {})
+    return found
 
 
 def num_units(objective: Objective, batch: Batch) -> int:

@@ -1,0 +1,139 @@
+"""The same steps computed in other ways.
+
+Micro-batches, the order in a row, shared prompts, cached references and ranks are schedule, not
+mathematics: whichever way a step is computed, its loss and its gradient are the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zephyr_kit.engine import Trainer
+from zephyr_kit.feed import Feed
+from zephyr_kit.observe import Advance
+from zephyr_kit.plan import pack
+from zephyr_kit.protocols import Objective, Policy
+from zephyr_kit.reference import ReferenceScores, Scoring
+from zephyr_kit.score_store import ScoreStore
+from zephyr_kit.shares import whole
+from zephyr_kit.trees import Examples
+from zephyr_kit.world import World
+
+RATE = 0.1
+"""Of plain descent on a gradient that is clipped to 1: far enough for the next step to be another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How steps are computed."""
+
+    room: float = 1.0
+    """The share of a step's tokens that a micro-batch may hold; 0 puts each example into one of its own."""
+    reverse: bool = False
+    """Lay examples, and take batches, in the opposite order."""
+    share_prompts: bool = True
+    cached: bool = False
+    """Score the reference before the first step, instead of in each."""
+    sharded: bool = False
+    """Share the weights out over the ranks."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What steps led to."""
+
+    losses: list[float] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    """Of each step, all in one, as the optimizer gets them."""
+    batches: list[int] = field(default_factory=list)
+    """How many micro-batches each step had, over all ranks."""
+
+    def apart(self, other: Record) -> tuple[float, float]:
+        """The largest difference of a loss, and of a gradient, as shares of the largest that there are."""
+        if len(self.gradients) != len(other.gradients):
+            return float("inf"), float("inf")  # a step was skipped, for its numbers were not finite
+        loss = _apart(torch.tensor(self.losses, dtype=torch.float64), torch.tensor(other.losses, dtype=torch.float64))
+        return loss, max(itertools.starmap(_apart, zip(self.gradients, other.gradients, strict=True)))
+
+
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def descent(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Gradients as they are: Adam would blow up what rounding leaves of zero."""
+    return torch.optim.SGD(parameters, lr=RATE)
+
+
+def take(
+    policy: Policy,
+    objective: Objective,
+    examples: Examples,
+    steps: Sequence[Sequence[int]],
+    way: Way,
+    *,
+    device: torch.device,
+    world: World | None = None,
+    optimizer: Build = descent,
+    learning_rate: Callable[[int], float] = lambda _: RATE,
+) -> Record:
+    """Take these steps, each over the examples of these indices."""
+    world = world or World()
+    if objective.needs_reference and not way.cached:
+        policy.keep_reference()
+    if way.sharded:
+        policy.shard(world.mesh(device.type, hybrid=False))
+    reference = _scores(policy, examples, way, device, world) if objective.needs_reference and way.cached else None
+    trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, world=world)
+    feed = Feed(examples, objective, 1, way.share_prompts, device, world, reference)
+    record = Record()
+    trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
+    for members in steps:
+        packs = cut(members, feed.lengths, way, num_ranks=world.size)
+        record.losses.append(trainer.step(feed.work(packs)).means["loss"].item())
+        record.batches.append(len(packs))
+    return record
+
+
+def cut(members: Sequence[int], lengths: Any, way: Way, *, num_ranks: int = 1) -> list[list[int]]:
+    """The batches of a step."""
+    packs = pack(members, lengths, max(1, int(way.room * sum(int(lengths[i]) for i in members))), multiple=num_ranks)
+    return [members[::-1] for members in packs[::-1]] if way.reverse else packs
+
+
+def _scores(policy: Policy, examples: Examples, way: Way, device: torch.device, world: World) -> ReferenceScores:
+    with tempfile.TemporaryDirectory() as folder, closing(ScoreStore(Path(folder), {}, "")) as store:
+        capacity = int(examples.row_lengths(share_prompts=way.share_prompts).max()) * 2
+        return Scoring(policy, store, device, capacity, way.share_prompts, _Silent(), world).scores_of(examples, "data")
+
+
+def _gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
+    given = (p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
+    return torch.cat([whole(gradient).reshape(-1).cpu() for gradient in given])
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Infinite where one of them is no number."""
+    most = max(float(one.abs().max()), float(other.abs().max()))
+    largest = float((one - other).abs().max())
+    return float("inf") if math.isnan(largest) else largest / most if most else 0.0
+
+
+class _Silent:
+    """Says nothing of scores that are made in passing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def track(self, label: str, total: int | None = None) -> Any:
+        advance: Advance = lambda _: None  # noqa: E731
+        return nullcontext(advance)
