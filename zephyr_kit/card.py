@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.markdown import figure, table
+from zephyr_kit.markdown import figure, laws_told, table
 
 COUNTS = {
     "read": "rows read",
@@ -32,6 +32,7 @@ def write_card(
     settings: Mapping[str, Any],
     ledger: Mapping[str, Any],
     last: Mapping[str, Any],
+    breaks: Mapping[str, str],
 ) -> None:
     """Write `README.md`: what the model is, from what, with which settings and figures."""
     base = settings.get("model.weights")
@@ -41,7 +42,7 @@ def write_card(
     front += ["tags:", "- zephyr-kit", f"- {objective}"]
     lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
     path = " → ".join([f"`{base}`" if base else "random weights", *(f"stage `{name}`" for name in (*before, stage))])
-    lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", ""]
+    lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", "", *laws_told(breaks)]
     lines += ["## Use", "", *_use(adapter=(folder / "adapter_config.json").exists()), ""]
     lines += ["## Data", "", *table(COUNTS.values(), [tuple(f"{ledger[key]:,}" for key in COUNTS)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]

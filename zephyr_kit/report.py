@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.markdown import figure, table
+from zephyr_kit.markdown import figure, laws_told, table
 from zephyr_kit.preset import Preset
-from zephyr_kit.protocols import Evaluation
+from zephyr_kit.protocols import Evaluation, broken_laws
 from zephyr_kit.runs import RunError, write_text
 from zephyr_kit.stages import GatherStage, TrainStage
 
@@ -26,7 +26,7 @@ def write_report(preset: Preset, folder: Path, evaluations: Sequence[Evaluation]
         place = folder / stage.name
         facts = json.loads((place / "done.json").read_text("utf-8"))
         if isinstance(stage.task, TrainStage):
-            lines += _trained(stage.name, facts, place)
+            lines += _trained(stage.name, facts, place, broken_laws(stage.task.objective))
         elif isinstance(stage.task, GatherStage):
             lines += _gathered(stage.name, facts, place)
     for evaluation in evaluations:
@@ -54,13 +54,13 @@ def _gathered(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def _trained(name: str, facts: Mapping[str, Any], folder: Path) -> list[str]:
+def _trained(name: str, facts: Mapping[str, Any], folder: Path, breaks: Mapping[str, str]) -> list[str]:
     ledger = _ledger(folder)
     odd = ", ".join(f"{ledger[fate]:,} {fate}" for fate in ("cut", "dropped", "removed", "bad"))
     more = f" and {ledger['added']:,} more made of them" if ledger["added"] else ""
     rows = f"{ledger['kept']:,} of {ledger['read']:,} rows{more} ({odd})"
     figures = [(key, figure(value)) for key, value in facts.items() if key != "files"]
-    lines = [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", ""]
+    lines = [f"## Stage {name}", "", f"Data: {rows}. Model: `{folder / 'model'}`.", "", *laws_told(breaks)]
     for portion in ledger["portions"]:
         lines += _filtered(portion)
     return [*lines, *table(("figure at the end", "value"), figures), ""]

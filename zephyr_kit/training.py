@@ -29,7 +29,7 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Policy, Start, Tokenizer, updates_bfloat16
+from zephyr_kit.protocols import Policy, Start, Tokenizer, broken_laws, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.schedule import learning_rate
@@ -195,6 +195,7 @@ class Training:
             settings=self.stage.settings,
             ledger=corpus.ledger,
             last=last,
+            breaks=broken_laws(self.task.objective),
         )
         _let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)

@@ -58,6 +58,8 @@ class Trial:
             return trial.taken(way, World())
         with tempfile.TemporaryDirectory() as folder:
             first, *_ = spawn(_on_rank, ranks, Path(folder), trial, way)
+        if isinstance(first, str):
+            raise ZkitError(first)
         return Record(**first)
 
     def taken(self, way: Way, world: World) -> Record:
@@ -122,8 +124,12 @@ def _copy(tree: Tree) -> Tree:
     return Tree(tree.prompt.copy(), tuple(ids.copy() for ids in tree.completions), tuple(flags.copy() for flags in tree.trained))
 
 
-def _on_rank(world: World, trial: Trial, way: Way) -> dict[str, Any]:
-    return vars(trial.taken(way, world))
+def _on_rank(world: World, trial: Trial, way: Way) -> dict[str, Any] | str:
+    """What the steps lead to; or why not, in words, which all ranks find out alike."""
+    try:
+        return vars(trial.taken(way, world))
+    except ZkitError as error:
+        return str(error)
 
 
 def _switch_off_dropout(module: nn.Module) -> Iterator[tuple[str, float]]:

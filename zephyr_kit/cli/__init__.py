@@ -21,6 +21,7 @@ from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
+from zephyr_kit.cli.plugin import plugin
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
@@ -41,7 +42,7 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, certify, chat, presets, plugins, cache, schema, doctor],
+        commands=[run, launch, plan, preview, certify, chat, presets, plugins, plugin, cache, schema, doctor],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

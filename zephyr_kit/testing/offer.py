@@ -17,9 +17,10 @@ class OfferLaws(Laws):
 
         Without it, what an offer learns while it works hides in it: a resumed run, or one on other ranks, would not have it.
         """
-        kind: Any = type(getattr(self, self.subject))
+        kind = type(getattr(self, self.subject))
         assert dataclasses.is_dataclass(kind), f"{kind.__name__} is no dataclass"
-        assert kind.__dataclass_params__.frozen, f"{kind.__name__} is not frozen: @dataclass(frozen=True)"
+        parameters: Any = getattr(kind, "__dataclass_params__", None)
+        assert parameters.frozen, f"{kind.__name__} is not frozen: @dataclass(frozen=True)"
 
     def test_can_be_copied(self) -> None:
         """A copy is equal to it.
