@@ -75,14 +75,14 @@ class Detour:
     """Why it cannot be tried here."""
 
 
-def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[str, type], narrator: Narrator) -> Certificate:
+def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Certificate:
     """Take the steps in every way that there is here, and compare each with the plain one."""
     _, switched_off = trial.policy()
     plain = Way(share_prompts=trial.shares_prompts)
     with narrator.track("the plain way"):
         plainly = trial.record(plain)
     found = []
-    for detour in _detours(trial, plain, attentions):
+    for detour in _detours(trial, plain, attentions, ranks):
         with narrator.track(detour.what):
             found.append(_compared(trial, detour, plainly, tolerance))
     return Certificate(
@@ -101,7 +101,7 @@ def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[s
     )
 
 
-def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type]) -> Iterator[Detour]:
+def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type], ranks: int) -> Iterator[Detour]:
     objective = trial.task.objective
     yield Detour("batches of half a step", replace(plain, room=0.5), ADDS_UP)
     yield Detour("each example alone", replace(plain, room=0.0), ADDS_UP)
@@ -115,8 +115,9 @@ def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type]) -> Iterat
         kernel = kind()
         yield Detour(f"attention {name}", plain, attention=kernel, obstacle="; ".join(kernel.problems(trial.device)))
     elsewhere = "" if trial.device.type == "cpu" else "ranks are compared on a CPU: --device cpu"
-    yield Detour("2 ranks", plain, ADDS_UP, ranks=2, obstacle=elsewhere)
-    yield Detour("2 ranks, weights shared out", replace(plain, sharded=True), ADDS_UP, ranks=2, obstacle=elsewhere)
+    if ranks > 1:
+        yield Detour(f"{ranks} ranks", plain, ADDS_UP, ranks=ranks, obstacle=elsewhere)
+        yield Detour(f"{ranks} ranks, weights shared out", replace(plain, sharded=True), ADDS_UP, ranks=ranks, obstacle=elsewhere)
 
 
 def _compared(trial: Trial, detour: Detour, plainly: Record, tolerance: float) -> Comparison:

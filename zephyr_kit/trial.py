@@ -27,7 +27,7 @@ from zephyr_kit.ways import Record, Way, take
 from zephyr_kit.world import World
 
 Dtype = Literal["float32", "float64"]
-ROWS_FOR_EACH = 4
+ROWS_FOR_EACH = 16
 """So many rows are read for each example that is needed: some are bad, or too long."""
 
 
@@ -104,6 +104,8 @@ def _in_dtype(stage: Stage, dtype: Dtype) -> Stage:
     """The stage with a model that computes in this type, if it can be told."""
     model: Any = stage.model
     if not any(field.name == "dtype" for field in fields(model)):
+        if dtype == "float64":
+            raise ZkitError(f"stages.{stage.name}: its model has no key `dtype`, so nothing can tell it to compute in float64")
         return stage
     try:
         return replace(stage, model=replace(model, dtype=dtype))

@@ -27,6 +27,7 @@ WORDS = {"pass": "PASS", "fail": "FAIL", "broken": "BREAKS", "not tried": "not t
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="What is computed in.")
 @click.option("--tolerance", type=click.FloatRange(0, min_open=True), help="What may differ.  [default: 1e-3, and 1e-9 in float64]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; ranks are compared on a CPU.")
+@click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes that share the steps; 1 leaves that out.")
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Optimiser steps.")
 @click.option("--examples", default=4, show_default=True, type=click.IntRange(2), help="Examples in each.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder, to start where its stages ended.  [default: runs/NAME]")
@@ -46,8 +47,8 @@ def certify(
     """Prove that PRESET's steps do not depend on how they are computed.
 
     Takes a few steps of each stage that trains, on its own data and model: in other micro-batches,
-    other orders, with prompts shared and repeated, by every attention kernel that runs here, on two
-    ranks; and compares losses and gradients. The exit code is 1 when something differs.
+    other orders, with prompts shared and repeated, by every attention kernel that runs here, on
+    several ranks; and compares losses and gradients. The exit code is 1 when something differs.
     """
     from rich.console import Console
 
@@ -77,6 +78,7 @@ def _certificates(
     dtype: Any,
     tolerance: float | None,
     device: str,
+    ranks: int,
     steps: int,
     examples: int,
     smoke: bool,
@@ -98,7 +100,7 @@ def _certificates(
             trial_of(preset, stage, RunFolder(folder), find_device(device), dtype, Size(steps, examples), teller)
             for stage in training_stages(preset, names)
         ]
-        how = {"dtype": dtype, "tolerance": tolerance or TOLERANCES[dtype], "attentions": plugins.offered(Attention)}
+        how = {"dtype": dtype, "tolerance": tolerance or TOLERANCES[dtype], "attentions": plugins.offered(Attention), "ranks": ranks}
         return [certified(trial, narrator=teller, **how) for trial in trials]
 
 

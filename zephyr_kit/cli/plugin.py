@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from zephyr_kit.projects import KINDS
 if TYPE_CHECKING:
     from zephyr_kit.testing.check import Finding, Subject
 
+COUNTED = {"holds": "hold", "broken": "broken", "broken openly": "broken in the open", "not tried": "not tried"}
 MARKS = {"holds": "ok", "broken": "BROKEN", "broken openly": "breaks", "does not apply": "–", "not tried": "?"}
 
 
@@ -58,23 +61,22 @@ def check(plugins: Plugins, target: str, changes: tuple[str, ...]) -> int:
     subjects = list(subjects_in(folder) if folder.is_dir() else subjects_of(plugins, target, changes))
     if not subjects:
         raise ZkitError(f"plugin {target}: offers nothing that has laws")
-    num_broken = sum(_show(subject) for subject in subjects)
-    click.echo(f"\n{num_broken} law{'s are' if num_broken != 1 else ' is'} broken" if num_broken else "\nno law is broken")
-    return 1 if num_broken else 0
+    counts = Counter(outcome for subject in subjects for outcome in _shown(subject))
+    told = (f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
+    click.echo(f"\n{', '.join(told) or 'nothing was tried'}")
+    return 1 if counts["broken"] else 0
 
 
-def _show(subject: Subject) -> int:
-    """Print what came of each law; how many are broken."""
+def _shown(subject: Subject) -> Iterator[str]:
+    """Print what came of each law, and give it."""
     click.echo(subject.name)
     if subject.kit is None:
         click.echo(f"  not tried: {subject.obstacle}")
-        return 0
-    num_broken = 0
+        return
     for finding in subject.findings():
-        num_broken += finding.outcome == "broken"
         for line in _lines(finding):
             click.echo(line)
-    return num_broken
+        yield finding.outcome
 
 
 def _lines(finding: Finding) -> list[str]:

@@ -28,6 +28,8 @@ KINDS: Mapping[str, str] = {
     "launcher": "a way to start a run on several devices",
 }
 """What can be begun, and what it is."""
+NOUNS = {"source": "data source"}
+"""What `zkit plugins` calls them, where that is another word."""
 TEXTS = Path(__file__).parent
 PREFIX = "zkit-"
 
@@ -57,8 +59,8 @@ class Names:
 
     def fill(self, text: str) -> str:
         """A text with the names in their places."""
-        names = {"offer": self.offer, "project": self.project, "module": self.module, "Class": self.cls, "kind": self.kind}
-        return Template(text).substitute(names, about=KINDS[self.kind])
+        names = {"offer": self.offer, "project": self.project, "module": self.module, "Class": self.cls}
+        return Template(text).substitute(names, noun=NOUNS.get(self.kind, self.kind), about=KINDS[self.kind])
 
 
 def write_project(name: str, kind: str, into: Path) -> Path:

@@ -108,7 +108,7 @@ def _offer(builder: Builder, kind: type, offer: str, name: str, kit: type[Laws],
     try:
         made = builder.convert(kind, {USE: offer, **table}, offer)
     except PresetError as error:
-        return Subject(name, None, f"{error} (as in --set {offer}.KEY=VALUE)")
+        return Subject(name, None, f"{str(error).removeprefix('--set: ')}; give it as --set {offer}.KEY=VALUE")
     return Subject(name, _with(kit, made), untried=NEEDS)
 
 
