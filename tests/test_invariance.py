@@ -70,7 +70,8 @@ def train(weights: Path, objective: Objective, lora: Lora | None, way: Way) -> R
     plan = Plan(corpus.lengths, 5, examples_per_step=EXAMPLES_PER_STEP, epochs=None, steps=STEPS)
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)
     steps = [plan.step(number) for number in range(STEPS)]
-    record = take(policy, objective, corpus, steps, way, device=CPU, optimizer=adamw, learning_rate=lambda step: 1e-3 / (step + 1))
+    how = {"optimizer": adamw, "learning_rate": lambda step: 1e-3 / (step + 1), "clip": 1.0}
+    record = take(policy, objective, corpus, steps, way, device=CPU, **how)
     trained = {name: p.detach() for name, p in policy.module.named_parameters() if p.requires_grad}
     return Result(trained, record.losses, record.batches)
 

@@ -70,9 +70,25 @@ class Detour:
     law: str = ""
     """The law of objectives on which it rests."""
     attention: Attention | None = None
-    ranks: int = 1
-    obstacle: str = ""
-    """Why it cannot be tried here."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Compares with the plain way."""
+
+    plainly: Record
+    tolerance: float
+    breaks: Mapping[str, str]
+
+    def compared(self, detour: Detour, record: Record | str) -> Comparison:
+        """The verdict on a record, or why there is none."""
+        if isinstance(record, str):
+            return Comparison(detour.what, "not tried", remark=record)
+        loss, gradient = self.plainly.apart(record)
+        if loss <= self.tolerance and gradient <= self.tolerance:
+            return Comparison(detour.what, "pass", loss, gradient)
+        reason = self.breaks.get(detour.law, "")
+        return Comparison(detour.what, "broken" if reason else "fail", loss, gradient, reason)
 
 
 def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Certificate:
@@ -81,10 +97,13 @@ def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[s
     plain = Way(share_prompts=trial.shares_prompts)
     with narrator.track("the plain way"):
         plainly = trial.record(plain)
+    scales = Scales(plainly, tolerance, broken_laws(trial.task.objective))
     found = []
-    for detour in _detours(trial, plain, attentions, ranks):
+    for detour in _detours(trial, plain, attentions):
         with narrator.track(detour.what):
-            found.append(_compared(trial, detour, plainly, tolerance))
+            found.append(scales.compared(detour, _record(trial, detour)))
+    with narrator.track(f"{ranks} ranks"):
+        found += [scales.compared(detour, record) for detour, record in _on_ranks(trial, plain, ranks)]
     return Certificate(
         trial.stage.name,
         str(trial.stage.settings.get("objective.use", type(trial.task.objective).__name__)),
@@ -101,7 +120,7 @@ def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[s
     )
 
 
-def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type], ranks: int) -> Iterator[Detour]:
+def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type]) -> Iterator[Detour]:
     objective = trial.task.objective
     yield Detour("batches of half a step", replace(plain, room=0.5), ADDS_UP)
     yield Detour("each example alone", replace(plain, room=0.0), ADDS_UP)
@@ -112,25 +131,28 @@ def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type], ranks: in
     if objective.needs_reference:
         yield Detour("reference scored beforehand", replace(plain, cached=True))
     for name, kind in attentions.items() if hasattr(trial.stage.model, "attention") else ():
-        kernel = kind()
-        yield Detour(f"attention {name}", plain, attention=kernel, obstacle="; ".join(kernel.problems(trial.device)))
-    elsewhere = "" if trial.device.type == "cpu" else "ranks are compared on a CPU: --device cpu"
-    if ranks > 1:
-        yield Detour(f"{ranks} ranks", plain, ADDS_UP, ranks=ranks, obstacle=elsewhere)
-        yield Detour(f"{ranks} ranks, weights shared out", replace(plain, sharded=True), ADDS_UP, ranks=ranks, obstacle=elsewhere)
+        yield Detour(f"attention {name}", plain, attention=kind())
 
 
-def _compared(trial: Trial, detour: Detour, plainly: Record, tolerance: float) -> Comparison:
-    if detour.obstacle:
-        return Comparison(detour.what, "not tried", remark=detour.obstacle)
+def _record(trial: Trial, detour: Detour) -> Record | str:
+    """What the steps lead to by a detour; or why it cannot be tried here."""
+    kernel = detour.attention
+    if kernel is None:
+        return trial.record(detour.way)
+    if problems := kernel.problems(trial.device):
+        return "; ".join(problems)
     try:
-        record = trial.record(detour.way, attention=detour.attention, ranks=detour.ranks)
+        return trial.by(kernel).record(detour.way)
     except (NotImplementedError, RuntimeError, ValueError, ZkitError) as error:
-        # Kernels and sharding refuse types and quantised weights; that is no difference of results.
-        if detour.attention is None and not detour.way.sharded:
-            raise
-        return Comparison(detour.what, "not tried", remark=(str(error).splitlines() or [type(error).__name__])[0])
-    loss, gradient = plainly.apart(record)
-    same = loss <= tolerance and gradient <= tolerance
-    reason = "" if same else broken_laws(trial.task.objective).get(detour.law, "")
-    return Comparison(detour.what, "pass" if same else "broken" if reason else "fail", loss, gradient, reason)
+        # Kernels refuse types and sizes, which is no difference of results.
+        return f"the kernel raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _on_ranks(trial: Trial, plain: Way, ranks: int) -> list[tuple[Detour, Record | str]]:
+    if ranks == 1:
+        return []
+    whole, shared = plain, replace(plain, sharded=True)
+    detours = [Detour(f"{ranks} ranks", whole, ADDS_UP), Detour(f"{ranks} ranks, weights shared out", shared, ADDS_UP)]
+    if trial.device.type != "cpu":
+        return [(detour, "ranks are compared on a CPU: --device cpu") for detour in detours]
+    return list(zip(detours, trial.records([whole, shared], ranks), strict=True))

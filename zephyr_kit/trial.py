@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,22 +50,21 @@ class Trial:
     examples: Trees
     steps: tuple[tuple[int, ...], ...]
 
-    def record(self, way: Way, *, attention: Attention | None = None, ranks: int = 1) -> Record:
-        """What the steps lead to in this way, by this kernel, on so many ranks."""
-        model: Any = self.stage.model
-        trial = self if attention is None else replace(self, stage=replace(self.stage, model=replace(model, attention=attention)))
-        if ranks == 1:
-            return trial.taken(way, World())
-        with tempfile.TemporaryDirectory() as folder:
-            first, *_ = spawn(_on_rank, ranks, Path(folder), trial, way)
-        if isinstance(first, str):
-            raise ZkitError(first)
-        return Record(**first)
-
-    def taken(self, way: Way, world: World) -> Record:
-        """Take the steps, as one of the ranks of a world."""
+    def record(self, way: Way, world: World | None = None) -> Record:
+        """What the steps lead to in this way, as one of the ranks of a world."""
         policy, _ = self.policy()
         return take(policy, self.task.objective, self.examples, self.steps, way, device=self.device, world=world)
+
+    def records(self, ways: Sequence[Way], ranks: int) -> list[Record | str]:
+        """What they lead to in each way on so many ranks; or why not, in words."""
+        with tempfile.TemporaryDirectory() as folder:
+            found: list[Any] = spawn(_on_rank, ranks, Path(folder), self, ways)[0]
+        return [each if isinstance(each, str) else Record(**each) for each in found]
+
+    def by(self, kernel: Attention) -> Trial:
+        """The same steps by another attention."""
+        model: Any = self.stage.model
+        return replace(self, stage=replace(self.stage, model=replace(model, attention=kernel)))
 
     def policy(self) -> tuple[Policy, dict[str, float]]:
         """The model as the stage finds it, without dropout, and what dropout that was, by module."""
@@ -126,12 +125,15 @@ def _copy(tree: Tree) -> Tree:
     return Tree(tree.prompt.copy(), tuple(ids.copy() for ids in tree.completions), tuple(flags.copy() for flags in tree.trained))
 
 
-def _on_rank(world: World, trial: Trial, way: Way) -> dict[str, Any] | str:
-    """What the steps lead to; or why not, in words, which all ranks find out alike."""
-    try:
-        return vars(trial.taken(way, world))
-    except ZkitError as error:
-        return str(error)
+def _on_rank(world: World, trial: Trial, ways: Sequence[Way]) -> list[dict[str, Any] | str]:
+    """In plain values. What refuses, refuses on all ranks alike."""
+    found: list[dict[str, Any] | str] = []
+    for way in ways:
+        try:
+            found.append(vars(trial.record(way, world)))
+        except ZkitError as error:
+            found.append(str(error))
+    return found
 
 
 def _switch_off_dropout(module: nn.Module) -> Iterator[tuple[str, float]]:

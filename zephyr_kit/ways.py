@@ -30,7 +30,7 @@ from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 RATE = 0.1
-"""Of plain descent on a gradient that is clipped to 1: far enough for the next step to be another."""
+"""How far a step goes: far enough for the next one to be another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,16 @@ class Record:
 Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-def descent(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Gradients as they are: Adam would blow up what rounding leaves of zero."""
-    return torch.optim.SGD(parameters, lr=RATE)
+class Descent(torch.optim.SGD):
+    """Down the gradient, a step of the same length each time: Adam would blow up what rounding leaves of zero."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, lr=RATE)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """After its gradients were recorded, whose length must not be hidden by clipping them."""
+        nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
+        super().step(closure)
 
 
 def take(
@@ -83,8 +90,9 @@ def take(
     *,
     device: torch.device,
     world: World | None = None,
-    optimizer: Build = descent,
+    optimizer: Build = Descent,
     learning_rate: Callable[[int], float] = lambda _: RATE,
+    clip: float = 0.0,
 ) -> Record:
     """Take these steps, each over the examples of these indices."""
     world = world or World()
@@ -93,7 +101,7 @@ def take(
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))
     reference = _scores(policy, examples, way, device, world) if objective.needs_reference and way.cached else None
-    trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, world=world)
+    trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, clip=clip, world=world)
     feed = Feed(examples, objective, 1, way.share_prompts, device, world, reference)
     record = Record()
     trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
