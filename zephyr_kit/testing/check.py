@@ -168,8 +168,8 @@ def _outcome(laws: Laws, law: Law) -> tuple[Outcome, str]:
 
 
 def _told(error: Exception) -> str:
-    """The error in a line, and where it was raised if it says nothing."""
-    text = " ".join(str(error).split())
+    """The error's first line, and where it was raised if it says nothing."""
+    text = (str(error).splitlines() or [""])[0].strip()
     if not text or not isinstance(error, AssertionError):
         text = f"{type(error).__name__}{f': {text}' if text else ''}"
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []

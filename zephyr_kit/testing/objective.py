@@ -78,7 +78,7 @@ class ObjectiveLaws(OfferLaws):
         plainly = taken(Way())
         for way in (Way(0.5), Way(0.0), Way(reverse=True), Way(share_prompts=False), Way(0.0, cached=True)):
             if self.objective.needs_reference or not way.cached:
-                self.same(plainly, taken(way), told=f"as {way}")
+                self.same(plainly, taken(way), told=f"another loss or gradient in the way {way}")
 
     def test_gradient_is_finite_and_not_zero(self) -> None:
         """There is something to learn, from every example.
