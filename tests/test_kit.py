@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import types
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import CUT, Averaging, Modest, OpenlyAveraging, Summing, WantsLogits
+from planted import CUT, OPENLY, Averaging, Modest, OpenlyAveraging, Summing, WantsLogits
 from zkit_launchers.elastic import Elastic
 from zkit_launchers.slurm import Slurm
 from zkit_quickstart.judge import QuickstartJudge
 from zkit_quickstart.suite import QuickstartSuite
 
 from zephyr_kit import hookimpl
+from zephyr_kit.card import COUNTS, write_card
+from zephyr_kit.cli.plugins import _offered
 from zephyr_kit.cli.tell import Teller
 from zephyr_kit.plugins import Plugins, hook_names
 from zephyr_kit.protocols import Evaluation, Objective, Scores
+from zephyr_kit.report import _trained
 from zephyr_kit.testing import KITS, CommandsLaws, LauncherLaws, Laws, ObjectiveLaws, ObserverLaws, PresetsLaws, SuiteLaws
 from zephyr_kit.testing.check import Finding, Subject
 from zephyr_kit.testing.laws import laws_of
@@ -105,6 +109,7 @@ def test_an_average_breaks_the_laws_and_is_told_why():
 def test_what_is_broken_in_the_open_is_no_fault():
     findings = found(ObjectiveLaws, OpenlyAveraging())
     assert not broken(findings)
+    assert findings["a_step_is_the_same_however_it_is_cut"].outcome == "does not apply"
     assert (findings["adds_up_over_examples"].outcome, findings["adds_up_over_examples"].remark) == ("broken openly", CUT)
 
 
@@ -144,6 +149,20 @@ def test_any_examples_add_up(kind, data):
         return objective(scores[0], scores[1] if objective.needs_reference else None).loss
 
     torch.testing.assert_close(loss(0, count * n), loss(0, cut) + loss(cut, count * n))
+
+
+def test_what_is_broken_in_the_open_is_shown(tmp_path):
+    plugins = Plugins(discover=False)
+    plugins.add(types.SimpleNamespace(zkit_objectives=hookimpl(lambda: {"averaging": OpenlyAveraging, "summing": Summing})), "planted")
+    told = [f"    breaks `{law}`: {CUT}" for law in OPENLY]
+    assert _offered(plugins)["planted"] == ["objective averaging", *told, "objective summing"]
+    settings = {"model.weights": "w", "objective.use": "averaging"}
+    ledger = dict.fromkeys(COUNTS, 0)
+    write_card(tmp_path, run="r", stage="s", before=(), seed=0, settings=settings, ledger=ledger, last={}, breaks=OPENLY)
+    assert f"- `adds_up_over_examples`: {CUT}\n" in (tmp_path / "README.md").read_text("utf-8")
+    (tmp_path / "data.json").write_text(json.dumps({**ledger, "portions": []}))
+    assert f"- `adds_up_over_examples`: {CUT}" in _trained("s", {}, tmp_path, OPENLY)
+    assert not [line for line in _trained("s", {}, tmp_path, {}) if "breaks" in line]
 
 
 # Plugins of other kinds that break laws

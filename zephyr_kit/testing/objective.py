@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import Objective, Outcome, Scores
+from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws
+from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.random_data import random_scores, random_trees
 from zephyr_kit.testing.stand_ins import TablePolicy
@@ -67,6 +68,8 @@ class ObjectiveLaws(OfferLaws):
 
         Without it, two machines train two models from one preset.
         """
+        if given_up := {"adds_up_over_examples", "does_not_look_at_the_order_of_examples"} & set(broken_laws(self.objective)):
+            raise DoesNotApply(f"it breaks the law `{min(given_up)}`, on which this rests")
         examples = Trees(random_trees(6, self.objective.completions, vocabulary=16))
         steps = [[0, 1, 2], [3, 4, 5]]
 
