@@ -50,7 +50,7 @@ def trial(made: Preset, folder: Path, size: Size = Size(2, 2)) -> Trial:  # noqa
 
 
 def certificate(one: Trial, *, ranks: int = 1, attentions: Any = None) -> Certificate:
-    return certify(one, dtype="float64", tolerance=1e-9, attentions=attentions or {}, ranks=ranks, narrator=Listener())
+    return certify(one, tolerance=1e-9, attentions=attentions or {}, ranks=ranks, narrator=Listener())
 
 
 @pytest.fixture(scope="module")

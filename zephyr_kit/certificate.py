@@ -91,7 +91,7 @@ class Scales:
         return Comparison(detour.what, "broken" if reason else "fail", loss, gradient, reason)
 
 
-def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Certificate:
+def certify(trial: Trial, *, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Certificate:
     """Take the steps in every way that there is here, and compare each with the plain one."""
     _, switched_off = trial.policy()
     plain = Way(share_prompts=trial.shares_prompts)
@@ -107,7 +107,7 @@ def certify(trial: Trial, *, dtype: str, tolerance: float, attentions: Mapping[s
     return Certificate(
         trial.stage.name,
         str(trial.stage.settings.get("objective.use", type(trial.task.objective).__name__)),
-        dtype,
+        str(getattr(trial.stage.model, "dtype", "its own type")),
         str(trial.device),
         f"the model in {trial.start.folder}" if trial.start.folder else "the weights of [model]",
         len(trial.steps),

@@ -60,7 +60,7 @@ class Record:
 
     def apart(self, other: Record) -> tuple[float, float]:
         """The largest difference of a loss, and of a gradient, as shares of the largest that there are."""
-        if len(self.gradients) != len(other.gradients):
+        if not len(self.gradients) == len(other.gradients) == len(self.losses):
             return float("inf"), float("inf")  # a step was skipped, for its numbers were not finite
         loss = _apart(torch.tensor(self.losses, dtype=torch.float64), torch.tensor(other.losses, dtype=torch.float64))
         return loss, max(itertools.starmap(_apart, zip(self.gradients, other.gradients, strict=True)))

@@ -100,8 +100,8 @@ def _certificates(
             trial_of(preset, stage, RunFolder(folder), find_device(device), dtype, Size(steps, examples), teller)
             for stage in training_stages(preset, names)
         ]
-        how = {"dtype": dtype, "tolerance": tolerance or TOLERANCES[dtype], "attentions": plugins.offered(Attention), "ranks": ranks}
-        return [certified(trial, narrator=teller, **how) for trial in trials]
+        most, kernels = tolerance or TOLERANCES[dtype], plugins.offered(Attention)
+        return [certified(trial, tolerance=most, attentions=kernels, ranks=ranks, narrator=teller) for trial in trials]
 
 
 def show(certificate: Certificate, console: Console) -> None:
