@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The tested versions; without it, the newest that the ranges in pyproject.toml allow.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: install quickstart test test-unsloth-versions lint check bench faults clean
+.PHONY: install quickstart test test-unsloth-versions lint docs check bench faults clean
 
 install: $(STAMP)
 
@@ -35,13 +35,18 @@ $(CAPPED)/.installed: pyproject.toml constraints-unsloth.txt
 	test -x $(CAPPED)/bin/python || $(PYTHON) -m venv $(CAPPED)
 	$(CAPPED)/bin/pip install --quiet --upgrade pip
 	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt torch
-	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt --editable . hypothesis jsonschema pytest pytest-timeout pytest-xdist trl
+	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt --editable . gguf hypothesis jsonschema pytest pytest-timeout pytest-xdist trl
 	touch $@
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/site; a dead link, or a page that cannot be made, is an error.
+docs: install
+	$(BIN)/pip install --quiet $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: lint test
 

@@ -99,7 +99,7 @@ def run(preset: Path, output: Path, *options: str, code: int = 0, first: str = "
 
 def figures(output: Path, stage: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (output / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("memory", "tokens_per_second")} for line in lines]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy
+from zkit_attentions.segments import Segments
 from zkit_mistral.activations import Mover, SavePolicy, on_the_host
-from zkit_mistral.backend import Lora, Quantize
+from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW
 from zkit_preference.dpo import Dpo
 
+from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch, lay_out
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
@@ -120,6 +123,23 @@ def test_each_way_keeps_less_than_the_one_before(tmp_path: Path, options: dict[s
     assert block < 1 + 2.5, "the input; and the ends of the model, by the layer"
     assert block + 4 < selective < block + 5.5, "attention (completions' in two parts), q, k and v (half as wide), o; adapters"
     assert selective + 8 < none
+
+
+def test_layers_that_are_kept_take_their_memory_and_change_no_gradient(tmp_path: Path) -> None:
+    num_layers, batch = 4, lay_out(random_trees(6, completions=2, longest=60))
+    folder = write_model(tmp_path, dtype=torch.float32, num_hidden_layers=num_layers, **SHAPE)
+    policies = [load(folder, dtype="float32", activation_checkpointing="block", layers_kept=kept) for kept in range(num_layers + 1)]
+    first, *others = (gradients(policy, batch) for policy in policies)
+    for other in others:
+        assert_close(other, first, rtol=0, atol=0)
+    sizes = [kept_bytes(policy, batch) for policy in policies]
+    steps = [more - less for less, more in pairwise(sizes)]
+    assert min(steps) > 0
+    assert sizes[-1] == kept_bytes(load(folder, dtype="float32"), batch)
+    with pytest.raises(ZkitError, match=r"layers_kept = 5: .* has 4 layers"):
+        load(folder, activation_checkpointing="block", layers_kept=5)
+    with pytest.raises(ValueError, match='with "none" all layers are kept'):
+        Mistral(weights="somewhere", layers_kept=1, attention=Segments())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

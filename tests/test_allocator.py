@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from zephyr_kit.cli.allocator import BEFORE, NAME, SETTINGS
+from zephyr_kit.cli.allocator import BEFORE, GROWING, NAME, OF_TORCH, SETTINGS, let_segments_grow
 
 REPORT = """
 import json, os, sys
@@ -34,3 +34,13 @@ def test_the_process_has_the_settings_and_those_it_starts_have_what_was_there(ow
     began, *rest = json.loads(told.stdout)
     assert f"{NAME}={SETTINGS}:{own or ''}" in began
     assert rest == [own, False, ["run", "a b"]]
+
+
+@pytest.mark.parametrize("own", [None, *OF_TORCH])
+def test_segments_of_gpu_memory_grow_unless_the_user_says_otherwise(monkeypatch, own):
+    for name in OF_TORCH:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:512")
+    let_segments_grow()
+    assert os.environ.get(OF_TORCH[0]) == {None: GROWING, OF_TORCH[0]: "max_split_size_mb:512"}.get(own)

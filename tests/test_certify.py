@@ -24,7 +24,19 @@ from zephyr_kit.runs import RunFolder
 from zephyr_kit.trial import Size, Trial, trial_of
 
 CPU = torch.device("cpu")
-OBJECTIVES = sorted(Plugins().offered(Objective).items())
+PAIRS = {"use": "ultrafeedback", "path": "preference_pandalm.jsonl.gz"}
+DIALOGUES = {"use": "ultrachat", "path": "chat_sgd.jsonl.gz"}
+RATED = {"use": "ultrafeedback", "path": "feedback_arena.jsonl.gz"}
+OTHER_ROWS = {
+    "sft": DIALOGUES,
+    "dft": DIALOGUES,
+    "kto": {**PAIRS, "binarise": {"rule": "each"}},
+    "listwise_dpo": {**RATED, "binarise": {"rule": "ranked", "take": 4}},
+}
+KEYS = {
+    "kto": {"threshold": 1.5},
+    "sum": {"of": [{"use": "dpo"}, {"use": "sft", "weight": 0.2}]},
+}
 CUT_WAYS = {"batches of half a step", "each example alone", "prompts repeated, each example alone"}
 WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish"]
 
@@ -34,10 +46,10 @@ def offers() -> Any:
     return Plugins().offers
 
 
-def preset(weights: Path, rows: Path, objective: Any, **model: Any) -> Preset:
+def preset(weights: Path, rows: Path | dict[str, Any], objective: Any, **model: Any) -> Preset:
     stage = {
         "objective": objective,
-        "data": [{"use": "jsonl", "path": str(rows)}],
+        "data": [rows if isinstance(rows, dict) else {"use": "jsonl", "path": str(rows)}],
         "max_length": 160,
         "train": {"epochs": 1, "examples_per_step": 8, "learning_rate": 1e-3},
     }
@@ -68,13 +80,11 @@ def of(one: Trial, objective: Any) -> Trial:
     return replace(one, task=replace(one.task, objective=objective, reference=None))
 
 
-@pytest.mark.parametrize("name", [name for name, _ in OBJECTIVES])
+@pytest.mark.parametrize("name", sorted(Plugins().offered(Objective)))
 def test_every_objective_is_certified_on_real_rows(shared: Path, tmp_path: Path, name: str) -> None:
-    completions = dict(OBJECTIVES)[name].completions
-    if completions not in (1, 2):
-        pytest.skip("the real rows are dialogues and pairs")
-    rows = shared / "data" / ("preference_pandalm.jsonl.gz" if completions == 2 else "chat_sgd.jsonl.gz")
-    found = certificate(trial(preset(shared / "models/stories260k", rows, name), tmp_path))
+    rows = OTHER_ROWS.get(name, PAIRS)
+    rows = {**rows, "path": str(shared / "data" / str(rows["path"]))}
+    found = certificate(trial(preset(shared / "models/stories260k", rows, {"use": name, **KEYS.get(name, {})}), tmp_path, Size(1, 2)))
     assert found.holds, found.comparisons
     assert len(found.comparisons) >= 3
     assert all(one.verdict == "pass" for one in found.comparisons)

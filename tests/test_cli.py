@@ -155,7 +155,7 @@ def test_version_and_help(capsys):
         ),
         (["run", "quickstart", "--output", "/proc/nowhere/run"], 1, "cannot make the folder of the run, /proc/nowhere/run: "),
         (["chat", "/"], 1, "/: holds no preset.toml; give the folder that `zkit run` wrote"),
-        (["chat", "/nowhere"], 2, "Directory '/nowhere' does not exist"),
+        (["chat", "/nowhere"], 1, "/nowhere: holds no preset.toml; give the folder that `zkit run` wrote"),
     ],
 )
 def test_mistakes_are_told_in_a_line(capsys, tmp_path, monkeypatch, arguments, code, message):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from tiny import write_model
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize
 
+from zephyr_kit import ZkitError
 from zephyr_kit.batch import lay_out
 from zephyr_kit.protocols import Policy, Start
 from zephyr_kit.testing.random_data import random_trees
@@ -72,6 +76,22 @@ def test_adapters_on_a_quantised_base_learn_the_same_and_step_aside_for_the_refe
         batch = lay_out(random_trees(3, 2, seed=seed, longest=20))
         with torch.no_grad(), compiled.reference(), plain.reference():
             torch.testing.assert_close(compiled.score(batch), plain.score(batch), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, dropout=0.1)], ids=["full", "lora"])
+def test_what_learns_otherwise_when_it_is_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None) -> None:
+    """As if the compiler had lost the gradient on its way through a layer."""
+    folder = write_model(tmp_path, dtype=torch.float32, num_hidden_layers=2)
+    model = Mistral(weights=str(folder), dtype="float32", lora=lora, attention=Segments(), compile=True)
+
+    def compiled(layer: torch.nn.Module, *, dynamic: bool, through: Callable[..., Any]) -> None:
+        layer._compiled_call_impl = lambda hidden, *rest, **options: layer._call_impl(through(hidden), *rest, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, through=torch.clone))
+    model.load(CPU, start=Start(seed=1), train=True)
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, through=lambda hidden: hidden + (hidden.detach() - hidden) / 2))
+    with pytest.raises(ZkitError, match=r"\[model\] compile: what torch .* away from what it is without; leave `compile` out"):
+        model.load(CPU, start=Start(seed=1), train=True)
 
 
 def test_what_selective_keeps_is_not_chosen_by_a_compiler() -> None:

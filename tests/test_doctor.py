@@ -63,3 +63,16 @@ def test_a_broken_plugin_is_refused(capsys: pytest.CaptureFixture[str], monkeypa
     code, out = call(capsys)
     assert code == 1
     assert re.search(r"^NO +plugin sft .*import failed: no reason", out, re.MULTILINE)
+
+
+def test_extras_and_plugins_tell_what_they_lack(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.requires
+    wanted = ["torch>=2", "torch>=999", "no-such-thing", 'not-here; extra == "more"', 'nor-here; python_version < "3"']
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted if name == "zkit-theirs" else real(name))
+    assert doctor.lacking("zkit-theirs") == ["torch>=999", "no-such-thing"]
+    assert doctor.lacking("zkit-theirs", "more") == ["not-here"]
+    assert doctor.lacking("no-such-distribution") == []
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "gguf" else "9999.0")
+    out = call(capsys)[1]
+    assert re.search(r"^ok +extra gguf +lacks gguf>=[\d.]+ +pip install 'zephyr-kit\[gguf\]'$", out, re.MULTILINE)
+    assert re.search(r"^ok +extra fp8 +torchao 9999\.0$", out, re.MULTILINE)

@@ -324,22 +324,27 @@ def test_the_policy_scores_as_before_between_two_replies_and_after(weights: Path
 P = torch.tensor([0.05, 0.3, 0.0, 0.25, 0.02, 0.2, 0.1, 0.08])
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (2.0, 1.0), (1.0, 0.8), (0.7, 0.5), (1.5, 0.9), (1.0, 1e-6)])
-def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float) -> None:
+WAYS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (2.0, 1.0, 0), (1.0, 0.8, 0), (0.7, 0.5, 0), (1.5, 0.9, 0), (1.0, 1e-6, 0)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [*WAYS, (1.2, 1.0, 3), (0.7, 0.6, 4), (1.0, 1.0, 1), (1.0, 1.0, 99)])
+def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float, top_k: int) -> None:
     count = 20_000
     drawn = torch.stack([torch.from_numpy(draw_numbers(Sampling(seed=seed), 4))[3] for seed in range(count)])
-    settings = {"temperature_R": torch.full((count,), temperature), "top_p_R": torch.full((count,), top_p)}
+    values = {"temperature_R": temperature, "top_p_R": top_p, "top_k_R": top_k}
+    settings = {name: torch.full((count,), value) for name, value in values.items()}
     tokens = choose_tokens(P.log().expand(count, -1), drawn, **settings)
-    check_frequencies(Counter(tokens.tolist()), exact(P.log(), temperature, top_p))
+    check_frequencies(Counter(tokens.tolist()), exact(P.log(), temperature, top_p, top_k))
 
 
-def exact(logits: torch.Tensor, temperature: float, top_p: float) -> list[float]:
+def exact(logits: torch.Tensor, temperature: float, top_p: float, top_k: int = 0) -> list[float]:
     """The distribution by transformers' own warpers."""
-    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     ids = torch.zeros(1, 1, dtype=torch.int64)
     warm = TemperatureLogitsWarper(temperature)(ids, logits[None].clone())
-    return TopPLogitsWarper(top_p)(ids, warm).softmax(-1)[0].tolist()
+    few = TopKLogitsWarper(top_k)(ids, warm) if top_k else warm
+    return TopPLogitsWarper(top_p)(ids, few).softmax(-1)[0].tolist()
 
 
 def check_frequencies(found: Counter[int], p: Sequence[float]) -> None:

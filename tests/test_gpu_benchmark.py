@@ -164,6 +164,9 @@ def test_a_side_that_failed_stands_in_the_table_and_unequal_losses_are_no_compar
         results.begin(name, {})
         results.keep(name, OURS, {**facts, "losses": [1.0]})
         results.keep(name, TRL, {**facts, "losses": [losses]})
+    results.begin("dpo-lora-selective", {})
+    results.keep("dpo-lora-selective", OURS, {**facts, "losses": [1.1], "peak GiB": 0.5})
+    assert results.cells["dpo-lora-selective"]["beside"][TRL]["share of its memory"] == 0.25
     results.keep("sft-lora", TRL, {"outcome": "LacksMemory: 9 GiB"})
     results.keep("sft-lora", OURS, {"outcome": NO_TIME})  # does not take the place of what was measured
     text = write_table(Results(tmp_path).cells, tmp_path / "gpu.md")
@@ -171,3 +174,4 @@ def test_a_side_that_failed_stands_in_the_table_and_unequal_losses_are_no_compar
     assert NO_TIME not in text
     assert "no comparison" in text
     assert "| 50 % | 60 % |" in text
+    assert "| dpo-lora-selective | trl, as above |" in text

@@ -125,13 +125,23 @@ def test_a_rotation_that_says_something_else_does_not(model):
 
 def test_ligers_kernels_are_for_cuda_gpus_where_it_is_installed(monkeypatch):
     monkeypatch.setattr("zkit_mistral.reach.find_spec", lambda name: object())
-    assert wants_liger("auto", "bfloat16", CUDA)
-    assert wants_liger("liger", "float32", CUDA)
-    assert not wants_liger("torch", "bfloat16", CUDA)
-    assert not wants_liger("auto", "float64", CUDA)
-    assert not wants_liger("liger", "bfloat16", CPU)
+    assert wants_liger(settings(), CUDA)
+    assert wants_liger(settings(kernels="liger", dtype="float32"), CUDA)
+    assert not wants_liger(settings(kernels="torch"), CUDA)
+    assert not wants_liger(settings(compile=True), CUDA)
+    assert not wants_liger(settings(dtype="float64"), CUDA)
+    assert not wants_liger(settings(kernels="liger"), CPU)
     monkeypatch.setattr("zkit_mistral.reach.find_spec", lambda name: None)
-    assert not wants_liger("auto", "bfloat16", CUDA)
+    assert not wants_liger(settings(), CUDA)
+
+
+def settings(**changes):
+    return Mistral(weights="mistralai/Mistral-7B-v0.1", attention=Auto(), **changes)
+
+
+def test_what_is_compiled_takes_no_kernels_of_ligers():
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        settings(compile=True, kernels="liger")
 
 
 def test_liger_asked_for_where_it_cannot_be_is_refused():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import html
 import shutil
 import types
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import put, write_run
+from objectives import OBJECTIVES
 from planted import CUT, OPENLY, Averaging, Modest, OpenlyAveraging, Summing, WantsLogits
 from zkit_launchers.elastic import Elastic
 from zkit_launchers.slurm import Slurm
@@ -23,9 +25,11 @@ from zephyr_kit import hookimpl
 from zephyr_kit.card import COUNTS, write_card
 from zephyr_kit.cli.plugins import _offered
 from zephyr_kit.cli.tell import Teller
+from zephyr_kit.facts import read_run
 from zephyr_kit.plugins import Plugins, hook_names
-from zephyr_kit.protocols import Evaluation, Objective, Scores
-from zephyr_kit.report import _trained
+from zephyr_kit.protocols import Evaluation, Scores
+from zephyr_kit.report import FORMATS
+from zephyr_kit.runs import BROKEN_LAWS
 from zephyr_kit.testing import KITS, CommandsLaws, LauncherLaws, Laws, ObjectiveLaws, ObserverLaws, PresetsLaws, SuiteLaws
 from zephyr_kit.testing.check import Finding, Subject
 from zephyr_kit.testing.laws import laws_of
@@ -128,24 +132,24 @@ def test_an_objective_that_wants_logits_is_told_that_there_are_none():
     assert "scores have no `logits`: an objective sees the log-probability of each target token" in findings["is_a_scalar_sum"].remark
 
 
-@pytest.mark.parametrize("kind", [kind for _, kind in sorted(Plugins().offered(Objective).items())], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("objective", [some[0] for some in OBJECTIVES.values()], ids=OBJECTIVES)
 @settings(max_examples=25)
 @given(data=st.data())
-def test_any_examples_add_up(kind, data):
-    """Whatever the lengths and the scores, split anywhere."""
-    objective = kind()
+def test_any_examples_add_up(objective, data):
+    """Whatever the lengths, the scores and the ratings, split anywhere."""
     n = objective.completions
     count = data.draw(st.integers(2, 5))
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=count * n, max_size=count * n))
     scale = data.draw(st.sampled_from([1e-3, 1.0, 30.0]))
     sequence_M = torch.repeat_interleave(torch.arange(count * n), torch.tensor(lengths))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    rating_N = torch.rand(count * n, generator=draw)
     policy, reference = (-scale * torch.rand(len(sequence_M), generator=draw, dtype=torch.float64) for _ in range(2))
     cut = data.draw(st.integers(1, count - 1)) * n
 
     def loss(first: int, end: int) -> torch.Tensor:
         mine = (sequence_M >= first) & (sequence_M < end)
-        scores = [Scores(logp[mine], sequence_M[mine] - first, end - first) for logp in (policy, reference)]
+        scores = [Scores(logp[mine], sequence_M[mine] - first, end - first, rating_N[first:end]) for logp in (policy, reference)]
         return objective(scores[0], scores[1] if objective.needs_reference else None).loss
 
     torch.testing.assert_close(loss(0, count * n), loss(0, cut) + loss(cut, count * n))
@@ -160,9 +164,15 @@ def test_what_is_broken_in_the_open_is_shown(tmp_path):
     ledger = dict.fromkeys(COUNTS, 0)
     write_card(tmp_path, run="r", stage="s", before=(), seed=0, settings=settings, ledger=ledger, last={}, breaks=OPENLY)
     assert f"- `adds_up_over_examples`: {CUT}\n" in (tmp_path / "README.md").read_text("utf-8")
-    (tmp_path / "data.json").write_text(json.dumps({**ledger, "portions": []}))
-    assert f"- `adds_up_over_examples`: {CUT}" in _trained("s", {}, tmp_path, OPENLY)
-    assert not [line for line in _trained("s", {}, tmp_path, {}) if "breaks" in line]
+
+
+def test_what_is_broken_in_the_open_stands_in_the_report(tmp_path):
+    folder = write_run(tmp_path / "made")
+    assert not [text for text in (form([read_run(folder)]) for form in FORMATS.values()) if "breaks the law" in text]
+    put(folder / "dpo" / BROKEN_LAWS, OPENLY)
+    for form in FORMATS.values():
+        told = html.unescape(form([read_run(folder)]))
+        assert f"its objective says that it breaks the law `adds_up_over_examples` (docs/laws.md), on which results rest: {CUT}" in told
 
 
 # Plugins of other kinds that break laws

@@ -6,38 +6,11 @@ from zkit_attentions.dense import Dense
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
-from zkit_preference.dpo import Dpo
-from zkit_preference.ipo import Ipo
 from zkit_quickstart.judge import QuickstartJudge
 from zkit_quickstart.source import QuickstartData
-from zkit_sft.objective import Sft
 
 from zephyr_kit.example import Message
-from zephyr_kit.testing import AttentionLaws, BackendLaws, DataSourceLaws, JudgeLaws, ObjectiveLaws, OptimizerLaws
-
-
-class TestSft(ObjectiveLaws):
-    objective = Sft()
-
-
-class TestDpo(ObjectiveLaws):
-    objective = Dpo()
-
-
-class TestSmoothedDpo(ObjectiveLaws):
-    objective = Dpo(beta=0.3, label_smoothing=0.1)
-
-
-class TestReferenceFreeDpo(ObjectiveLaws):
-    objective = Dpo(reference_free=True)
-
-
-class TestIpo(ObjectiveLaws):
-    objective = Ipo()
-
-
-class TestSummedIpo(ObjectiveLaws):
-    objective = Ipo(per_token=False)
+from zephyr_kit.testing import AttentionLaws, BackendLaws, DataSourceLaws, JudgeLaws, OptimizerLaws
 
 
 class TestDense(AttentionLaws):

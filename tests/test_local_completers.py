@@ -19,7 +19,7 @@ from policies import backend
 from tiny import write_model
 from toys import bench as plain_bench
 from zkit_feedback import zkit_completers
-from zkit_feedback.model import ModelCompleter, replies_of
+from zkit_feedback.model import ModelCompleter
 from zkit_feedback.own import OwnCompleter
 from zkit_feedback.scripted import ScriptedCompleter
 from zkit_feedback.vllm import VllmCompleter
@@ -29,6 +29,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Bench, Failure, Policy, Reply, Request, Sampling, Start
+from zephyr_kit.replying import replies_of
 from zephyr_kit.testing import CompleterLaws
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

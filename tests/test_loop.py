@@ -142,8 +142,8 @@ def test_three_skipped_in_a_row_stop_also_over_two_starts(tmp_path: Path) -> Non
 def poison(trainer: Trainer, steps: tuple[int, ...]) -> None:
     gradients = trainer._gradients
 
-    def poisoned(work: Any) -> Any:
-        totals, lack = gradients(work)
+    def poisoned(*given: Any) -> Any:
+        totals, lack = gradients(*given)
         return {name: value * math.nan if trainer.num_steps_taken in steps else value for name, value in totals.items()}, lack
 
     trainer._gradients = poisoned  # type: ignore[method-assign]

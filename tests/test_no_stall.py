@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import OBJECTIVES as EVERY_OBJECTIVE
+from objectives import feed_of
 from policies import CPU, PAIRS, load
-from tiny import ListCorpus, random_trees, write_model
+from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from zkit_attentions.dense import Dense
@@ -105,6 +107,19 @@ def test_a_step_waits_for_nothing(weights: Path, model: str, objective: str) -> 
         totals = trainer.step(work)
     assert isinstance(totals, Totals)
     assert totals.means["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", EVERY_OBJECTIVE)
+def test_no_objective_waits(name: str) -> None:
+    for objective in EVERY_OBJECTIVE[name]:
+        policy = TablePolicy(vocabulary=16)
+        factory = partial(AdamW().build, learning_rate=1e-3)
+        trainer = Trainer(policy, objective, optimizer=factory, learning_rate=lambda _: 1e-3, seed=0)
+        trees = random_trees(8, completions=objective.completions, vocabulary=16)
+        work = feed_of(objective, ListCorpus(trees), 60).step(range(len(trees)))
+        trainer.step(work)
+        with hurried():
+            trainer.step(work)
 
 
 def work_for(objective: Any, *, cached: bool) -> StepWork:

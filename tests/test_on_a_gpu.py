@@ -6,15 +6,17 @@ import pytest
 import torch
 from tiny import random_trees, write_model
 from zkit_attentions.auto import Auto
+from zkit_attentions.dense import Dense
 from zkit_mistral.backend import Lora, Mistral, Quantize
 from zkit_mistral.head import target_logp
-from zkit_optimizers.adamw import AdamW, AdamW8bit
+from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 from zkit_preference.dpo import Dpo
+from zkit_sft.objective import Sft
 
 from zephyr_kit.batch import lay_out
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import StepWork, Work
-from zephyr_kit.protocols import Start, num_units
+from zephyr_kit.protocols import Start, num_units, updates_bfloat16
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 GPU = torch.device("cuda")
@@ -30,7 +32,7 @@ def weights(tmp_path_factory):
 
 def load(weights, device, dtype="bfloat16", **settings):
     torch.manual_seed(0)
-    model = Mistral(weights=str(weights), dtype=dtype, template="zephyr", attention=Auto(), **settings)
+    model = Mistral(weights=str(weights), dtype=dtype, template="zephyr", **{"attention": Auto(), **settings})
     policy = model.load(device, start=Start(), train=True)
     draw = torch.Generator().manual_seed(5)
     for name, parameter in policy.module.named_parameters():
@@ -81,6 +83,51 @@ def test_the_head_is_log_softmax(rows, vocabulary, frozen):
     exact.sum().backward()
     assert distance(hidden.grad, wide[0].grad) < 1e-2
     assert frozen or distance(weight.grad, wide[1].grad) < 1e-2
+
+
+def curve(weights, optimizer, **settings):
+    """The losses of thirty steps, over the same three batches again and again."""
+    rate = 1e-3 if "lora" in settings else 2e-4
+    trainer = Trainer(
+        load(weights, GPU, **settings),
+        Sft(),
+        optimizer=lambda parameters: optimizer.build(parameters, learning_rate=rate),
+        learning_rate=lambda _: rate,
+        updates_bfloat16=updates_bfloat16(optimizer),
+        seed=0,
+    )
+    batches = [lay_out(random_trees(12, seed=seed, longest=90)).to(GPU) for seed in range(3)]
+    works = [StepWork([Work(each)], num_units(Sft(), each), len(each.tokens_T), len(each.target_M)) for each in batches]
+    return torch.stack([trainer.step(works[step % 3]).means["loss"].cpu() for step in range(30)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fused_kernels_learn_as_plain_torch_does(weights, way):
+    plain = curve(weights, AdamW(), attention=Dense(), kernels="torch", **WAYS[way])
+    fused = curve(weights, AdamW(), **WAYS[way])
+    assert plain[-1] < 0.9 * plain[0]
+    assert apart(fused, plain) < 0.01
+
+
+def apart(one, other):
+    """The largest distance of two curves, as a share of where they begin."""
+    return float((one - other).abs().max() / other[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"compile": True}, {"activation_checkpointing": "selective"}, {"activation_offload": True}, {"fp8": "tensorwise"}], ids=str
+)
+def test_what_saves_time_or_memory_learns_as_well(weights, change):
+    if "fp8" in change:
+        pytest.importorskip("torchao")
+    plain, changed = (curve(weights, AdamW(), **settings) for settings in ({}, change))
+    assert apart(changed, plain) < (0.05 if "fp8" in change else 0.01)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW8bit(), PagedAdamW8bit(), PagedAdamW32bit(), AdamW(stochastic_rounding=True)], ids=repr)
+def test_other_optimizers_learn_as_well(weights, optimizer):
+    plain, other = (curve(weights, each) for each in (AdamW(), optimizer))
+    assert apart(other, plain) < (0.06 if optimizer.stochastic_rounding else 0.02)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -19,9 +19,10 @@ from zephyr_kit import cli
 from zephyr_kit.cli.passages import SHOWN, passages, runs, visible
 from zephyr_kit.cli.preview_page import page
 from zephyr_kit.cli.preview_terminal import show
-from zephyr_kit.cli.views import Shown, View, _batches, _lengths
+from zephyr_kit.cli.views import Shown, View, _batches
 from zephyr_kit.example import TEXT, Example, Message
 from zephyr_kit.inspection import BLANKS, Inspection
+from zephyr_kit.lengths import measured
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Needs, Preset
 
@@ -374,7 +375,7 @@ def test_real_preferences(shared, capsys, preset):
 def test_a_histogram_counts_every_example():
     for top in (1, 11, 12, 13, 512, 2048):
         values = np.arange(top + 1)
-        (lengths,) = _lengths({"whole": values})
+        (lengths,) = measured({"whole": values})
         assert sum(bar.count for bar in lengths.bars) == top + 1
         assert 1 <= len(lengths.bars) <= 12
         assert lengths.quantiles[-1] == top

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from policies import CPU, PAIRS, assert_close, gradients, quantised, scores, shake
+from policies import CPU, PAIRS, assert_close, gradients, load, quantised, scores, shake
 from tiny import ListCorpus, random_trees, write_model
 from torch import Tensor
-from zkit_mistral.backend import Quantize
+from zkit_mistral.backend import Lora, Quantize
 from zkit_mistral.policy import MistralPolicy
 from zkit_optimizers.adamw import AdamW, AdamW8bit
 from zkit_sft.objective import Sft
@@ -67,6 +67,31 @@ def test_the_reference_is_scored_as_training_scores(wide: Path, quantize: Quanti
     policy.module.train()
     training = policy.score(batch).detach()
     torch.testing.assert_close(scores(policy), training, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", QUANTISED[:3], ids=["nf4-double", "nf4", "fp4"])
+def test_an_adapter_and_4_bits_in_one_pass_are_pefts_and_bitsandbytes(wide: Path, quantize: Quantize) -> None:
+    ours, theirs = (load(wide, dtype="float32", lora=Lora(rank=4, alpha=8), quantize=quantize) for _ in range(2))
+    for layer in [module for module in theirs.module.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]:
+        del layer.forward
+    for policy in (ours, theirs):
+        shake(policy)
+        policy.module.train()
+    found = gradients(ours, lay_out(PAIRS))
+    assert any("_BothProducts" in name for name in graph_of(ours.score(lay_out(PAIRS))))
+    assert_close(found, gradients(theirs, lay_out(PAIRS)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores(ours), scores(theirs), rtol=1e-5, atol=1e-5)
+
+
+def graph_of(result: Tensor) -> set[str]:
+    """The names of all that its gradient passes."""
+    seen, waiting = set(), [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return {node.name() for node in seen}
 
 
 def raw(parameter: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import feed_of
 from policies import backend
-from references import scored
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from zkit_mistral.backend import Lora, Quantize
 from zkit_optimizers.adamw import AdamW
+from zkit_preference.bco import Bco
 from zkit_preference.dpo import Dpo
 from zkit_preference.ipo import Ipo
+from zkit_preference.kto import Kto
 from zkit_sft.objective import Sft
 
 from zephyr_kit import ZkitError
@@ -32,7 +34,8 @@ from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")
-OBJECTIVES = {"sft": Sft(), "dpo": Dpo(), "ipo": Ipo()}
+OBJECTIVES = {"sft": Sft(), "dpo": Dpo(), "ipo": Ipo(), "kto": Kto(), "bco": Bco()}
+IN_EVERY_WAY = ("sft", "dpo", "ipo")
 STEPS = 3
 TOLERANCE = 1e-9
 
@@ -51,8 +54,9 @@ class Case:
         return f"{self.objective}-{'lora' if self.lora else 'full'}-{self.sharding}{'-live' if self.live else ''}"
 
 
-CASES = [Case(objective, lora, sharding) for objective in OBJECTIVES for lora in (False, True) for sharding in ("replicated", "sharded")]
+CASES = [Case(objective, lora, sharding) for objective in IN_EVERY_WAY for lora in (False, True) for sharding in ("replicated", "sharded")]
 CASES += [Case(objective, lora, "hybrid") for objective, lora in (("sft", False), ("dpo", True))]
+CASES += [Case("kto", False, "sharded"), Case("kto", True, "replicated", live=True), Case("bco", False, "sharded", live=True)]
 CASES += [Case("dpo", lora, sharding, live=True) for lora in (False, True) for sharding in ("replicated", "sharded")]
 
 
@@ -66,10 +70,9 @@ def train(case: Case, world: World, weights: Path, folder: Path) -> dict[str, An
         policy.keep_reference()
     if world.size > 1 and case.sharding != "replicated":
         policy.shard(world.mesh("cpu", hybrid=case.sharding == "hybrid"))
-    reference = scored(policy, corpus, folder, capacity=100, world=world) if objective.needs_reference and not case.live else None
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)
     trainer = Trainer(policy, objective, optimizer=adamw, learning_rate=lambda step: 1e-3 / (step + 1), seed=3, world=world)
-    feed = Feed(corpus, objective, 100, True, CPU, world, reference)
+    feed = feed_of(objective, corpus, 100, cached=None if case.live else (policy, folder), world=world)
     plan = Plan(corpus.lengths, 5, examples_per_step=8, epochs=None, steps=STEPS)
     totals = [trainer.step(feed.step(plan.step(number))) for number in range(STEPS)]
     policy.module.eval()

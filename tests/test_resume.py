@@ -107,7 +107,7 @@ def run_here(preset: Path, output: Path, *changes: str, code: int = 0, accept: s
 def lines(output: Path, stage: str) -> list[dict[str, Any]]:
     path = output / stage / "metrics.jsonl"
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_second"} for line in whole]
+    return [{key: value for key, value in json.loads(line).items() if key not in ("memory", "tokens_per_second")} for line in whole]
 
 
 def count_lines(output: Path) -> int:

@@ -31,12 +31,18 @@ ALLOWED = {
     "local_files or code asked for at a prompt": {"zephyr_kit/cli/chat.py"},
     # Between a process and the workers that it has started; never from a file.
     "pickle": {"zephyr_kit/workers.py", *(f"zephyr_kit/testing/{name}.py" for name in ("backend", "filter", "optimizer"))},
+    # The safe loader alone, with line numbers.
+    "yaml": {"plugins/zkit_import/yaml_file.py"},
     # The meeting of one machine's ranks, on loopback.
-    "a listener": {"plugins/zkit_launchers/meeting.py"},
-    # A child of ours, and the scheduler's own sbatch: neither by a shell.
-    "a process": {"zephyr_kit/template_process.py", "plugins/zkit_launchers/slurm.py"},
+    # And the chat server's, there too.
+    "a listener": {"plugins/zkit_launchers/meeting.py", "zephyr_kit/serving/server.py"},
+    # A child of ours, the scheduler's own sbatch, and llama.cpp's programs: none by a shell.
+    "a process": {"zephyr_kit/template_process.py", "plugins/zkit_export/llama_cpp.py", "plugins/zkit_launchers/slurm.py"},
     "models read elsewhere than where they are seen to": {
         "plugins/zkit_mistral/opening.py",
+        # An adapter's configuration, looked at before; and what was just written here, read as a server would.
+        "plugins/zkit_mistral/merging.py",
+        "plugins/zkit_export/served.py",
         "plugins/zkit_mistral/adapters.py",
         "plugins/zkit_feedback/classifier.py",
     },

@@ -62,9 +62,10 @@ def random_trees(
         return chosen
 
     trees = []
-    for _ in range(count):
+    for number in range(count):
         replies = tuple(ids() for _ in range(completions))
-        trees.append(Tree(ids(), replies, tuple(flags(len(reply)) for reply in replies)))
+        ratings = tuple(float((number + place) % 2) for place in range(completions))
+        trees.append(Tree(ids(), replies, tuple(flags(len(reply)) for reply in replies), ratings))
     return trees
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -47,6 +48,8 @@ class Door:
     completions: int
     max_length: int
     too_long: TooLong
+    rated: bool = False
+    """Whether each completion must have a score."""
 
     def admit(self, row: Example | BadRow, tokenizer: Tokenizer) -> Admission:
         """The example's tree, or why there is none."""
@@ -54,7 +57,7 @@ class Door:
             return Admission(row.origin, "bad", reason=row.reason)
         try:
             self.check(row)
-            return self._fit(row.origin, tokenizer.encode(row))
+            return self._fit(row.origin, replace(tokenizer.encode(row), ratings=row.scores or ()))
         except ExampleError as error:
             return Admission(row.origin, "bad", reason=str(error))
 
@@ -69,10 +72,14 @@ class Door:
         check(example)
         if count < self.completions:
             raise ExampleError(f"has {count} completion(s), but the objective compares {self.completions}")
+        if example.scores is not None and len(example.scores) != count:
+            raise ExampleError(f"has {len(example.scores)} score(s) for {count} completion(s)")
+        if self.rated and not (example.scores and all(map(math.isfinite, example.scores))):
+            raise ExampleError("has a completion without a score, but the objective learns from scores")
 
     def _fit(self, origin: str, tree: Tree) -> Admission:
         if not len(tree.prompt):
-            tree = Tree(tree.prompt, tree.completions, tuple(_all_but_first(flags) for flags in tree.trained))
+            tree = replace(tree, trained=tuple(_all_but_first(flags) for flags in tree.trained))
         _check_learnable(tree, "has no trained token", "its completions are identical in tokens")
         length = len(tree.prompt) + max(map(len, tree.completions))
         if length <= self.max_length:
@@ -81,7 +88,7 @@ class Door:
         if self.too_long != "cut":
             return Admission(origin, "dropped" if self.too_long == "drop" else "bad", reason=f"longer than {limit}")
         room = max(0, self.max_length - len(tree.prompt))
-        cut = Tree(tree.prompt, tuple(ids[:room] for ids in tree.completions), tuple(flags[:room] for flags in tree.trained))
+        cut = replace(tree, completions=tuple(ids[:room] for ids in tree.completions), trained=tuple(each[:room] for each in tree.trained))
         _check_learnable(cut, f"its prompt leaves nothing to train within {limit}", f"its completions are identical within {limit}")
         return Admission(origin, "cut", cut, f"cut to {limit}")
 

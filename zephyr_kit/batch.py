@@ -5,6 +5,7 @@ Tensor names carry their shape: T tokens, M targets, N sequences (completions), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -25,6 +26,8 @@ class Tree:
     prompt: Ids
     completions: tuple[Ids, ...]
     trained: tuple[Flags, ...]
+    ratings: tuple[float, ...] = ()
+    """What the data says of each completion, higher is better, NaN where nothing; empty where it says nothing of any."""
 
     @property
     def num_tokens(self) -> int:
@@ -40,10 +43,10 @@ class Batch:
     one (-1: none). The parents come first, then their children in the order of their parents,
     then segments by themselves: so a kernel finds all that is shared, and all that shares it,
     in one piece each. Target m is the token that should follow position `source_M[m]`, and
-    belongs to completion `sequence_M[m]`; two completions may share a source.
-    `lengths` (S,) and `parents` (S,) repeat the segments on the host, for kernels that
-    loop over them; in `prepared` kernels keep what they make of the row once, for all layers,
-    under keys that begin with the name of their module.
+    belongs to completion `sequence_M[m]`; two completions may share a source. `rating_N` is
+    what the data says of each completion. `lengths` (S,), `parents` (S,) and `counts` (N,), the
+    targets of each completion, repeat on the host what is looped over; in `prepared` kernels keep
+    what they make of the row once, for all layers, under keys that begin with the name of their module.
     """
 
     tokens_T: Tensor
@@ -53,9 +56,10 @@ class Batch:
     source_M: Tensor
     target_M: Tensor
     sequence_M: Tensor
-    num_sequences: int
+    rating_N: Tensor
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
+    counts: tuple[int, ...]
     prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,9 +69,14 @@ class Batch:
         if num_alone < 0 or list(self.parents) != [-1] * num_shared + children + [-1] * num_alone:
             raise ValueError(f"segments with the parents {self.parents}: parents come first, then children in their order, then the rest")
 
+    @property
+    def num_sequences(self) -> int:
+        """Completions."""
+        return len(self.counts)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting for it."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M")}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M", "_N")}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -79,6 +88,7 @@ class _Row:
         self.starts: list[int] = []
         self.parents: list[int] = []
         self.targets: list[tuple[npt.NDArray[np.int64], Ids]] = []
+        self.ratings: list[float] = []
         self.size = 0
 
     def segment(self, *pieces: Ids, start: int = 0, parent: int = -1) -> int:
@@ -91,8 +101,9 @@ class _Row:
         self.size += len(ids)
         return first
 
-    def sequence(self, first: int, before: int, ids: Ids, trained: Flags) -> None:
+    def sequence(self, first: int, before: int, ids: Ids, trained: Flags, rating: float) -> None:
         """Append the targets of a completion whose first token is at `first`, the one before it at `before`."""
+        self.ratings.append(rating)
         source = np.arange(first - 1, first + len(ids) - 1)
         if len(ids):
             source[0] = before
@@ -102,7 +113,8 @@ class _Row:
     def batch(self) -> Batch:
         lengths = [len(ids) for ids in self.tokens]
         positions = [np.arange(start, start + length) for start, length in zip(self.starts, lengths, strict=True)]
-        sequences = np.repeat(np.arange(len(self.targets)), [len(source) for source, _ in self.targets])
+        counts = [len(source) for source, _ in self.targets]
+        sequences = np.repeat(np.arange(len(counts)), counts)
         return Batch(
             _tensor(self.tokens),
             _tensor(positions),
@@ -111,9 +123,10 @@ class _Row:
             _tensor([source for source, _ in self.targets]),
             _tensor([ids for _, ids in self.targets]),
             torch.from_numpy(sequences),
-            len(self.targets),
+            torch.tensor(self.ratings, dtype=torch.float32),
             tuple(lengths),
             tuple(self.parents),
+            tuple(counts),
         )
 
 
@@ -127,12 +140,13 @@ def lay_out(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
     }
     for i, tree in enumerate(trees):
         size = len(tree.prompt)
-        for number, (ids, trained) in enumerate(zip(tree.completions, tree.trained, strict=True)):
+        ratings = tree.ratings or (math.nan,) * len(tree.completions)
+        for number, (ids, trained, rating) in enumerate(zip(tree.completions, tree.trained, ratings, strict=True)):
             if i in trunks:
-                row.sequence(branches[i][number], trunks[i] + size - 1, ids, trained)
+                row.sequence(branches[i][number], trunks[i] + size - 1, ids, trained, rating)
             else:
                 first = row.segment(tree.prompt, ids) + size
-                row.sequence(first, first - 1 if size else -1, ids, trained)
+                row.sequence(first, first - 1 if size else -1, ids, trained, rating)
     return row.batch()
 
 

@@ -15,7 +15,7 @@ from zephyr_kit.example import TEXT, Example, ExampleError, Message, check_messa
 if TYPE_CHECKING:
     import numpy as np
 
-Rule = Literal["best_random", "best_worst", "all_pairs", "ranked", "best"]
+Rule = Literal["best_random", "best_worst", "all_pairs", "ranked", "best", "each"]
 Said = tuple[tuple[str, str], ...]
 """Role and text of each turn, less the space around it."""
 
@@ -39,19 +39,28 @@ class Binarise:
     """How the scored completions of a row become examples (arXiv 2310.16944, section 3)."""
 
     rule: Rule = "best_random"
-    """Best against a random lower one (Zephyr), against the worst, every pair, all of them ranked, or the best alone."""
+    """Best against a random lower one (Zephyr), against the worst, every pair, all of them ranked, the best alone, or each by itself."""
     margin: Annotated[float, Ge(0)] = 0.0
     """The least difference of scores within a pair, or between neighbours of a ranking."""
     ties: Literal["drop", "keep"] = "drop"
     """Whether a completion may be set against another of equal score; a ranking with ties is dropped or kept whole."""
+    take: Annotated[int, Ge(2)] | None = None
+    """So many completions of a ranking, from the best to the worst, evenly, no two of equal score; rows with fewer are left out."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Of what is drawn: which lower one, and which of several that share the best (or worst) score."""
 
     def __post_init__(self) -> None:
         if self.ties == "keep" and self.margin:
             raise ValueError(f'`ties` = "keep" asks for pairs of equal scores, which `margin` = {self.margin:g} rules out')
-        if self.rule == "best" and (self.ties == "keep" or self.margin):
-            raise ValueError('rule = "best" compares nothing: leave out `margin` and `ties`')
+        if self.num_completions == 1 and (self.ties == "keep" or self.margin):
+            raise ValueError(f'rule = "{self.rule}" compares nothing: leave out `margin` and `ties`')
+        if self.take is not None and (self.rule != "ranked" or self.ties == "keep"):
+            raise ValueError('`take` is for rule = "ranked" with `ties` = "drop"')
+
+    @property
+    def num_completions(self) -> int | None:
+        """How many completions each example gets; None for a ranking of all that there are."""
+        return {"ranked": self.take, "best": 1, "each": 1}.get(self.rule, 2)
 
     def apply(self, example: Example, row: int) -> Paired:
         """The examples of row number `row`; what is drawn depends on the seed and that number alone.
@@ -67,7 +76,7 @@ class Binarise:
         fates = [_fate(said, scores, number) for number in range(len(said))]
         kept = [number for number, fate in enumerate(fates) if not fate]
         left_out = tuple(fate for fate in fates if fate)
-        if len(kept) < (1 if self.rule == "best" else 2):
+        if len(kept) < min(self.num_completions or 2, 2):
             return Paired((), left_out, f"{'none' if not kept else 'one'} of its completions can be considered")
         orders = self._orders(kept, scores, row)
         return Paired(tuple(_example(example, order, scores) for order in orders), left_out, "" if orders else self._reason)
@@ -75,8 +84,12 @@ class Binarise:
     def _orders(self, kept: Sequence[int], scores: Sequence[float], row: int) -> list[tuple[int, ...]]:
         """Which completions each example holds, the best first."""
         ranked = sorted(kept, key=lambda number: -scores[number])
+        if self.rule == "each":
+            return [(number,) for number in kept]
         if self.rule == "all_pairs":
             return [pair for pair in itertools.combinations(ranked, 2) if self._apart(*pair, scores)]
+        if self.take is not None:
+            return self._spread(ranked, scores, self.take)
         if self.rule == "ranked":
             return [tuple(ranked)] if all(self._apart(*pair, scores) for pair in itertools.pairwise(ranked)) else []
         chance = _chance(self.seed, row)
@@ -88,6 +101,14 @@ class Binarise:
             others = [number for number in others if scores[number] == scores[others[-1]]]
         return [(best, _drawn(others, chance))] if others else []
 
+    def _spread(self, ranked: Sequence[int], scores: Sequence[float], count: int) -> list[tuple[int, ...]]:
+        """So many of those that are apart, evenly; nothing where there are fewer."""
+        steps: list[int] = []
+        for number in ranked:
+            if not steps or self._apart(steps[-1], number, scores):
+                steps.append(number)
+        return [tuple(steps[round(place * (len(steps) - 1) / (count - 1))] for place in range(count))] if len(steps) >= count else []
+
     def _apart(self, better: int, worse: int, scores: Sequence[float]) -> bool:
         difference = scores[better] - scores[worse]
         # 4.3 - 4.2 is a little less than 0.1.
@@ -96,6 +117,8 @@ class Binarise:
     @property
     def _reason(self) -> str:
         least = f"by {self.margin:g} or more" if self.margin else "at all"
+        if self.take is not None:
+            return f"fewer than {self.take} scores differ {least}"
         if self.rule == "ranked":
             return f"two neighbours in the ranking do not differ {least}"
         return f"no two scores differ {least}" if self.rule == "all_pairs" else f"no score is below the best {least}"

@@ -15,17 +15,19 @@ PATH = re.compile(r"[^.\[\]\s]+(\.[^.\[\]\s]+|\[\d+\])*")
 STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 
-def apply_changes(table: Mapping[str, Any], changes: Iterable[str], file: str) -> tuple[dict[str, Any], dict[str, str]]:
+def apply_changes(
+    table: Mapping[str, Any], changes: Iterable[str], file: str, *, option: str = "--set"
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The table with each `path.to.key=value` set, and the origin of every path that was."""
     changed, origins = _copy(table), {}
     for change in changes:
         path, equals, text = (part.strip() for part in change.partition("="))
         if not equals or not PATH.fullmatch(path):
-            raise PresetError(f"--set {change}: write it as path.to.key=value, as in stages.dpo.objective.beta=0.05")
+            raise PresetError(f"{option} {change}: write it as path.to.key=value, as in stages.dpo.objective.beta=0.05")
         try:
             _set(changed, path, _value(text))
         except LookupError as error:
-            raise PresetError(f"{file}: --set {change}: {error.args[0]}") from error
+            raise PresetError(f"{file}: {option} {change}: {error.args[0]}") from error
         origins[path] = COMMAND_LINE
     return changed, origins
 
@@ -44,6 +46,8 @@ def _value(text: str) -> Any:
 def _set(table: dict[str, Any], path: str, value: Any) -> None:
     """Set the value at a path, making tables on the way; a LookupError says what is in the way."""
     *way, last = [int(step[1:-1]) if step.startswith("[") else step for step in STEP.findall(path)]
+    if way == ["stages"] and isinstance(value, bool):
+        return _keep_stage(table, last, kept=value)
     _refuse_new_stage(table, [*way, last])
     place: Any = table
     so_far = ""
@@ -51,6 +55,14 @@ def _set(table: dict[str, Any], path: str, value: Any) -> None:
         place, so_far = _enter(place, step, so_far)
     _check_step(place, last, so_far)
     place[last] = value
+    return None
+
+
+def _keep_stage(table: dict[str, Any], name: str | int, *, kept: bool) -> None:
+    """`stages.sft=false` leaves a stage out; `true`, which a sweep has beside it, leaves it as it is."""
+    _refuse_new_stage(table, ["stages", name, ""])
+    if not kept:
+        del table["stages"][name]
 
 
 def _enter(place: Any, step: str | int, so_far: str) -> tuple[Any, str]:

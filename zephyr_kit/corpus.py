@@ -1,10 +1,11 @@
 """Examples tokenised once into memory-mapped arrays, with a ledger of every row.
 
 A corpus is a folder: `tokens.npy` and `trained.npy` hold all pieces end to end, `ends.npy`
-where each piece ends, `first.npy` which piece is each example's prompt (its completions
-follow), `origins.txt` where each example stood, `ledger.json` what became of every row and
-`quarantine.jsonl` the rows that were not taken whole, each with its reason. Files that hold the
-same have one corpus, in which marks stand for them (`zephyr_kit.places`): `Corpus` tells their names.
+where each piece ends, `ratings.npy` the score of each (NaN: none), `first.npy` which piece is
+each example's prompt (its completions follow), `origins.txt` where each example stood,
+`ledger.json` what became of every row and `quarantine.jsonl` the rows that were not taken whole,
+each with its reason. Files that hold the same have one corpus, in which marks stand for them
+(`zephyr_kit.places`): `Corpus` tells their names.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import platform
+import math
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.admission import Arrival, Door, admit
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.cache import used
-from zephyr_kit.disk import put
+from zephyr_kit.disk import put, staging_folder
 from zephyr_kit.exits import Exit
 from zephyr_kit.ledger import Ledger
 from zephyr_kit.observe import Advance
@@ -38,7 +39,7 @@ from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: a corpus of another format is made anew."""
 NUM_REASONS_TOLD = 10
 
@@ -69,7 +70,8 @@ class Corpus:
         end = int(self.first[index + 1]) if index + 1 < len(self.first) else len(self.ends) - 1
         spans = [slice(int(self.ends[piece]), int(self.ends[piece + 1])) for piece in range(first, end)]
         prompt, *completions = spans
-        return Tree(self.tokens[prompt], tuple(self.tokens[s] for s in completions), tuple(self.trained[s] for s in completions))
+        ratings = tuple(self.ratings[first + 1 : end].tolist())
+        return Tree(self.tokens[prompt], tuple(self.tokens[s] for s in completions), tuple(self.trained[s] for s in completions), ratings)
 
     @cached_property
     def lengths(self) -> Indices:
@@ -124,6 +126,11 @@ class Corpus:
         return self._array("ends")
 
     @cached_property
+    def ratings(self) -> npt.NDArray[np.float32]:
+        """What the data says of each piece."""
+        return self._array("ratings")
+
+    @cached_property
     def first(self) -> Indices:
         """Which piece is each example's prompt."""
         return self._array("first")
@@ -136,7 +143,7 @@ class Corpus:
 def corpus_key(portions: Sequence[Portion], tokenizer: Tokenizer, door: Door) -> str:
     """The name of the corpus that these make: equal if and only if all is that its content depends on."""
     parts = [portion.fingerprint() for portion in portions]
-    content = [FORMAT, parts, tokenizer.fingerprint(), door.completions, door.max_length, door.too_long]
+    content = [FORMAT, parts, tokenizer.fingerprint(), door.completions, door.max_length, door.too_long, door.rated]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
@@ -157,7 +164,7 @@ def prepare(
     if not is_prepared(folder):
         enter = track or (lambda _: nullcontext(lambda _: None))
         _sift(portions, enter)
-        staging = _staging(folder)
+        staging = staging_folder(folder)
         try:
             with enter("tokenising") as advance, places.telling():
                 _write(staging, portions, tokenizer, door, advance)
@@ -210,7 +217,7 @@ def _sift(portions: Sequence[Portion], track: Track) -> None:
 
 
 def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Advance) -> None:
-    ledger, first, ends = Ledger(getattr(tokenizer, "template_digest", None)), [0], [0]
+    ledger, first, ends, ratings = Ledger(getattr(tokenizer, "template_digest", None)), [0], [0], array("f")
     rows = itertools.chain.from_iterable(_arrivals(portion, number, ledger) for number, portion in enumerate(portions))
     with (
         (folder / "tokens.raw").open("wb") as tokens,
@@ -230,8 +237,10 @@ def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door
                         tokens.write(ids.astype(np.int32).tobytes())
                         trained.write(flags.astype(np.bool_).tobytes())
                         ends.append(ends[-1] + len(ids))
+                    ratings.extend([math.nan, *(row.tree.ratings or [math.nan] * len(row.tree.completions))])
                     first.append(len(ends) - 1)
             on_rows(ledger.read)
+    np.save(folder / "ratings.npy", np.array(ratings, np.float32))
     _finish(folder, ledger, first, ends)
 
 
@@ -265,29 +274,6 @@ def _as_npy(path: Path, dtype: np.dtype[Any]) -> None:
         np.lib.format.write_array_header_1_0(out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
         shutil.copyfileobj(values, out, 1 << 20)
     raw.unlink()
-
-
-def _staging(folder: Path) -> Path:
-    """An empty folder to work in; those that killed processes left for the same corpus are removed."""
-    mine = f".{folder.name}.{platform.node()}."
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.iterdir():
-        owner = left.name.removeprefix(mine)
-        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    staging = folder.with_name(f"{mine}{os.getpid()}")
-    staging.mkdir()
-    return staging
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _put(staging: Path, folder: Path) -> None:

@@ -61,7 +61,7 @@ class Desk:
     def complete(self, completer: Completer, requests: Sequence[Request], label: str) -> Answered[Reply]:
         """The reply to each request."""
         who = dict(completer.fingerprint(self.bench))
-        questions = [{"completer": who, "request": plain(request)} for request in requests]
+        questions = [{"completer": who, "request": _asked(request)} for request in requests]
         check = partial(_check_reply, f"[{self.where}] completer {type(completer).__name__}")
         return self._ask(
             questions,
@@ -202,6 +202,14 @@ def _check_judgement(who: str, case: Case, answer: Any) -> None:
                 raise ZkitError(f"{who} gave {score!r} among its {name}, not a number")
     if answer.remarks and len(answer.remarks) != len(case.replies):
         raise ZkitError(f"{who} gave {len(answer.remarks)} remarks for {len(case.replies)} replies")
+
+
+def _asked(request: Request) -> Any:
+    """The request in the key of its answer; a setting that came later stands in it where it is used, so that older answers are found."""
+    asked = plain(request)
+    if not request.sampling.top_k:
+        del asked["sampling"]["top_k"]
+    return asked
 
 
 def _reply(answer: Mapping[str, Any]) -> Reply:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 
 from zephyr_kit import ZkitError
-from zephyr_kit.sizes import GIB
+from zephyr_kit.sizes import GIB, KIB
 
 CONTEXT = int(0.75 * GIB)
 """Bytes that CUDA and its libraries hold beside the tensors: about as much on every card, not measured."""
@@ -96,6 +98,32 @@ def resident() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # not Linux
         return HOST_LIBRARIES
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that this process holds: of a GPU, or of the host where the device is none."""
+    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else resident()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123  one write, whole
+        file.write("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that `memory_in_use` has come to since `forget_peak`; since the process began, where the system cannot forget."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError:  # not Linux
+        return resident()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return KIB * int(found[1]) if found else resident()
 
 
 def measured_rate(matrix: tuple[int, int], dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:

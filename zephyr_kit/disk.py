@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -79,12 +80,42 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def let_others_read(folder: Path) -> None:
+    """Give every file of a model the mode of its card: safetensors writes files that only their owner can read."""
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+
+
 def put(staging: Path, place: Path) -> None:
     """Rename a folder, or a file, to its place, with all its content on the disk before, and the new name after."""
     for path in (*(staging.rglob("*") if staging.is_dir() else ()), staging):
         sync(path)
     staging.rename(place)
     sync(place.parent)
+
+
+def staging_folder(folder: Path) -> Path:
+    """An empty folder to work in; those that killed processes left for the same folder are removed."""
+    mine = f".{folder.name}.{platform.node()}."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.iterdir():
+        owner = left.name.removeprefix(mine)
+        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+    staging = folder.with_name(f"{mine}{os.getpid()}")
+    staging.mkdir()
+    return staging
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -7,14 +7,16 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from zephyr_kit.cache import cache_root
+from zephyr_kit.cache_kinds import kinds
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.sizes import in_words
 
@@ -26,8 +28,11 @@ FLOORS = {
 }
 """Below these nothing is run: the first versions without what is named."""
 USED = ("peft", "bitsandbytes", "safetensors", "tokenizers", "datasets", "huggingface-hub")
-EXTRAS = {"unsloth": "unsloth", "xformers": "xformers", "liger": "liger_kernel", "vllm": "vllm", "flash-attn": "flash_attn", "ray": "ray"}
-"""What may be installed besides, and the module by which it shows."""
+OWN = "zephyr-kit"
+FOR_DEVELOPERS = ("bench", "dev")
+"""Extras that nobody needs who only uses it."""
+BESIDES = {"flash-attn": "flash_attn"}
+"""What may be installed besides all extras, and the module by which it shows."""
 LEAST_DISK = 2 * 2**30
 
 Verdict = Literal["good", "remark", "refused"]
@@ -53,7 +58,8 @@ def examine(plugins: Plugins) -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     yield from _floors()
     yield from (Finding(name, installed(name) or "missing", "good" if installed(name) else "refused") for name in USED)
-    yield from (Finding(name, "there" if find_spec(module) else "not installed", "good") for name, module in EXTRAS.items())
+    yield from _extras()
+    yield from (Finding(name, "there" if find_spec(module) else "not installed", "good") for name, module in BESIDES.items())
     yield from _machine()
     yield from _attentions(plugins)
     yield from _plugins(plugins)
@@ -65,6 +71,38 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def lacking(distribution: str, extra: str = "") -> list[str]:
+    """What a distribution, or one of its extras, requires and does not find, as pip writes it; empty if nothing, or if it is unknown."""
+    return [str(one) for one in _required(distribution, extra) if not _is_met(one)]
+
+
+def _is_met(one: Requirement) -> bool:
+    found = installed(one.name)
+    return found is not None and one.specifier.contains(found, prereleases=True)
+
+
+def _required(distribution: str, extra: str) -> Iterator[Requirement]:
+    try:
+        lines = requires(distribution) or []
+    except PackageNotFoundError:
+        return
+    for one in map(Requirement, lines):
+        always = one.marker is None or one.marker.evaluate({"extra": ""})
+        if (not extra and always) or (extra and not always and one.marker is not None and one.marker.evaluate({"extra": extra})):
+            one.marker = None
+            yield one
+
+
+def _extras() -> Iterator[Finding]:
+    """What each extra of ours brings, and what of it is not there."""
+    for extra in metadata(OWN).get_all("Provides-Extra") or ():
+        if extra not in FOR_DEVELOPERS:
+            missing = lacking(OWN, extra)
+            there = [f"{one.name} {installed(one.name)}" for one in _required(OWN, extra) if str(one) not in missing]
+            found = ", ".join([*there, *(["lacks " + ", ".join(missing)] if missing else [])])
+            yield Finding(f"extra {extra}", found, "good", f"pip install '{OWN}[{extra}]'" if missing else "")
 
 
 def _floors() -> Iterator[Finding]:
@@ -85,9 +123,11 @@ def _machine() -> Iterator[Finding]:
         memory = torch.cuda.get_device_properties(number).total_memory
         yield Finding(f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, {in_words(memory)}")
     if not torch.cuda.is_available():
-        yield Finding("cuda", "none", "remark", "everything runs on the CPU")
+        build = "" if torch.version.cuda else ", and this torch is built without CUDA"
+        yield Finding("cuda", "none", "remark", f"everything runs on the CPU{build}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", f"{in_words(memory)}, {os.cpu_count()} processors")
+    yield Finding("kept", f"{in_words(sum(kind.size for kind in kinds(cache_root())))} between runs", "good", "zkit cache")
     for what, place in (("this folder", Path.cwd()), ("cache", cache_root()), ("hub cache", _hub_cache())):
         yield _disk(what, place)
 
@@ -126,4 +166,6 @@ def _plugins(plugins: Plugins) -> Iterator[Finding]:
             yield Finding(f"plugin {name}", told, "remark", f"blocked by {plugins.blocker(name)}")
         else:
             broken = plugins.broken(name)
-            yield Finding(f"plugin {name}", told, "refused" if broken else "good", "; ".join(broken))
+            missing = [] if origin.is_ours else lacking(origin.distribution)
+            needs = [f"needs {one}, which is not installed" for one in missing]
+            yield Finding(f"plugin {name}", told, "refused" if broken else "remark" if needs else "good", "; ".join([*broken, *needs]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import State
+from zephyr_kit.comparison import Comparison
 from zephyr_kit.exits import Exit
-from zephyr_kit.feed import StepWork, Work
+from zephyr_kit.feed import StepWork
 from zephyr_kit.masters import Masters
 from zephyr_kit.observe import Report
-from zephyr_kit.protocols import Objective, Outcome, Policy, Scores
+from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, survey_of
 from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
 
+Loss = Callable[[Scores, Scores | None], Outcome]
 EVERY_RANK = (1 << 32) - 1
 """In place of a rank, for random numbers that are the same on all."""
 BUCKET = 1 << 28
@@ -66,6 +68,7 @@ class Trainer:
         updates_bfloat16: bool = False,
     ) -> None:
         self.policy, self.objective = policy, objective
+        self.comparison = Comparison(policy, objective.needs_reference)
         self.masters = Masters.of(policy.module.named_parameters(), updates_bfloat16=updates_bfloat16)
         self.parameters = list(self.masters.optimized.values())
         if not self.parameters:
@@ -104,14 +107,17 @@ class Trainer:
         return bool(self.world.total((self._sketch() != self._began).any().double()) > 0)
 
     @torch.no_grad()
-    def evaluate(self, works: Iterator[StepWork]) -> dict[str, float]:
+    def evaluate(self, works: Iterable[StepWork]) -> dict[str, float]:
         """Means of the loss and of the metrics, without learning from them."""
         self.policy.module.eval()
         totals: dict[str, Tensor] = {}
         count = 0
+        # Gone through twice where a mean over all of them is wanted.
+        works = works if survey_of(self.objective) is None else list(works)
+        loss_of = self._surveyed(works)
         for work in works:
             for item in work.works:
-                _add(totals, self._outcome(item))
+                _add(totals, loss_of(*self.comparison.scores(item)))
             count += work.num_units
         return {name: float(value) for name, value in self._means(totals, count).items()}
 
@@ -136,16 +142,30 @@ class Trainer:
 
     def _summed(self, work: StepWork) -> dict[str, Tensor]:
         """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
-        totals, lack = self._gradients(work)
+        totals, lack = self._gradients(work, self._surveyed([work]))
+        self._share_lack(lack)
+        return totals
+
+    def _surveyed(self, works: Iterable[StepWork]) -> Loss:
+        """The objective, with the mean over all of this if it compares with one."""
+        survey = survey_of(self.objective)
+        if survey is None:
+            return self.objective
+        items = [item for work in works for item in (work.mismatched if survey.surveys == "mismatched" else work.works)]
+        measured, lack = self.comparison.measured(survey, items, device=self.parameters[0].device)
+        self._share_lack(lack)
+        return survey.given(self.world.total(measured) / sum(work.num_units for work in works))
+
+    def _share_lack(self, lack: str) -> None:
+        """Stop on all ranks where memory lacked on one."""
         if lack and any(share_of(p) is not None for p in self.policy.module.parameters()):
             # The others are in the middle of a message that will not be answered.
             raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
         if self.world.highest(int(bool(lack))):
             self.optimizer.zero_grad()
             raise torch.OutOfMemoryError(lack or "on another rank")
-        return totals
 
-    def _gradients(self, work: StepWork) -> tuple[dict[str, Tensor], str]:
+    def _gradients(self, work: StepWork, loss_of: Loss) -> tuple[dict[str, Tensor], str]:
         """Add up the gradients of the batches; the sums of loss and metrics, and what memory lacked.
 
         An error's frames would hold its tensors, so it is not raised from here.
@@ -153,7 +173,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         try:
             for item in work.works:
-                outcome = self._outcome(item)
+                outcome = loss_of(*self.comparison.scores(item))
                 # Divided once, by the units of the whole step: batches and ranks are schedule, not mathematics.
                 torch.autograd.backward(outcome.loss / work.num_units)
                 _add(totals, outcome)
@@ -169,21 +189,6 @@ class Trainer:
     def _shared_out(self, path: str, value: Tensor) -> Tensor:
         """A tensor of the optimizer's state of a parameter, shared out as that is."""
         return like(value, self.parameters[int(path.split("/")[1])])
-
-    def _outcome(self, work: Work) -> Outcome:
-        reference = self._reference(work)
-        return self.objective(self._scores(work, self.policy.score(work.batch)), reference)
-
-    def _reference(self, work: Work) -> Scores | None:
-        if not self.objective.needs_reference:
-            return None
-        if work.reference_M is not None:
-            return self._scores(work, work.reference_M)
-        with torch.no_grad(), self.policy.reference():
-            return self._scores(work, self.policy.score(work.batch))
-
-    def _scores(self, work: Work, logp_M: Tensor) -> Scores:
-        return Scores(logp_M, work.batch.sequence_M, work.batch.num_sequences)
 
     def _update(self, learning_rate: float, loss: Tensor) -> Tensor:
         self._sum_gradients()
@@ -237,8 +242,9 @@ class Meter:
         rows: Callable[[int], Sequence[str]] = lambda _: (),
         every: float = 1.0,
         num_skipped: int = 0,
+        memory: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._num_steps, self._epoch, self._rows, self._every = num_steps, epoch, rows, every
+        self._num_steps, self._epoch, self._rows, self._every, self._memory = num_steps, epoch, rows, every, memory
         self.num_skipped = num_skipped
         self._waiting: list[Totals] = []
         self._since = time.monotonic()
@@ -259,10 +265,10 @@ class Meter:
         waiting, self._waiting = self._waiting, []
         rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values()]) for t in waiting]).tolist()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        speed = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9)
-        return [self._report(totals, row, speed) for totals, row in zip(waiting, rows, strict=True)]
+        speed, memory = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9), self._memory()
+        return [self._report(totals, row, speed, memory) for totals, row in zip(waiting, rows, strict=True)]
 
-    def _report(self, totals: Totals, row: list[float], speed: float) -> Report:
+    def _report(self, totals: Totals, row: list[float], speed: float, memory: int) -> Report:
         norm, *values = row
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
@@ -280,6 +286,7 @@ class Meter:
             speed,
             self.num_skipped,
             tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
+            memory,
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -20,6 +20,8 @@ from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 Item = TypeVar("Item")
+Cut = Callable[[Sequence[int], Indices], list[list[int]]]
+"""The batches of a step, from its examples and the lengths of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class StepWork:
     num_units: int
     num_tokens: int
     num_targets: int
+    mismatched: Sequence[Work] = ()
+    """Its examples with the completions of others, for an objective that surveys these."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Feed:
     device: torch.device
     world: World
     reference: ReferenceScores | None = None
+    mismatched: Feed | None = None
 
     @cached_property
     def lengths(self) -> Indices:
@@ -67,17 +72,25 @@ class Feed:
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        return self.work(pack(indices, self.lengths, self.capacity, multiple=self.world.size))
+        return self.work(indices, partial(pack, capacity=self.capacity, multiple=self.world.size))
 
-    def work(self, packs: Sequence[Sequence[int]]) -> StepWork:
-        """The work for a step that is cut into these batches; of one without examples, what a rank does that has none."""
-        whole = [self._work(members) for members in packs]
+    def work(self, indices: Sequence[int], cut: Cut) -> StepWork:
+        """The work for these examples in the batches that they are cut into; one without examples is what a rank does that has none."""
+        whole = self._works(indices, cut)
+        mismatched = self.mismatched._works(indices, cut) if self.mismatched is not None else []
         return StepWork(
-            [work.to(self.device) for work in self.world.mine(whole)],
+            self._mine(whole),
             sum(num_units(self.objective, work.batch) for work in whole),
             sum(len(work.batch.tokens_T) for work in whole if work.batch.num_sequences),
             sum(len(work.batch.target_M) for work in whole),
+            self._mine(mismatched),
         )
+
+    def _works(self, indices: Sequence[int], cut: Cut) -> list[Work]:
+        return [self._work(members) for members in cut(indices, self.lengths)]
+
+    def _mine(self, works: Sequence[Work]) -> list[Work]:
+        return [work.to(self.device) for work in self.world.mine(works)]
 
     def _work(self, members: Sequence[int]) -> Work:
         batch = lay_out([self.corpus[i] for i in members], share_prompts=self.share_prompts) if members else idle()

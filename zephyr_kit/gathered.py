@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +83,13 @@ def within(portions: Sequence[Portion], run: Path) -> tuple[Portion, ...]:
     """The portions, with rows of stages taken from the folder of a run."""
     bound = (p.source.within(run) if isinstance(p.source, StageRows) else p.source for p in portions)
     return tuple(replace(portion, source=source) for portion, source in zip(portions, bound, strict=True))
+
+
+def portions_in(table: object) -> dict[str, tuple[Portion, ...]]:
+    """The rows that an offer's own table names, by key."""
+    assert is_dataclass(table)
+    values = {f.name: getattr(table, f.name) for f in fields(table)}
+    return {key: value for key, value in values.items() if isinstance(value, tuple) and value and isinstance(value[0], Portion)}
 
 
 def are_there(portions: Sequence[Portion]) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Objective,
         OptimizerFactory,
         Suite,
+        Tracker,
     )
 
 
@@ -79,6 +80,11 @@ def zkit_suites() -> Mapping[str, type[Suite]]:
 @hookspec
 def zkit_launchers() -> Mapping[str, type[Launcher]]:
     """Offer ways to start a run on several devices."""
+
+
+@hookspec
+def zkit_trackers() -> Mapping[str, type[Tracker]]:
+    """Offer places that figures of training are shown in."""
 
 
 @hookspec

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from zephyr_kit.config import plain
+from zephyr_kit.gathered import portions_in
 from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage, portions_of
-from zephyr_kit.protocols import Bench, Start
-from zephyr_kit.stages import DistillStage, FeedbackStage, TrainStage
+from zephyr_kit.protocols import Bench, Start, Suite
+from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.writing import who_writes
 
 RECIPE = 2
@@ -62,14 +61,16 @@ def gathering_key(task: FeedbackStage | DistillStage, bench: Bench, *, seed: int
     }
 
 
-def evaluation_key(stage: Stage, models: Mapping[str, str]) -> dict[str, Any]:
+def evaluation_key(stage: Stage, task: EvaluateStage, models: Mapping[str, str]) -> dict[str, Any]:
     """Of a stage that measures; `models` are the keys of those that it measures."""
-    return {"settings": _settings(stage), "models": dict(models)}
+    return {"settings": _settings(stage), "models": dict(models), "read": [what_is_read(suite) for suite in task.suites]}
 
 
-def digest(key: Mapping[str, Any]) -> str:
-    """Stands for a key."""
-    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+def what_is_read(suite: Suite) -> dict[str, Any]:
+    """The content of the rows, and of other files, that a suite's result depends on."""
+    rows = {key: _fingerprints(portions) for key, portions in portions_in(suite).items()}
+    files: dict[str, Any] = dict(suite.fingerprint()) if hasattr(suite, "fingerprint") else {}
+    return {**rows, **files}
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.devices import give_back_memory
+from zephyr_kit.devices import give_back_memory, memory_in_use
 from zephyr_kit.engine import Meter, NumbersError, Totals, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed, StepWork
@@ -69,7 +70,8 @@ class Loop:
     def _run(self) -> None:
         first, train, owed = self.trainer.num_steps_taken, self.train, False
         skipped = self.world.word(self.log.num_skipped())
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped)
+        memory = partial(memory_in_use, self.feed.device)
+        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped, memory=memory)
         asked: Exit | None = None
         with self.checkpoints.saving() as save:
             if self.world.word(self._looks_at(first) and not self.log.has_look(first)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -13,7 +13,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def figure(value: Any) -> str:
@@ -21,9 +21,3 @@ def figure(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def laws_told(breaks: Mapping[str, str]) -> list[str]:
-    """A paragraph on the laws that an objective says it breaks; nothing where it breaks none."""
-    told = [f"- `{law}`: {reason}" for law, reason in breaks.items()]
-    return ["The objective says that it breaks laws that results rest on (docs/laws.md):", "", *told, ""] if told else []

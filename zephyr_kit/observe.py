@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,8 @@ class Report:
     """How many steps in a row, up to this one, have changed no weight, for their loss or gradient was not finite."""
     rows: tuple[str, ...] = ()
     """Where the rows of a skipped step stand."""
+    memory: int = 0
+    """Bytes that this process holds of its device, of the host where that is a CPU; 0 where nobody has looked."""
 
     def facts(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -55,6 +57,7 @@ class Report:
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
             "tokens_per_second": round(self.tokens_per_second, 1),
+            **({"memory": self.memory} if self.memory else {}),
             **({"skipped": self.num_skipped, "rows": self.rows} if self.num_skipped else {}),
         }
 
@@ -73,3 +76,14 @@ class Narrator(Protocol):
     def track(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """A piece of work that takes a while."""
         ...
+
+
+class Silent:
+    """A narrator who keeps to himself what is done in passing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def track(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """Nothing either."""
+        return nullcontext(lambda _: None)

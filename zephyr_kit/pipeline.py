@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -20,21 +19,24 @@ from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
+from zephyr_kit.evaluating import evaluate, folder_names, read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
 from zephyr_kit.inputs import Change, changes, refuse
-from zephyr_kit.keys import digest, evaluation_key, gathering_key, training_key
+from zephyr_kit.journal import Journal
+from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, differences, surroundings, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder, as_json, digest, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
-from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
+from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.stopping import Stop
+from zephyr_kit.subjects import Subject, lineage
 from zephyr_kit.training import Training
 from zephyr_kit.world import World
 
@@ -78,10 +80,12 @@ class Pipeline:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             outdated = self._refuse_changes(answers)
+            self._take_over(answers)
             forecasts = self._check_data(answers)
             tasks = {stage.name: stage.task for stage in self._stages if isinstance(stage.task, TrainStage)}
             refuse_full_disk([(tasks[name], forecast) for name, forecast in forecasts.items()], self.folder)
             self._set_aside(outdated)
+            self._take_over(answers)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
@@ -90,7 +94,7 @@ class Pipeline:
                 if isinstance(stage.task, TrainStage):
                     trained.append(self._train(stage, stage.task, trained, forecasts))
                 elif isinstance(stage.task, EvaluateStage):
-                    evaluations += self._evaluate(stage, stage.task, trained)
+                    evaluations += self._evaluate(stage, stage.task, trained, answers)
                 else:
                     self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
             self.world.word()
@@ -139,7 +143,7 @@ class Pipeline:
                 models[stage.name] = digest((folder.key() if standing else None) or key)
                 before = Trained(stage, folder.model, models[stage.name])
             elif isinstance(task, EvaluateStage):
-                key = evaluation_key(stage, models)
+                key = evaluation_key(stage, task, models)
             else:
                 key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
             yield stage, key
@@ -156,9 +160,20 @@ class Pipeline:
         for name, change in outdated.changes:
             self.narrator.say(f"stage {name} runs again: {change.name}: was {change.was}, is {change.now}; it is kept under superseded/")
         if outdated.changes:
-            self._note(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
+            self._journal.add(*({"stage": name, "accepted": each.name, "was": each.was, "is": each.now} for name, each in outdated.changes))
         for name in reversed(outdated.stages):
             self.folder.set_aside(name)
+
+    def _take_over(self, answers: Answers) -> None:
+        """Stages that another run has finished are taken from it, up to the first that has to be made."""
+        for stage, key in self._keys(answers) if self.folder.pool else ():
+            place = self.folder.take_over(stage.name, key)
+            if place is not None:
+                self.narrator.say(f"stage {stage.name}: the very same was made in {place}, and is taken from there")
+                made = (note for note in Journal(place.parent / "run.json").notes() if note["stage"] == stage.name)
+                self._journal.add(*({**note, "taken_from": str(place)} for note in made))
+            elif not self.folder.stage(stage.name).is_done(key):
+                break
 
     def _outdated(self, answers: Answers) -> Iterator[Stage]:
         """Stages that stand in the folder as they would not be made now."""
@@ -222,19 +237,20 @@ class Pipeline:
         """Add to `run.json` with what, and where, a stage is worked on; tell what of it is not as it was when the stage was begun."""
         self.narrator.say(f"stage {stage.name}")
         note = {"stage": stage.name, "preset": self.preset.file, "device": str(self.device), **facts, **surroundings()}
-        before = [each for each in self._notes() if each["stage"] == stage.name and "command" in each]
-        if before and self.folder.stage(stage.name).is_begun:
-            for line in differences({**before[-1], "command": None}, {**as_json(note), "command": None}):
+        if self.folder.stage(stage.name).is_begun:
+            for line in self._journal.changed_since(note):
                 self.narrator.say(f"not as at its last start, and allowed: {line}")
-        self._note(note)
+        self._journal.begin({**note, "key": digest(self.folder.stage(stage.name).key() or {})})
 
-    def _notes(self) -> list[dict[str, Any]]:
-        notes = self.folder.path / "run.json"
-        found: list[dict[str, Any]] = json.loads(notes.read_text("utf-8")) if notes.exists() else []
-        return found
+    @contextmanager
+    def _at_work(self, stage: Stage, **facts: Any) -> Iterator[None]:
+        self._note_work(stage, **facts)
+        with self._journal.closing_last(self.device):
+            yield
 
-    def _note(self, *facts: Mapping[str, Any]) -> None:
-        write_json(self.folder.path / "run.json", [*self._notes(), *facts])
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.folder.path / "run.json")
 
     def _train(self, stage: Stage, task: TrainStage, trained: Sequence[Trained], forecasts: Mapping[str, Forecast | None]) -> Trained:
         before = trained[-1] if trained else None
@@ -244,12 +260,12 @@ class Pipeline:
         if folder.done() is None:
             forecast = forecasts[stage.name] if stage.name in forecasts else self._foresee_late(stage, task, start, forecasts)
             task = with_capacity(task, forecast)
-            self._note_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size)
-            if stage.remark:
-                self.narrator.say(f"stage {stage.name}: {stage.remark}")
-            settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
-            self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
-            self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
+            with self._at_work(stage, tokens_per_batch=task.train.capacity, ranks=self.world.size, **_arithmetic(forecast)):
+                if stage.remark:
+                    self.narrator.say(f"stage {stage.name}: {stage.remark}")
+                settings = {"tokens_per_batch": task.train.capacity, "sharding": task.train.sharding}
+                self.world.word({"stage": stage.name, "start": start.folder and str(start.folder), "train": settings})
+                self._training(stage, task, folder, start, tuple(one.stage.name for one in trained)).run()
         return Trained(stage, folder.model, digest(key))
 
     def _training(self, stage: Stage, task: TrainStage, folder: StageFolder, start: Start, before: tuple[str, ...] = ()) -> Training:
@@ -282,11 +298,11 @@ class Pipeline:
         folder = self._open(stage, gathering_key(task, bench, seed=self.preset.seed, plugins=self.plugins))
         if folder.done() is not None:
             return
-        self._note_work(stage)
-        if isinstance(task, FeedbackStage):
-            Feedback(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
-        else:
-            Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+        with self._at_work(stage):
+            if isinstance(task, FeedbackStage):
+                Feedback(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
+            else:
+                Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
 
     def _bench(self, stage: Stage, answers: Answers, before: Trained | None) -> Bench:
         """With the model of the stage before; where none trains before, with that of [model] itself."""
@@ -296,18 +312,22 @@ class Pipeline:
         start = Start(before.folder if before else None, seed=self.preset.seed)
         return Bench(self.device, answers, self._opener(before.stage if before else stage, start), own_key)
 
-    def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained]) -> list[Evaluation]:
-        folder = self._open(stage, evaluation_key(stage, {one.stage.name: one.key for one in trained}))
+    def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained], answers: Answers) -> list[Evaluation]:
+        folder = self._open(stage, evaluation_key(stage, task, {one.stage.name: one.key for one in trained}))
         done = folder.done()
         if done is None:
-            self._note_work(stage)
-            tokenizer = trained[-1].stage.model.tokenizer(Start(trained[-1].folder))
-            models = {one.stage.name: self._opener(one.stage, Start(one.folder)) for one in trained}
-            with self.narrator.track("measuring"):
-                measured = [suite.evaluate(models, tokenizer, folder.path) for suite in task.suites]
-            done = {"evaluations": [plain(evaluation) for evaluation in measured]}
-            folder.finish(done)
-        return [Evaluation(**evaluation) for evaluation in done["evaluations"]]
+            base = Subject(trained[0].stage.model, Start(seed=self.preset.seed), self.device, answers, self.narrator)
+            models = lineage(base, [(one.stage.name, one.stage.model, one.folder) for one in trained])
+            measured = {BASE: base, **models} if task.base else models
+            names = folder_names([stage.settings[f"suites[{number}].use"] for number in range(len(task.suites))])
+            found = []
+            with self._at_work(stage):
+                for name, suite in zip(names, task.suites, strict=True):
+                    self.narrator.say(f"measuring: {name}")
+                    found += evaluate(suite, measured, folder.path / name)
+                done = {"evaluations": [plain(evaluation) for evaluation in found]}
+                folder.finish(done)
+        return [read_evaluation(evaluation) for evaluation in done["evaluations"]]
 
     def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
         @contextmanager
@@ -332,3 +352,11 @@ class Pipeline:
             more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
             self.narrator.say(f"stage {stage.name} runs again: {'; '.join(reasons[:3])}{more}; what it was is kept under superseded/")
         return folder
+
+
+def _arithmetic(forecast: Forecast | None) -> dict[str, float]:
+    """Operations a token, as the plan's rehearsal of the largest batch has counted them."""
+    if forecast is None:
+        return {}
+    here = forecast.rehearsal
+    return {"flops_per_token": here.flops / here.num_tokens, "reference_flops_per_token": here.reference_flops / here.num_tokens}

@@ -34,6 +34,7 @@ OFFERS: Mapping[type, tuple[str, str]] = {
     protocols.Judge: ("judge", "zkit_judges"),
     protocols.Suite: ("suite", "zkit_suites"),
     protocols.Launcher: ("launcher", "zkit_launchers"),
+    protocols.Tracker: ("tracker", "zkit_trackers"),
 }
 """For each protocol: what its offers are called, and the hook that offers them."""
 BLOCK = "ZKIT_BLOCK_PLUGINS"

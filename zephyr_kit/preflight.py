@@ -115,6 +115,8 @@ def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
 
 def _checks(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: torch.device) -> Iterator[Check]:
     before: Path | None = None
+    for number, tracker in enumerate(preset.track):
+        yield partial(_located, f"track[{number}]", tracker.problems)
     for stage in stages:
         if not isinstance(stage.task, EvaluateStage):
             start = Start(before, stage.changed, preset.seed)

@@ -13,14 +13,14 @@ from annotated_types import Ge, Interval
 
 from zephyr_kit.changes import apply_changes
 from zephyr_kit.config import Builder, Offers, PresetError, Setting, did_you_mean, suggest
-from zephyr_kit.gathered import StageRows, within
+from zephyr_kit.gathered import StageRows, portions_in, within
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Backend
-from zephyr_kit.stages import DOES, KINDS, DistillStage, EvaluateStage, FeedbackStage, GatherStage, Task, TrainStage
+from zephyr_kit.protocols import Backend, Tracker
+from zephyr_kit.stages import BASE, DOES, KINDS, DistillStage, EvaluateStage, FeedbackStage, GatherStage, Task, TrainStage
 
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 STAGE_NAME = r"[a-z][a-z0-9_-]*"
-RESERVED = ("smoke", "superseded")
+RESERVED = ("evaluations", "smoke", "superseded")
 """Folders of a run that are not stages."""
 
 
@@ -61,6 +61,7 @@ class Preset:
     table: Mapping[str, Any]
     """The tables as they were read, with the changes of the command line."""
     description: str = ""
+    track: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Header:
     seed: Seed = 42
     description: str = ""
     needs: Needs = field(default_factory=Needs)
+    track: tuple[Tracker, ...] = ()
+    """Where figures of training are shown, besides the terminal; changes no result."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -104,7 +107,8 @@ def resolve(table: Mapping[str, Any], offers: Offers, *, file: str, changes: Seq
     builder.refuse_unknown(table, [*(f.name for f in fields(Header)), "model", "stages"], "")
     header: Header = builder.build(Header, {key: value for key, value in table.items() if key not in ("model", "stages")}, "")
     stages = _stages(builder, table)
-    return Preset(header.name, file, header.seed, header.needs, stages, tuple(builder.settings), table, header.description)
+    settings = tuple(builder.settings)
+    return Preset(header.name, file, header.seed, header.needs, stages, settings, table, header.description, header.track)
 
 
 def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
@@ -119,6 +123,8 @@ def _stages(builder: Builder, table: Mapping[str, Any]) -> tuple[Stage, ...]:
         before = built[:number]
         if isinstance(stage.task, EvaluateStage) and not any(isinstance(one.task, TrainStage) for one in before):
             raise builder.error(f"stages.{stage.name}", "measures models, but no stage before it trains one")
+        if isinstance(stage.task, EvaluateStage) and stage.task.base and any(one.name == BASE for one in before):
+            raise builder.error(f"stages.{stage.name}", f"`{BASE}` = true: a stage before it has that name too")
         for key, rows in _rows_of_stages(stage.task):
             _check_rows(builder, f"stages.{stage.name}.{key}", rows, {one.name: one.task for one in before})
     return built
@@ -148,7 +154,10 @@ def portions_of(task: Task) -> dict[str, tuple[Portion, ...]]:
         return {"data": task.data, "held_out": task.held_out}
     if isinstance(task, FeedbackStage):
         return {"prompts": task.prompts}
-    return {"seeds": task.seeds} if isinstance(task, DistillStage) else {}
+    if isinstance(task, DistillStage):
+        return {"seeds": task.seeds}
+    suites = enumerate(task.suites)
+    return {f"suites[{number}].{key}": portions for number, suite in suites for key, portions in portions_in(suite).items()}
 
 
 def training_stages(preset: Preset, names: Sequence[str] = ()) -> list[Stage]:
@@ -220,8 +229,15 @@ def _kind(builder: Builder, table: Mapping[str, Any], where: str) -> type:
 
 def bound(stage: Stage, run: Path) -> Stage:
     """The stage, with the rows of other stages taken from the folder of a run."""
+    if isinstance(stage.task, EvaluateStage):
+        return replace(stage, task=replace(stage.task, suites=tuple(bound_suite(suite, run) for suite in stage.task.suites)))
     changes: dict[str, Any] = {key: within(portions, run) for key, portions in portions_of(stage.task).items()}
     return replace(stage, task=replace(stage.task, **changes))
+
+
+def bound_suite(suite: Any, run: Path) -> Any:
+    """The same for a suite."""
+    return replace(suite, **{key: within(portions, run) for key, portions in portions_in(suite).items()})
 
 
 def _inherited(model: Mapping[str, Any], override: Mapping[str, Any], where: str) -> dict[str, str]:

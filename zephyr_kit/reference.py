@@ -67,18 +67,20 @@ class Scoring:
     share_prompts: bool
     narrator: Narrator
     world: World = field(default_factory=World)
+    noun: str = "reference scores"
+    """What the user is told that they are."""
 
     def scores_of(self, corpus: Examples, name: str) -> ReferenceScores:
         """The scores of a corpus: those that are known from before, and those of the rest, which are kept."""
         trees = (corpus[i] for i in range(len(corpus)))
-        with self.narrator.track(f"looking for reference scores of {name}"):
+        with self.narrator.track(f"looking for {self.noun} of {name}"):
             keys = [tuple(completion_keys(tree)) for tree in trees]
             wanted = dict.fromkeys(key for each in keys for key in each if key)
             values = {key: _array(kept) for key, kept in self._known(wanted).items()}
         num_missing = len(wanted) - len(values)
-        self.narrator.say(f"reference scores of {name}: {len(values):,} completions known, {num_missing:,} to score")
+        self.narrator.say(f"{self.noun} of {name}: {len(values):,} completions known, {num_missing:,} to score")
         if num_missing:
-            with self.narrator.track(f"reference scores of {name}", num_missing) as advance:
+            with self.narrator.track(f"{self.noun} of {name}", num_missing) as advance:
                 self._score_missing(corpus, keys, values, advance)
         return ReferenceScores(values, keys)
 

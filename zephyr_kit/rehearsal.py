@@ -113,7 +113,8 @@ class _Rehearsing:
         self._take_up(trainer)
         self.footprint.begin()
         units = num_units(self.planned.objective, self.batch)
-        trainer.step(StepWork([Work(self.batch, scores)], units, len(self.batch.tokens_T), len(self.batch.target_M)))
+        work = [Work(self.batch, scores)]
+        trainer.step(StepWork(work, units, len(self.batch.tokens_T), len(self.batch.target_M), mismatched=work))
         return Rehearsal(
             self.shape,
             dict(self.footprint.peak),

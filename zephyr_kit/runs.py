@@ -2,9 +2,11 @@
 
     RUN/preset.toml            the preset, with the changes of the command line
     RUN/settings.json          every resolved value, and where it came from
-    RUN/run.json               versions and machine, each time a stage was worked on; changes that were accepted
+    RUN/run.json               each time a stage was worked on: versions, machine, time, how it ended; changes that were accepted
+    RUN/report.html            what is known of it on one page; report.md is the same as text
     RUN/STAGE/key.json         what the stage's result depends on
-    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl beside it)
+    RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
+    RUN/STAGE/broken_laws.json where its objective says that it breaks some
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format
@@ -16,6 +18,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -33,6 +36,7 @@ from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.redaction import redacted
 
+BROKEN_LAWS = "broken_laws.json"
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers", "unsloth")
 
 
@@ -134,6 +138,8 @@ class RunFolder:
     """The folder of a run."""
 
     path: Path
+    pool: Path | None = None
+    """A folder of other runs, whose finished stages may be taken over."""
 
     def stage(self, name: str) -> StageFolder:
         """The folder of one stage."""
@@ -153,6 +159,19 @@ class RunFolder:
         sync(self.path)
         write_json(stage.path / "key.json", key)
         return Opened(stage, reasons, taken_back)
+
+    def take_over(self, name: str, key: Mapping[str, Any]) -> Path | None:
+        """Where nothing stands yet: the stage as another run of the pool has finished it by this very key; where that was."""
+        stage, key = self.stage(name), as_json(key)
+        if self.pool is None or stage.is_begun:
+            return None
+        places = (found.parent for found in sorted(self.pool.glob(f"*/{name}/done.json")))
+        place = next((place for place in places if StageFolder(place).is_done(key)), None)
+        if place is not None:
+            shutil.rmtree(stage.path, ignore_errors=True)
+            _twin(StageFolder(place), self.path / f".{name}").rename(stage.path)
+            sync(self.path)
+        return place
 
     def set_aside(self, name: str) -> None:
         """Make room for a stage that is to be made anew."""
@@ -195,6 +214,24 @@ class RunFolder:
         return self.path / "superseded"
 
 
+def _twin(stage: StageFolder, staging: Path) -> Path:
+    """A finished stage in another folder. Its result takes no room twice, where the file system has links: it is never written into."""
+    shutil.rmtree(staging, ignore_errors=True)
+    result = [folder for folder in (stage.model, stage.data) if folder.is_dir()]
+    left = {stage.checkpoints.name, *(folder.name for folder in result)}
+    shutil.copytree(stage.path, staging, ignore=lambda folder, _: left if folder == str(stage.path) else ())
+    for folder in result:
+        shutil.copytree(folder, staging / folder.name, copy_function=_link)
+    return staging
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """Where two JSON values differ, a line each: `path: was …, is …`."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -216,6 +253,11 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def as_json(value: Any) -> Any:
     """A value as it comes back from a JSON file: tuples are lists."""
     return json.loads(json.dumps(value))
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """Stands for a key."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def surroundings() -> dict[str, Any]:

@@ -66,7 +66,8 @@ class _Writer:
         if isinstance(kind, type) and kind in self.offers:
             return {"$ref": self._define(kind)}
         if dataclasses.is_dataclass(kind):
-            return self.table(cast("type", kind))
+            table = cast("type", kind)
+            return {"$ref": self._keep(table)} if any(INLINE in f.metadata for f in dataclasses.fields(table)) else self.table(table)
         item = item_of_tuple(kind)
         if item is not None and (dataclasses.is_dataclass(item) or (isinstance(item, type) and item in self.offers)):
             return {"type": "array", "items": self.value(item)}
@@ -82,6 +83,13 @@ class _Writer:
             short = [use for use, cls in offered.items() if not self.table(cls)["required"]]
             self.definitions[name] = {"oneOf": [*tables, *([{"enum": short}] if short else [])]}
         return f"#/$defs/{name}"
+
+    def _keep(self, cls: type) -> str:
+        """A table with the keys of an offer stands once: an offer may hold tables of offers of its own kind."""
+        if cls.__name__ not in self.definitions:
+            self.definitions[cls.__name__] = {}
+            self.definitions[cls.__name__] = self.table(cls)
+        return f"#/$defs/{cls.__name__}"
 
     def _offer(self, use: str, cls: type) -> JSON:
         table = self.table(cls)

@@ -23,7 +23,7 @@ def miniature(preset: Preset, folder: Path) -> Preset:
     """The preset with a shrunken model, generated rows and a few steps; `folder` holds both."""
     stages = tuple(_stage(stage, folder) for stage in preset.stages)
     settings = [Setting(f"stages.{stage.name}.{key}", value, "--smoke") for stage in stages for key, value in stage.settings.items()]
-    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages, settings=tuple(settings))
+    return replace(preset, name=f"{preset.name}-smoke", needs=Needs(), stages=stages, settings=tuple(settings), track=())
 
 
 def _stage(stage: Stage, folder: Path) -> Stage:
@@ -39,13 +39,13 @@ def _stage(stage: Stage, folder: Path) -> Stage:
 
 def _task(task: Task, folder: Path) -> Task:
     if isinstance(task, EvaluateStage):
-        return EvaluateStage(tuple(suite.miniature(folder / f"suite-{number}") for number, suite in enumerate(task.suites)))
+        return replace(task, suites=tuple(suite.miniature(folder / f"suite-{number}") for number, suite in enumerate(task.suites)))
     if isinstance(task, GatherStage):
         return _gathering(task, folder)
     return replace(
         task,
-        data=_takes(task.data, folder / "data"),
-        held_out=_takes(task.held_out, folder / "held_out"),
+        data=small_portions(task.data, folder / "data"),
+        held_out=small_portions(task.held_out, folder / "held_out"),
         max_length=MAX_LENGTH,
         gate=Gate(),
         train=_train(task.train),
@@ -79,14 +79,15 @@ def _feedback(task: FeedbackStage, folder: Path) -> FeedbackStage:
 
 
 def _prompts(portions: tuple[Portion, ...], folder: Path) -> tuple[Portion, ...]:
-    return tuple(replace(portion, limit=PROMPTS) for portion in _takes(portions, folder / "prompts"))
+    return tuple(replace(portion, limit=PROMPTS) for portion in small_portions(portions, folder / "prompts"))
 
 
 def _writer(writer: Writer, folder: Path) -> Writer:
     return replace(writer, completer=writer.completer.miniature(folder), max_new_tokens=MAX_NEW_TOKENS)
 
 
-def _takes(takes: tuple[Portion, ...], folder: Path) -> tuple[Portion, ...]:
+def small_portions(takes: tuple[Portion, ...], folder: Path) -> tuple[Portion, ...]:
+    """The same rows in miniature, offline."""
     return tuple(_take(take, folder / str(number)) for number, take in enumerate(takes))
 
 

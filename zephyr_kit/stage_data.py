@@ -16,7 +16,7 @@ from zephyr_kit.inspection import Inspection
 from zephyr_kit.observe import Narrator
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Start, Tokenizer
+from zephyr_kit.protocols import Start, Tokenizer, needs_ratings
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.survey import look_over
 
@@ -69,7 +69,7 @@ def list_quarantined(corpus: Corpus, path: Path) -> None:
 
 def door_of(task: TrainStage) -> Door:
     """What an example of the stage must satisfy."""
-    return Door(task.objective.completions, task.max_length, task.too_long)
+    return Door(task.objective.completions, task.max_length, task.too_long, needs_ratings(task.objective))
 
 
 def _cache() -> Path:

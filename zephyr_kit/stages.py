@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from zephyr_kit.plan import Indices, Plan
 
 Positive = Annotated[int, Gt(0)]
+BASE = "base"
+"""What an evaluation calls the model of [model], as it is before any training."""
 Sharding = Literal["replicated", "sharded", "hybrid"]
 Share = Annotated[float, Interval(ge=0, le=1)]
 CPU_TOKENS_PER_BATCH = 2048
@@ -115,6 +117,8 @@ class EvaluateStage:
     """A stage that measures the models of the stages before it."""
 
     suites: tuple[Suite, ...]
+    base: bool = False
+    """Measure the model of [model] too, as it is before any training, under the name `base`."""
 
     def __post_init__(self) -> None:
         if not self.suites:
@@ -212,7 +216,7 @@ def _just_one(table: object, first: str, second: str) -> None:
 
 def _check_rule(binarise: Binarise | None, objective: Objective) -> None:
     """A rule that gives another number of completions than the objective takes would make every row a bad one."""
-    given = None if binarise is None or binarise.rule == "ranked" else 1 if binarise.rule == "best" else 2
+    given = None if binarise is None else binarise.num_completions
     if binarise is not None and given is not None and given != objective.completions:
         rule = f'`binarise` with rule = "{binarise.rule}"'
         raise ValueError(f"{rule} gives {given} completion(s), but the objective takes {objective.completions}")

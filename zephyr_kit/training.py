@@ -15,29 +15,36 @@ import torch
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.card import write_card
 from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus, refuse_bad_rows
 from zephyr_kit.devices import give_back_memory
-from zephyr_kit.disk import put
+from zephyr_kit.disk import let_others_read, put
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
+from zephyr_kit.lengths import measured
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
+from zephyr_kit.mismatched import Mismatched
 from zephyr_kit.observe import Narrator, Run
 from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Policy, Start, Tokenizer, broken_laws, updates_bfloat16
+from zephyr_kit.protocols import Policy, Start, Tokenizer, broken_laws, survey_of, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
-from zephyr_kit.runs import StageFolder
+from zephyr_kit.runs import BROKEN_LAWS, StageFolder, write_json
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import list_quarantined, prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.stopping import Stop
+from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
+
+MISMATCHED = ", mismatched"
+"""Added to the name of a corpus."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +71,20 @@ class Training:
         with self.world.leader_first():
             corpus = self._corpus(self.task.data, tokenizer, "data")
             held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        if self.world.leads and (breaks := broken_laws(self.task.objective)):
+            write_json(self.folder.path / BROKEN_LAWS, breaks)
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
         with self.narrator.track("loading the model"):
             policy = self._policy()
-        references = self._references(policy, {"data": corpus, "held_out": held_out})
+        corpora = {"data": corpus, **({"held_out": held_out} if held_out is not None else {})}
+        references = self._references(policy, {**corpora, **self._mismatched(corpora)})
         trainer = self._trainer(policy, plan)
         checkpoints = self._checkpoints()
         self._resume(trainer, checkpoints)
-        feed = self._feed(corpus, references.get("data"))
-        held_out_feed = self._feed(held_out, references.get("held_out")) if held_out is not None else None
-        self._loop(trainer, plan, feed, held_out_feed, checkpoints).run()
+        feeds = self._feeds(corpora, references)
+        self._loop(trainer, plan, feeds["data"], feeds.get("held_out"), checkpoints).run()
         self._finish(policy, corpus, plan)
         best = checkpoints.best()
         if best is not None:
@@ -106,18 +115,28 @@ class Training:
         (self.folder.path / f"{name}.json").write_text(json.dumps(corpus.ledger, ensure_ascii=False, indent=1), "utf-8")
         where = f"stages.{self.stage.name}.{name}"
         refuse_bad_rows(corpus, allowed=self.task.bad_rows, name=where, quarantine=quarantine)
+        inspection = Inspection(corpus, tokenizer, portions)
+        if len(corpus):
+            write_json(self.folder.path / f"{name}.lengths.json", [plain(lengths) for lengths in measured(inspection.lengths)])
         if name == "data":
-            refuse(self.task.gate, Inspection(corpus, tokenizer, portions), name=where, listing=self.folder.path / "data.gate.jsonl")
+            refuse(self.task.gate, inspection, name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
 
-    def _references(self, policy: Policy, corpora: Mapping[str, Corpus | None]) -> dict[str, ReferenceScores]:
+    def _mismatched(self, corpora: Mapping[str, Examples]) -> dict[str, Examples]:
+        """Each corpus as the objective wants it surveyed, if it does."""
+        survey = survey_of(self.task.objective)
+        if survey is None or survey.surveys != "mismatched":
+            return {}
+        return {name + MISMATCHED: Mismatched(trees, self.task.max_length) for name, trees in corpora.items()}
+
+    def _references(self, policy: Policy, corpora: Mapping[str, Examples]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference or self.task.reference == "live":
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
             scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
-            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items() if corpus is not None}
+            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items()}
 
     def _score_store(self) -> ScoreStore:
         began = "" if self.start.folder is None else f", which starts from {self.start.folder.absolute()}"
@@ -162,9 +181,15 @@ class Training:
             self.narrator.say(f"going on after step {step}{again}")
         log.rewind(step)
 
-    def _feed(self, corpus: Corpus, reference: ReferenceScores | None) -> Feed:
-        train = self.task.train
-        return Feed(corpus, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference)
+    def _feeds(self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores]) -> dict[str, Feed]:
+        train, mismatched = self.task.train, self._mismatched(corpora)
+
+        def feed(name: str, trees: Examples, others: Feed | None = None) -> Feed:
+            reference = references.get(name)
+            return Feed(trees, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference, others)
+
+        surveyed = {name: feed(name, trees) for name, trees in mismatched.items()}
+        return {name: feed(name, trees, surveyed.get(name + MISMATCHED)) for name, trees in corpora.items()}
 
     def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
         about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)
@@ -197,7 +222,7 @@ class Training:
             last=last,
             breaks=broken_laws(self.task.objective),
         )
-        _let_others_read(staging)
+        let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)
         put(staging, self.folder.model)
         self.folder.finish({"steps": plan.num_steps, **last})
@@ -208,12 +233,5 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
-    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "skipped", "rows")
+    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "memory", "skipped", "rows")
     return {name: value for name, value in newest.items() if name not in beside}
-
-
-def _let_others_read(folder: Path) -> None:
-    """Give every file the mode of the card: safetensors writes files that only their owner can read."""
-    mode = (folder / "README.md").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)

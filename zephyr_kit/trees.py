@@ -22,17 +22,12 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> Tree: ...
 
     @property
-    def lengths(self) -> Indices:
-        """Tokens of each example, its prompt counted once."""
+    def origins(self) -> Sequence[str]:
+        """Where each example stood."""
         ...
 
     def row_lengths(self, *, share_prompts: bool) -> Indices:
         """Tokens that each example takes in a row."""
-        ...
-
-    @property
-    def origins(self) -> Sequence[str]:
-        """Where each example stood."""
         ...
 
 

@@ -53,7 +53,8 @@ class Trial:
     def record(self, way: Way, world: World | None = None) -> Record:
         """What the steps lead to in this way, as one of the ranks of a world."""
         policy, _ = self.policy()
-        return take(policy, self.task.objective, self.examples, self.steps, way, device=self.device, world=world)
+        task, device = self.task, self.device
+        return take(policy, task.objective, self.examples, self.steps, way, device=device, max_length=task.max_length, world=world)
 
     def records(self, ways: Sequence[Way], ranks: int) -> list[Record | str]:
         """What they lead to in each way on so many ranks; or why not, in words."""
@@ -122,7 +123,8 @@ def _before(preset: Preset, stage: Stage, run: RunFolder) -> Path | None:
 
 def _copy(tree: Tree) -> Tree:
     """In memory of its own: a mapped file does not travel to another process."""
-    return Tree(tree.prompt.copy(), tuple(ids.copy() for ids in tree.completions), tuple(flags.copy() for flags in tree.trained))
+    completions, trained = tuple(ids.copy() for ids in tree.completions), tuple(flags.copy() for flags in tree.trained)
+    return Tree(tree.prompt.copy(), completions, trained, tree.ratings)
 
 
 def _on_rank(world: World, trial: Trial, ways: Sequence[Way]) -> list[dict[str, Any] | str]:

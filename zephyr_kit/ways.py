@@ -10,8 +10,9 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
-from zephyr_kit.observe import Advance
+from zephyr_kit.mismatched import Mismatched
+from zephyr_kit.observe import Silent
 from zephyr_kit.plan import pack
-from zephyr_kit.protocols import Objective, Policy
+from zephyr_kit.protocols import Objective, Policy, survey_of
 from zephyr_kit.reference import ReferenceScores, Scoring
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.shares import whole
-from zephyr_kit.trees import Examples
+from zephyr_kit.trees import Examples, Indices
 from zephyr_kit.world import World
 
 RATE = 0.1
@@ -56,7 +58,7 @@ class Record:
     gradients: list[Tensor] = field(default_factory=list)
     """Of each step, all in one, as the optimizer gets them."""
     batches: list[int] = field(default_factory=list)
-    """How many micro-batches each step had, over all ranks."""
+    """How many micro-batches of each step were this rank's."""
 
     def apart(self, other: Record) -> tuple[float, float]:
         """The largest difference of a loss, and of a gradient, as shares of the largest that there are."""
@@ -89,30 +91,43 @@ def take(
     way: Way,
     *,
     device: torch.device,
+    max_length: int,
     world: World | None = None,
     optimizer: Build = Descent,
     learning_rate: Callable[[int], float] = lambda _: RATE,
     clip: float = 0.0,
 ) -> Record:
-    """Take these steps, each over the examples of these indices."""
+    """Take these steps, each over the examples of these indices, of which none is longer than `max_length` with one of its completions."""
     world = world or World()
     if objective.needs_reference and not way.cached:
         policy.keep_reference()
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))
-    reference = _scores(policy, examples, way, device, world) if objective.needs_reference and way.cached else None
     trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, clip=clip, world=world)
-    feed = Feed(examples, objective, 1, way.share_prompts, device, world, reference)
+    feed = _feed(policy, objective, examples, way, max_length, device, world)
     record = Record()
     trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
     for members in steps:
-        packs = cut(members, feed.lengths, way, num_ranks=world.size)
-        record.losses.append(trainer.step(feed.work(packs)).means["loss"].item())
-        record.batches.append(len(packs))
+        work = feed.work(members, partial(_cut, way=way, num_ranks=world.size))
+        record.losses.append(trainer.step(work).means["loss"].item())
+        record.batches.append(len(work.works))
     return record
 
 
-def cut(members: Sequence[int], lengths: Any, way: Way, *, num_ranks: int = 1) -> list[list[int]]:
+def _feed(
+    policy: Policy, objective: Objective, examples: Examples, way: Way, max_length: int, device: torch.device, world: World
+) -> Feed:
+    """As a stage makes it: with reference scores, and with mismatched examples, where the objective asks for them."""
+
+    def feed(corpus: Examples, others: Feed | None = None) -> Feed:
+        reference = _scores(policy, corpus, way, device, world) if objective.needs_reference and way.cached else None
+        return Feed(corpus, objective, 1, way.share_prompts, device, world, reference, others)
+
+    survey = survey_of(objective)
+    return feed(examples, feed(Mismatched(examples, max_length)) if survey is not None and survey.surveys == "mismatched" else None)
+
+
+def _cut(members: Sequence[int], lengths: Indices, way: Way, num_ranks: int) -> list[list[int]]:
     """The batches of a step."""
     packs = pack(members, lengths, max(1, int(way.room * sum(int(lengths[i]) for i in members))), multiple=num_ranks)
     return [members[::-1] for members in packs[::-1]] if way.reverse else packs
@@ -121,7 +136,7 @@ def cut(members: Sequence[int], lengths: Any, way: Way, *, num_ranks: int = 1) -
 def _scores(policy: Policy, examples: Examples, way: Way, device: torch.device, world: World) -> ReferenceScores:
     with tempfile.TemporaryDirectory() as folder, closing(ScoreStore(Path(folder), {}, "")) as store:
         capacity = int(examples.row_lengths(share_prompts=way.share_prompts).max()) * 2
-        return Scoring(policy, store, device, capacity, way.share_prompts, _Silent(), world).scores_of(examples, "data")
+        return Scoring(policy, store, device, capacity, way.share_prompts, Silent(), world).scores_of(examples, "data")
 
 
 def _gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -134,14 +149,3 @@ def _apart(one: Tensor, other: Tensor) -> float:
     most = max(float(one.abs().max()), float(other.abs().max()))
     largest = float((one - other).abs().max())
     return float("inf") if math.isnan(largest) else largest / most if most else 0.0
-
-
-class _Silent:
-    """Says nothing of scores that are made in passing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def track(self, label: str, total: int | None = None) -> Any:
-        advance: Advance = lambda _: None  # noqa: E731
-        return nullcontext(advance)

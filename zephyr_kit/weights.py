@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from zephyr_kit import ZkitError
 from zephyr_kit.artifacts import check_folder, folder_problems
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.patience import within
 
 SECONDS = 2.0
 CONFIG = "config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """All of a repository but weights; its code is there to be looked at, and is not run."""
 
@@ -60,6 +64,32 @@ def _snapshot(name: str, revision: str | None, *, fetch: bool) -> Path | None:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=here))
     except Exception:  # whichever HTTP client is below has errors of its own
         return None
+
+
+def weight_files(weights: str, revision: str | None) -> dict[str, Path]:
+    """The safetensors file that each tensor of a model stands in; those of a repository are fetched if need be. Raises ZkitError."""
+    folder = Path(weights).expanduser() if looks_like_folder(weights) else _whole_snapshot(weights, revision)
+    index = folder / INDEX_FILE
+    if index.exists():
+        placed: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        check_folder(folder)
+        return {tensor: folder / name for tensor, name in placed.items()}
+    file = folder / WEIGHTS_FILE
+    if not file.exists():
+        raise ZkitError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    check_folder(folder)
+    with safe_open(file, "pt") as opened:
+        return dict.fromkeys(opened.keys(), file)
+
+
+def _whole_snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [*SMALL_FILES, "model*.safetensors"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=_is_offline()))
+    except Exception as error:  # whichever HTTP client is below has errors of its own
+        raise ZkitError(f"{name}: its weights are neither on this machine nor to be had ({type(error).__name__})") from error
 
 
 def weights_fingerprint(weights: str, revision: str | None) -> Any:

@@ -9,19 +9,24 @@ from pathlib import Path
 from benchmarks.gpu.cells import KINDS
 from benchmarks.gpu.plot import plot
 from benchmarks.gpu.results import Results, write
-from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT
+from benchmarks.gpu.runs import OURS, OURS_BY_UNSLOTH, TRL, TRL_PAIRS, TRL_SHORT, UNSLOTH
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.table import write_table
 from benchmarks.measure import RESULTS
 from benchmarks.models import SHAPES
 
-SIDES: Mapping[str, tuple[str, ...]] = {"ours": (OURS,), "trl": (TRL, TRL_PAIRS, TRL_SHORT)}
+SIDES: Mapping[str, tuple[str, ...]] = {
+    "ours": (OURS,),
+    "trl": (TRL, TRL_PAIRS, TRL_SHORT),
+    "unsloth": (UNSLOTH, OURS_BY_UNSLOTH),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is measured, and in how much time."""
     parser.add_argument("--cell", nargs="+", choices=KINDS, default=list(KINDS), help="in this order, the most telling first; default: all")
-    parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES))
+    installed = "unsloth must be installed, and wants `--start spawn` (default: ours trl)"
+    parser.add_argument("--side", nargs="+", choices=SIDES, default=["ours", "trl"], help=installed)
     parser.add_argument("--model", choices=SHAPES, default="7b")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.cells import KINDS
 from benchmarks.gpu.runs import OURS
 
 MAX_DIFFERENCE = 1e-2
@@ -33,7 +34,6 @@ class Results:
         if facts["outcome"] == NO_TIME and before == MEASURED:
             return
         self.cells[name]["sides"][side] = dict(facts)
-        self.cells[name].update(compared(self.cells[name]["sides"]))
         self._write()
 
     def foretold(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -42,7 +42,8 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        for cell in self.cells.values():
+        for name, cell in self.cells.items():
+            cell["beside"] = compared(cell["sides"], self.cells.get(_borrowed(name), cell)["sides"])
             plan, own = cell.get("plan", {}), cell["sides"].get(OURS, {})
             same = plan.get("checkpointing") == own.get("checkpointing")  # else it did not fit as planned
             cell["foretold / measured"] = _ratio(plan.get("foretold GiB"), own.get("peak GiB")) if same else None
@@ -57,11 +58,15 @@ def write(path: Path, facts: Mapping[str, Any]) -> None:
     staging.replace(path)
 
 
-def compared(sides: Mapping[str, Entry]) -> dict[str, Any]:
+def _borrowed(name: str) -> str | None:
+    """The cell whose other sides this one is compared with, if not its own."""
+    return KINDS[name].beside if name in KINDS else None
+
+
+def compared(own_sides: Mapping[str, Entry], sides: Mapping[str, Entry]) -> dict[str, Any]:
     """What ours is to each of the others."""
-    own = sides.get(OURS, {})
-    others = {side: facts for side, facts in sides.items() if side != OURS and _is_measured(own, facts)}
-    return {"beside": {side: _beside(own, facts) for side, facts in others.items()}}
+    own = own_sides.get(OURS, {})
+    return {side: _beside(own, facts) for side, facts in sides.items() if side != OURS and _is_measured(own, facts)}
 
 
 def _is_measured(*sides: Entry) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import ours
 from benchmarks.gpu import theirs
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import KINDS, Cell
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.operations import Load, operations, padded, prompts_once, real
 from benchmarks.gpu.prepared import open_work
@@ -22,10 +22,22 @@ if TYPE_CHECKING:
 OURS, TRL, TRL_PAIRS, TRL_SHORT = "zephyr-kit", "trl", "trl, pair by pair", "trl, bfloat16 weights"
 """trl pads the pairs of a batch to the longest: one at a time there is less padding, and less to do at once. In full it trains
 float32 weights by default, under autocast, as we update float32 masters; shorter ones forget small updates."""
+UNSLOTH, OURS_BY_UNSLOTH = "unsloth", "zephyr-kit, unsloth"
+"""Its trainer, and its kernels under our engine; where it is installed, with the trl that it takes."""
+
+
+def sides_of(cell: Cell) -> Sequence[str]:
+    """Who can be measured on it: ours alone where it is compared with another cell's."""
+    if KINDS[cell.name].beside:
+        return (OURS,)
+    more = {TRL_PAIRS: cell.objective == "dpo", TRL_SHORT: cell.has_longer_weights}
+    return (OURS, TRL, UNSLOTH, OURS_BY_UNSLOTH, *(side for side, suits in more.items() if suits))
 
 
 def of_side(cell: Cell, side: str) -> Cell:
     """The cell as a side has it."""
+    if side == OURS_BY_UNSLOTH:
+        return replace(cell, backend="unsloth")
     return replace(cell, tokens_per_batch=2 * cell.max_length) if side == TRL_PAIRS else cell
 
 
@@ -34,7 +46,10 @@ def measure(cell: Cell, side: str) -> dict[str, Any]:
     clock = Clock(device=cell.device)
     rates = measured_rates(cell)
     work = open_work(cell)
-    trace = ours.train(cell, work, clock) if side == OURS else theirs.train(cell, work, clock, weights_dtype=_dtype(cell, side))
+    if side in (OURS, OURS_BY_UNSLOTH):
+        trace = ours.train(cell, work, clock)
+    else:
+        trace = theirs.train(cell, work, clock, weights_dtype=_dtype(cell, side), unsloth=side == UNSLOTH)
     return {"checkpointing": cell.checkpointing, **_facts(cell, trace, _loads(cell, work, side), rates), **clock.memory()}
 
 
@@ -48,7 +63,7 @@ def _loads(cell: Cell, work: Work, side: str) -> dict[str, list[Load]]:
     asked = [real(trees) for trees in steps]
     if side == OURS:
         return {"real": asked, "computed": [prompts_once(trees) for trees in steps]}
-    if cell.objective == "sft":
+    if cell.objective == "sft" or side == OURS_BY_UNSLOTH:
         return {"real": asked, "computed": asked}
     batches = [padded([work.corpus[index] for index in batch]) for batch in theirs.batches_of(cell, work)]
     each = len(batches) // work.num_steps

@@ -17,15 +17,21 @@ from benchmarks.gpu.forked import Failed, LacksMemory, apart, context_of
 from benchmarks.gpu.prepared import folder_of, prepare
 from benchmarks.gpu.recompiled import count
 from benchmarks.gpu.results import MEASURED, NO_TIME, Results
-from benchmarks.gpu.runs import OURS, TRL, TRL_PAIRS, TRL_SHORT, measure, of_side
+from benchmarks.gpu.runs import TRL_PAIRS, TRL_SHORT, measure, of_side, sides_of
 from benchmarks.gpu.traced import trace
 from benchmarks.measure import surroundings
 from benchmarks.models import make
 from zephyr_kit.cache import cache_folder
+from zephyr_kit.cli.allocator import GROWING
 
-PACKAGES = ("accelerate", "bitsandbytes", "datasets", "liger_kernel", "peft", "torch", "transformers", "triton", "trl")
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+PACKAGES = ("accelerate", "bitsandbytes", "datasets", "liger_kernel", "peft", "torch", "transformers", "triton", "trl", "unsloth")
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTORCH_ALLOC_CONF": GROWING,  # as `zkit run` has it; for both sides
+}
 COMPILED = "flex"
+LAST = (TRL_PAIRS, TRL_SHORT)
+"""Sides that are beside the point, and slow."""
 SECONDS_OF_A_RUN = 25.0
 """With less time left, none is begun."""
 SECONDS_TO_PREPARE = 600.0
@@ -100,8 +106,9 @@ class Session:
     def _runs(self, sides: Sequence[str]) -> Iterator[tuple[Cell, str]]:
         """Both sides of a cell one after the other; what is beside the point comes last."""
         for cell in self.cells:
-            yield from ((cell, side) for side in sides if side in (OURS, TRL) or (side, cell.objective) == (TRL_PAIRS, "dpo"))
-        yield from ((cell, TRL_SHORT) for cell in self.cells if TRL_SHORT in sides and cell.has_longer_weights)
+            yield from ((cell, side) for side in sides if side not in LAST and side in sides_of(cell))
+        for side in (side for side in sides if side in LAST):
+            yield from ((cell, side) for cell in self.cells if side in sides_of(cell))
 
     def _measured(self, cell: Cell, side: str) -> dict[str, Any]:
         """The facts of a run, or why there are none; with less kept of the activations where memory does not suffice."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.results import MEASURED
+from benchmarks.gpu.runs import OURS
 
 COLUMNS = (
     *("cell", "side", "settings", "real tokens/s", "utilisation", "of real tokens", "peak GiB", "reserved"),
@@ -28,7 +29,6 @@ def _rows(name: str, cell: Mapping[str, Any]) -> Iterator[list[str]]:
             yield [name, side, facts.get("settings", ""), facts["outcome"], *[""] * (len(COLUMNS) - 4)]
             continue
         beside = cell["beside"].get(side, {})
-        agree = beside.get("losses agree", True)
         yield [
             name,
             side,
@@ -36,11 +36,18 @@ def _rows(name: str, cell: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{facts['real tokens a second']:,.0f}",
             *(_share(facts[f"utilisation, {kind} tokens"]) for kind in ("computed", "real")),
             *(_number(facts[key], "{:.1f}") for key in ("peak GiB", "peak GiB reserved")),
-            _number(beside.get("times as fast"), "{:.2f}" if agree else "({:.2f})"),
-            _number(beside.get("share of its memory"), "{:.2f}"),
-            _number(beside.get("largest difference of a loss"), "{:.0e}" if agree else "**{:.0e}: no comparison**"),
-            _number(cell.get("foretold / measured") if not beside else None, "{:.2f}"),
+            *_compared(beside),
+            _number(cell.get("foretold / measured") if side == OURS else None, "{:.2f}"),
         ]
+    for side in (side for side in cell["beside"] if side not in cell["sides"]):
+        yield [name, f"{side}, as above", *[""] * (len(COLUMNS) - 6), *_compared(cell["beside"][side]), ""]
+
+
+def _compared(beside: Mapping[str, Any]) -> Iterator[str]:
+    agree = beside.get("losses agree", True)
+    yield _number(beside.get("times as fast"), "{:.2f}" if agree else "({:.2f})")
+    yield _number(beside.get("share of its memory"), "{:.2f}")
+    yield _number(beside.get("largest difference of a loss"), "{:.0e}" if agree else "**{:.0e}: no comparison**")
 
 
 def _number(value: float | None, form: str) -> str:

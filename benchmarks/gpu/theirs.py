@@ -1,15 +1,19 @@
-"""trl's side on a GPU: its trainers on the same token ids in the same order, set to be fast."""
+"""trl's side on a GPU: its trainers on the same token ids in the same order, set to be fast; and as unsloth replaces them."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 from uuid import uuid4
 
+from benchmarks.cases import RANK
 from benchmarks.gpu.cells import BETA, Cell
 from benchmarks.models import draw_adapters
 from benchmarks.theirs import adapters, packed, steps_seen
@@ -22,19 +26,33 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "pag
 """trl's names of ours."""
 
 
-def train(cell: Cell, work: Work, watch: Watch, *, weights_dtype: str) -> Trace:
+def train(cell: Cell, work: Work, watch: Watch, *, weights_dtype: str, unsloth: bool = False) -> Trace:
     """Train, and note when each step ends."""
+    if unsloth:
+        import_module("unsloth")  # before the libraries of which it replaces parts
     from benchmarks.gpu import flash
     from tests.oracles.trl_runs import quiet
 
     flash.register()
-    # trl names reference scores by a hash over all weights on the host, which takes as long as the rest of a run.
-    hashed = mock.patch("trl.trainer.dpo_trainer.hash_module", return_value=uuid4().hex)
-    with hashed, quiet(num_threads=None), tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(cell, work, folder, watch, weights_dtype)
+    with quiet(num_threads=None), _named_at_random(), tempfile.TemporaryDirectory() as folder:
+        model = _unsloths_model(cell) if unsloth else {"model": _model(cell, weights_dtype), "peft_config": _adapters(cell)}
+        watch.loaded()
+        trainer = _trainer(cell, work, folder, watch, model)
         trainer.train()
         logs = trainer.step_logs
     return watch.trace([log["loss"] for log in logs], [log["grad_norm"] for log in logs])
+
+
+@contextmanager
+def _named_at_random() -> Iterator[None]:
+    """Reference scores are named by a hash that trl makes of all weights on the host, which takes as long as the rest of a run."""
+    from trl import DPOTrainer
+
+    assert DPOTrainer, "is imported when it is asked for"
+    with ExitStack() as patches:
+        for module in [each for each in sys.modules.values() if "hash_module" in vars(each)]:
+            patches.enter_context(mock.patch.object(module, "hash_module", return_value=uuid4().hex))
+        yield
 
 
 def micro_batches(cell: Cell) -> int:
@@ -52,27 +70,28 @@ def batches_of(cell: Cell, work: Work) -> Iterator[list[int]]:
             yield [example for row in step[first : first + size] for example in row]
 
 
-def _trainer(cell: Cell, work: Work, folder: str, watch: Watch, weights_dtype: str) -> Any:
+def _trainer(cell: Cell, work: Work, folder: str, watch: Watch, model: dict[str, Any]) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import DPOTrainer, SFTTrainer
 
     from tests.oracles.trl_runs import in_order
 
-    model = _model(cell, weights_dtype)
-    watch.loaded()
     rows, size = list(_rows(cell, work)), micro_batches(cell)
     batches = [list(range(first, first + size)) for first in range(0, len(rows), size)]
     trainer = in_order(SFTTrainer if cell.objective == "sft" else DPOTrainer, batches)(
-        model=model,
+        **model,
         args=_configuration(cell, folder),
         train_dataset=Dataset.from_list(rows),
-        peft_config=None if cell.method == "full" else adapters(),
         callbacks=[steps_seen(watch)],
     )
     trainer.remove_callback(PrinterCallback)
     draw_adapters(trainer.model.named_parameters())
     return trainer
+
+
+def _adapters(cell: Cell) -> Any:
+    return None if cell.method == "full" else adapters()
 
 
 def _rows(cell: Cell, work: Work) -> Iterator[dict[str, list[int]]]:
@@ -106,6 +125,29 @@ def _model(cell: Cell, weights_dtype: str) -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # as on our side: a CPU repacks 4-bit layers so that no gradient passes them
     return model
+
+
+def _unsloths_model(cell: Cell) -> dict[str, Any]:
+    """With its adapter and its tokenizer, by unsloth's loader."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    again, dtype = cell.checkpointing != "none", getattr(torch, cell.dtype)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(cell.weights),
+        max_seq_length=cell.max_length,
+        dtype=dtype,
+        load_in_4bit=cell.method == "qlora",
+        full_finetuning=cell.method == "full",
+        use_exact_model_name=True,
+        use_gradient_checkpointing=again,
+        device_map={"": cell.device},
+    )
+    if cell.method != "full":
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        kept = {"lora_dropout": 0, "bias": "none", "use_gradient_checkpointing": again}
+        model = FastLanguageModel.get_peft_model(model, r=RANK, lora_alpha=RANK, target_modules=names, **kept)
+    return {"model": model, "processing_class": tokenizer}
 
 
 def _configuration(cell: Cell, folder: str) -> Any:

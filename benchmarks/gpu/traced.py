@@ -23,20 +23,20 @@ LARGEST_FILE = 5_000_000
 
 
 def trace(cell: Cell, place: Path) -> dict[str, Any]:
-    """Two steps to warm up, one under the profiler, one in which torch tells of every wait; `place` is for the chrome trace."""
+    """A step to warm up, one under the profiler, one in which torch tells of every wait; `place` is for the chrome trace."""
     from torch.profiler import ProfilerActivity, profile
 
     work = open_work(cell)
     with tempfile.TemporaryDirectory() as folder:
         trainer, feed = open_stage(cell, work, Path(folder), Clock(device=cell.device))
-        steps = list(islice(feed.steps(work, first=0), 4))
-        for step in steps[:-2]:
-            trainer.step(step)
+        first, second, third = islice(feed.steps(work, first=0), 3)
+        trainer.step(first)
         _wait(cell)
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cell.device != "cpu" else [])]
-        with profile(activities=activities) as profiled:
-            trainer.step(steps[-2])
-        told = _waits_told(cell, trainer, steps[-1])
+        # Of a GPU its kernels and the calls to its driver: torch's own operators, too, would take minutes to write.
+        with profile(activities=[ProfilerActivity.CPU if cell.device == "cpu" else ProfilerActivity.CUDA]) as profiled:
+            trainer.step(second)
+            _wait(cell)
+        told = _waits_told(cell, trainer, third)
     kept = _chrome(profiled, place)
     events = profiled.key_averages()
     return {**_summary(events, on_gpu=cell.device != "cpu"), "waits that torch tells of": told, "chrome trace": kept}

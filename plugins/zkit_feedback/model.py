@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zephyr_kit import ZkitError
 from zephyr_kit.config import plain
-from zephyr_kit.protocols import Backend, Bench, Failure, Policy, Reply, Request, Start
+from zephyr_kit.protocols import Backend, Bench, Failure, Reply, Request, Start
+from zephyr_kit.replying import replies_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,19 +37,3 @@ class ModelCompleter:
 
     def miniature(self, folder: Path) -> ModelCompleter:
         return replace(self, model=self.model.miniature(folder))
-
-
-def replies_of(policy: Policy, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
-    """What the policy replies to each request; one that it cannot answer is asked by itself, and fails by itself."""
-    left = dict.fromkeys(range(len(requests)))
-    try:
-        for number, reply in policy.generate(requests):
-            del left[number]
-            yield number, reply
-    except ZkitError as error:
-        if len(requests) == 1:
-            yield 0, Failure(str(error))
-            return
-        for number in left:
-            for _, answer in replies_of(policy, [requests[number]]):
-                yield number, answer

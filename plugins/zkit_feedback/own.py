@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Bench, Failure, Policy, Reply, Request
-from zkit_feedback.model import replies_of
+from zephyr_kit.replying import replies_of
 
 if TYPE_CHECKING:
     import torch

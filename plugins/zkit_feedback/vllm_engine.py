@@ -84,8 +84,9 @@ def _sampling(request: Request) -> Any:
     import vllm
 
     wanted = request.sampling
+    few = {"top_k": wanted.top_k} if wanted.top_k else {}
     return vllm.SamplingParams(
-        temperature=wanted.temperature, top_p=wanted.top_p, max_tokens=wanted.max_new_tokens, seed=wanted.seed
+        temperature=wanted.temperature, top_p=wanted.top_p, max_tokens=wanted.max_new_tokens, seed=wanted.seed, **few
     )
 
 

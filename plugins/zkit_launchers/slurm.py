@@ -90,4 +90,6 @@ class Slurm:
 
     def _options(self, job: Job) -> dict[str, str | int | None]:
         devices = {"gpus-per-node": job.devices} if job.device == "cuda" else {"cpus-per-task": job.devices}
-        return {"partition": self.partition, "account": self.account, "time": self.time, **devices}
+        # As Slurm has it: one of a name, and of a user, at a time.
+        turn = {"dependency": "singleton"} if job.in_turn else {}
+        return {"partition": self.partition, "account": self.account, "time": self.time, **devices, **turn}

@@ -13,15 +13,27 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-PRODUCTS = {"mm": 0, "addmm": 1, "linear": 0, "gemm_4bit": 0, "int8_mixed_scaled_mm": 0, "int8_scaled_mm": 0, "_scaled_mm": 0}
-"""Matrix products by the name of torch's and bitsandbytes' operators, and which argument is the input."""
+from zephyr_kit import ZkitError
+
+PRODUCTS = {
+    "mm": (0, 1, 1),
+    "addmm": (1, 2, 1),
+    "linear": (0, 1, 0),
+    "gemm_4bit": (0, 2, 0),
+    "int8_mixed_scaled_mm": (0, 2, 0),
+    "int8_scaled_mm": (0, 1, 0),
+    "_scaled_mm": (0, 1, 1),
+}
+"""Matrix products by the name of torch's and bitsandbytes' operators: which argument is the input, which one is the weight (or its
+shape), and by which dimension of that the result is as wide as it is."""
 SMALLEST_MOVED = 1 << 20
 """Bytes; less is not worth a copy to the host and back."""
 
 
-def compute_again(model: Any, *, selective: bool) -> None:
+def compute_again(model: Any, *, selective: bool, kept: int = 0) -> None:
     """Keep a layer's input, and if `selective` its dearest results; compute the rest again in the backward pass.
 
+    The last `kept` layers keep everything: they are done with when the first one is computed again.
     Random numbers are drawn again as they were, so that dropout hides the same.
     """
     options: dict[str, Any] = {"use_reentrant": False}
@@ -29,6 +41,11 @@ def compute_again(model: Any, *, selective: bool) -> None:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, SavePolicy.of(model.config))
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
+    layers = getattr(model, model.base_model_prefix).layers
+    if kept > len(layers):
+        raise ZkitError(f"[model] layers_kept = {kept}: {type(model).__name__} has {len(layers)} layers")
+    for layer in layers[len(layers) - kept :]:
+        layer.gradient_checkpointing = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +72,13 @@ class SavePolicy:
     def __call__(self, context: Any, operator: Any, *args: Any, **_: Any) -> CheckpointPolicy:
         name = operator.name().rpartition("::")[2].partition(".")[0]
         if name in PRODUCTS:
-            kept = self._is_dear(args[PRODUCTS[name]], context.op_output)
+            given, weight, dimension = PRODUCTS[name]
+            kept = self._is_dear(args[given].shape[-1], getattr(args[weight], "shape", args[weight])[dimension])
         else:
             kept = self.attention and ("attention" in name or "flash" in name)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
-    def _is_dear(self, given: Tensor, result: Tensor | tuple[Tensor, ...]) -> bool:
-        num_inputs, num_outputs = given.shape[-1], (result if isinstance(result, Tensor) else result[0]).shape[-1]
+    def _is_dear(self, num_inputs: int, num_outputs: int) -> bool:
         return num_outputs <= 2 * num_inputs and num_inputs < self.widest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zkit_mistral.policy import MistralPolicy
     from zkit_mistral.tokenizer import ChatTokenizer
 
-MACHINE_KEYS = ("weights", "attention", "activation_checkpointing", "activation_offload", "compile", "kernels")
+MACHINE_KEYS = ("weights", "attention", "activation_checkpointing", "layers_kept", "activation_offload", "compile", "kernels")
 """What changes no result, and the weights, which stand in the fingerprint by their content."""
 
 __all__ = ["Lora", "Mistral", "Quantize", "Scratch"]
@@ -61,6 +61,11 @@ class Mistral(Settings):
         from zkit_mistral.loading import load
 
         return load(self, device, start=start, train=train)
+
+    def merge(self, folder: Path, *, start: Start, dtype: str | None, advance: Callable[[int], None]) -> None:
+        from zkit_mistral.merging import merge
+
+        merge(self, folder, start=start, dtype=dtype, advance=advance)
 
     def skeleton(self, start: Start) -> Skeleton:
         from zkit_mistral.skeleton import skeleton

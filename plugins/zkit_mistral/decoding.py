@@ -55,6 +55,7 @@ class Rows:
     drawn_RL: Tensor
     temperature_R: Tensor
     top_p_R: Tensor
+    top_k_R: Tensor
     limit_R: Tensor
     prompt_R: Tensor
     """How many tokens the prompt has."""
@@ -66,7 +67,7 @@ class Rows:
         """A token for each row that has not ended."""
         place_R1 = self.count_R[:, None]  # of an ended row the one after its last, which nobody reads
         drawn_R = self.drawn_RL.gather(1, place_R1)[:, 0]
-        token_R = choose_tokens(self.logits_RV, drawn_R, temperature_R=self.temperature_R, top_p_R=self.top_p_R)
+        token_R = choose_tokens(self.logits_RV, drawn_R, temperature_R=self.temperature_R, top_p_R=self.top_p_R, top_k_R=self.top_k_R)
         written_RL = self.written_RL.scatter(1, place_R1, token_R[:, None])
         count_R = self.count_R + ~self.ended_R
         ended_R = self.ended_R | torch.isin(token_R, stop_ids) | (count_R == self.limit_R)
@@ -126,6 +127,7 @@ def begin(model: Any, drafts: Sequence[Draft], *, most: int, device: torch.devic
         drawn_RL=torch.from_numpy(np.stack([draw_numbers(draft.sampling, most + 1) for draft in drafts])).to(device),
         temperature_R=torch.tensor([draft.sampling.temperature for draft in drafts], device=device),
         top_p_R=torch.tensor([draft.sampling.top_p for draft in drafts], device=device),
+        top_k_R=torch.tensor([draft.sampling.top_k for draft in drafts], device=device),
         limit_R=torch.tensor([draft.limit for draft in drafts], device=device),
         prompt_R=torch.tensor([len(draft.prompt) for draft in drafts], device=device),
     )

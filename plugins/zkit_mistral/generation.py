@@ -119,7 +119,8 @@ def _reply(rows: Rows, row: int, tokenizer: ChatTokenizer) -> tuple[int, Reply]:
     ids = rows.written_RL[row, : int(rows.count_R[row])].tolist()
     finished = ids[-1] in tokenizer.stop_ids
     text = tokenizer.tokens.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-    return rows.drafts[row].number, Reply(text.strip(), finished)
+    draft = rows.drafts[row]
+    return draft.number, Reply(text.strip(), finished, num_read=len(draft.prompt), num_written=len(ids))
 
 
 def _stream(rows: Rows, streamer: Any, stop_ids: Sequence[int]) -> None:

@@ -40,6 +40,17 @@ def target_logp(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tenso
     return logp_M
 
 
+@torch.no_grad()
+def is_likeliest(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
+    """Whether each target has the highest logit, (M,)."""
+    rows = max(CHUNK[hidden_MD.device.type] // len(weight_VD), 1)
+    likeliest_M = torch.empty_like(target_M)
+    for first in range(0, len(target_M), rows):
+        part = slice(first, first + rows)
+        likeliest_M[part] = (hidden_MD[part] @ weight_VD.T).argmax(-1)
+    return likeliest_M == target_M
+
+
 class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, keep: bool) -> Tensor:  # noqa: FBT001  torch's signature

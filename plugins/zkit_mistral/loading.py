@@ -16,7 +16,7 @@ from zkit_mistral import attention, float8, scratch
 from zkit_mistral.activations import compute_again, forget_inputs
 from zkit_mistral.adapters import Adapters, base_of, continued_adapters, is_adapter, new_adapters, read_adapters, stacked_adapters
 from zkit_mistral.agreement import check_agreement
-from zkit_mistral.compiled import compile_layers
+from zkit_mistral.compiled import check_compiled, compile_layers
 from zkit_mistral.liger import rotated
 from zkit_mistral.low_rank import add_in_one_pass
 from zkit_mistral.opening import Origin
@@ -68,14 +68,16 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
     offload = settings.activation_offload and device.type == "cuda"
-    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload)
+    scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload, noise=settings.embedding_noise)
+    if train and settings.compile:
+        check_compiled(scorer, float8=settings.fp8 != "none")
     return MistralPolicy(scorer, adapters, chat, device)
 
 
 def use_kernels(model: Any, settings: Settings, device: torch.device) -> None:
     """Put faster forwards in the place of the model's own where they say the same."""
     dtype = getattr(torch, settings.dtype)
-    liger = wants_liger(settings.kernels, settings.dtype, device)
+    liger = wants_liger(settings, device)
     fuse(model, dtype, liger=liger)
     # Liger's rotates in place, and "selective" keeps what it would rotate.
     if liger and settings.activation_checkpointing != "selective":
@@ -91,7 +93,7 @@ def prepare_for_training(model: Any, settings: Settings, adapters: Adapters | No
         selective = settings.activation_checkpointing == "selective"
         add_in_one_pass(adapters.peft, in_place=not selective, make_again=not settings.activation_offload)
     if settings.activation_checkpointing != "none":
-        compute_again(model, selective=settings.activation_checkpointing == "selective")
+        compute_again(model, selective=settings.activation_checkpointing == "selective", kept=settings.layers_kept)
 
 
 def max_length(settings: Settings, start: Start) -> int | None:

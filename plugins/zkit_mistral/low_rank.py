@@ -45,8 +45,8 @@ def _with_first(layer: Any, adapter: tuple[Any, ...], x: Tensor, *, in_place: bo
     """The layer's own product and that of its first adapter."""
     base = layer.base_layer
     # Without dropout both read the same input.
-    if _is_plain(base) and adapter[0] is x:
-        both: Tensor = _BothProducts.apply(base.weight, *adapter, in_place)  # type: ignore[no-untyped-call]
+    if adapter[0] is x and (whole := _whole(base, x.dtype)) is not None:
+        both: Tensor = _BothProducts.apply(base.weight, whole, *adapter, in_place)  # type: ignore[no-untyped-call]
         return both
     # A product that its layer gives away as a view cannot be added into.
     own = base(x)
@@ -54,8 +54,30 @@ def _with_first(layer: Any, adapter: tuple[Any, ...], x: Tensor, *, in_place: bo
     return added
 
 
-def _is_plain(base: Any) -> bool:
-    return type(base) is nn.Linear and getattr(base, "bias", None) is None and not base.weight.requires_grad
+def _whole(base: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """What makes the layer's matrix of its weight, as it is or in 4 bits; nothing if it is trained, or if the layer does more."""
+    weight = base.weight
+    if getattr(base, "bias", None) is not None or weight.requires_grad:
+        return None
+    if type(base) is nn.Linear:
+        return _as_it_is
+    state = getattr(weight, "quant_state", None)
+    reads_4_bits = type(base).__name__ == "Linear4bit" and state is not None and tuple(state.shape) == (base.out_features, base.in_features)
+    # What a CPU has packed its own way for reading is not read here.
+    if not reads_4_bits or base.compute_dtype not in (None, dtype) or getattr(state, "packing_format_for_cpu", False):
+        return None
+    return partial(_of_4_bits, state, dtype)
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _of_4_bits(state: Any, dtype: torch.dtype, weight: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    found: Tensor = dequantize_4bit(weight.view(-1, 1), state).to(dtype)
+    return found
 
 
 def _adapter(layer: Any, x: Tensor, name: str, *, make_again: bool) -> tuple[Tensor, Tensor, Tensor, float, Made | None]:
@@ -80,7 +102,7 @@ class _AddProduct(torch.autograd.Function):
         low = _rows(x) @ down.T
         if in_place:
             ctx.mark_dirty(total)
-        ctx.save_for_backward(*_kept(ctx, low, down, up, x, made))
+        ctx.save_for_backward(*_kept(ctx.needs_input_grad[2:4], low, down, up, x, made))
         ctx.scale, ctx.make = scale, made and made.make
         return _add(total, low, up, scale, in_place=in_place)
 
@@ -94,16 +116,24 @@ class _AddProduct(torch.autograd.Function):
 
 
 class _BothProducts(torch.autograd.Function):
-    """x weight^T + scale x down^T up^T, of a weight that is not trained."""
+    """x W^T + scale x down^T up^T, where `whole` makes W of a weight that is not trained."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, made: Made | None, in_place: bool  # noqa: FBT001
+        ctx: Any,
+        weight: Tensor,
+        whole: Callable[[Tensor], Tensor],
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        made: Made | None,
+        in_place: bool,  # noqa: FBT001
     ) -> Tensor:
         low = _rows(x) @ down.T
-        ctx.save_for_backward(weight, *_kept(ctx, low, down, up, x, made))
-        ctx.scale, ctx.make = scale, made and made.make
-        return _add(nn.functional.linear(x, weight), low, up, scale, in_place=in_place)
+        ctx.save_for_backward(weight, *_kept(ctx.needs_input_grad[3:5], low, down, up, x, made))
+        ctx.whole, ctx.scale, ctx.make = whole, scale, made and made.make
+        return _add(nn.functional.linear(x, whole(weight)), low, up, scale, in_place=in_place)
 
     @staticmethod
     @once_differentiable
@@ -111,18 +141,20 @@ class _BothProducts(torch.autograd.Function):
         weight, low, down, up, *kept = ctx.saved_tensors
         by_low, by_down, by_up = _by_adapter(grad, _again(kept, ctx.make), low, up, ctx.scale)
         by_x = None
-        if ctx.needs_input_grad[1]:
-            by_x = (_rows(grad) @ weight).addmm_(by_low, down).view(*grad.shape[:-1], -1)
-        return None, by_x, by_down, by_up, None, None, None
+        if ctx.needs_input_grad[2]:
+            by_x = (_rows(grad) @ ctx.whole(weight)).addmm_(by_low, down).view(*grad.shape[:-1], -1)
+        return None, None, by_x, by_down, by_up, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _kept(ctx: Any, low: Tensor, down: Tensor, up: Tensor, x: Tensor, made: Made | None) -> tuple[Tensor | None, ...]:
+def _kept(
+    trains: tuple[bool, bool], low: Tensor, down: Tensor, up: Tensor, x: Tensor, made: Made | None
+) -> tuple[Tensor | None, ...]:
     """What the backward pass needs: of an adapter that is not trained, its matrices alone."""
-    _, _, trains_down, trains_up, *_ = ctx.needs_input_grad
+    trains_down, trains_up = trains
     given = ((x,) if made is None else made.of) if trains_down else ()
     return (low if trains_up else None, down, up, *given)
 

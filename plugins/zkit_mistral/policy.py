@@ -18,7 +18,8 @@ from zkit_mistral.activations import Mover, on_the_host
 from zkit_mistral.adapters import Adapters
 from zkit_mistral.attention import NAME, Packed, check_layers
 from zkit_mistral.generation import write_replies
-from zkit_mistral.head import target_logp
+from zkit_mistral.head import is_likeliest, target_logp
+from zkit_mistral.noise import noisy
 from zkit_mistral.quiet import quiet
 from zkit_mistral.tokenizer import ChatTokenizer
 
@@ -33,11 +34,12 @@ class Scorer(nn.Module):
     it there.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention, *, offload: bool = False) -> None:
+    def __init__(self, model: nn.Module, attention: Attention, *, offload: bool = False, noise: float = 0.0) -> None:
         super().__init__()
         check_layers(bare(model))
         self.model = model
         self.attention = attention
+        self.noise = noise
         self.mover = Mover.of(next(model.parameters()).device) if offload else None
 
     def forward(self, batch: Batch) -> Tensor:
@@ -50,7 +52,11 @@ class Scorer(nn.Module):
         """What the body of transformers' model makes of every token, (T, D)."""
         body = getattr(causal, causal.base_model_prefix)
         packed = Packed(self.attention, batch)
-        with on_the_host(self, self.mover) if self.mover is not None and torch.is_grad_enabled() else nullcontext():
+        learns = torch.is_grad_enabled()
+        moved = on_the_host(self, self.mover) if self.mover is not None and learns else nullcontext()
+        # What is scored while training without learning from it, as for a survey of the step, has none.
+        noise = noisy(causal.get_input_embeddings(), batch, self.noise) if self.noise and self.training and learns else nullcontext()
+        with moved, noise:
             hidden_TD: Tensor = body(
                 input_ids=batch.tokens_T[None],
                 position_ids=batch.positions_T[None],
@@ -73,6 +79,19 @@ class MistralPolicy:
     def score(self, batch: Batch) -> Tensor:
         logp_M: Tensor = self._scorer(batch)
         return logp_M
+
+    def likeliest(self, batch: Batch) -> Tensor:
+        """Whether each target is the token that greedy decoding would write, (M,)."""
+        causal = bare(self.module.model)
+        hidden_TD = self.module.hidden(causal, batch)
+        return is_likeliest(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
+
+    @torch.no_grad()
+    def distributions(self, batch: Batch) -> Tensor:
+        causal = bare(self._scorer.model)
+        hidden_MD = self._scorer.hidden(causal, batch).index_select(0, batch.source_M)
+        logits_MV: Tensor = causal.get_output_embeddings()(hidden_MD)
+        return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)).log_softmax(-1)
 
     def keep_reference(self) -> None:
         if self.adapters is not None:

@@ -34,7 +34,7 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
         found += float8.problems(device)
     if settings.compile and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         found.append("[model] compile: torch.compile needs a C++ compiler on a CPU, and there is no g++ (nor what CXX names); leave it out")
-    if settings.kernels == "liger" and not wants_liger("liger", settings.dtype, device):
+    if settings.kernels == "liger" and not wants_liger(settings, device):
         found.append(
             "[model] kernels: Liger's run on CUDA GPUs, in bfloat16 and float32, where it is installed (pip install 'zephyr-kit[liger]'); "
             f'this is {device.type} in {settings.dtype}; leave it out, or set it to "torch"'
@@ -47,9 +47,10 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
     return found
 
 
-def wants_liger(kernels: str, dtype: str, device: torch.device) -> bool:
-    """Whether Liger's kernels are asked for, and can be had."""
-    return kernels != "torch" and device.type == "cuda" and dtype != "float64" and find_spec("liger_kernel") is not None
+def wants_liger(settings: Settings, device: torch.device) -> bool:
+    """Whether Liger's kernels are asked for, and can be had; what is compiled joins such passes by itself, and cannot look into them."""
+    asked = settings.kernels == "liger" or (settings.kernels == "auto" and not settings.compile)
+    return asked and device.type == "cuda" and settings.dtype != "float64" and find_spec("liger_kernel") is not None
 
 
 def refusals(settings: Settings, start: Start) -> Iterator[str]:

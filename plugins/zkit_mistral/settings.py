@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Interval
+from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.config import default_use
 from zephyr_kit.protocols import Attention, DataSource
@@ -96,14 +96,18 @@ class Settings:
     attention: Attention = default_use("auto")
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     """What the backward pass computes again instead of keeping it: whole layers but for their input, or what is cheap in them."""
+    layers_kept: Annotated[int, Ge(0)] = 0
+    """So many layers keep everything all the same, the last ones, which are the first to be done with: where memory is left, for speed."""
     activation_offload: bool = False
     """Let what is kept for the backward pass wait in the host's memory; on a CUDA GPU."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
-    """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, else torch's."""
+    """Norms, activations and rotations: Liger's on a CUDA GPU where it is installed, unless they are compiled; else torch's."""
     compile: bool = False
     """Compile what lies between attention and attention with torch.compile: a minute at the start, for fewer passes over the tokens."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
     """Multiply in float8 while training whole weights, a scale for each tensor (faster) or row (closer); `compile` makes it pay."""
+    embedding_noise: Annotated[float, Ge(0)] = 0.0
+    """NEFTune: noise on the embeddings of what is trained on, its paper's alpha (arXiv 2310.05914); 5 is usual."""
 
     def __post_init__(self) -> None:
         read_remote_code(self.remote_code)
@@ -117,15 +121,26 @@ class Settings:
             raise ValueError("`lora.dora` needs the base's weights, which peft cannot read back from 8 bits; use 4 bits, or none")
         if self.quantize is not None and self.scratch is not None:
             raise ValueError("`quantize` needs `weights`: random ones are not worth keeping in 4 bits")
-        if self.activation_offload and self.activation_checkpointing == "selective":
-            raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
-        if self.compile and self.activation_checkpointing == "selective":
-            raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        self._check_activations()
+        if self.compile:
+            self._check_compile()
         if self.fp8 != "none":
             self._check_fp8()
         if self.template != "auto" and self.template not in NAMED and not self.template.endswith(".jinja"):
             known = ", ".join(map(json.dumps, ("auto", *NAMED)))
             raise ValueError(f'`template` = "{self.template}" should be one of {known}, or a file ending in .jinja')
+
+    def _check_activations(self) -> None:
+        if self.activation_offload and self.activation_checkpointing == "selective":
+            raise ValueError('`activation_offload` cannot move what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.layers_kept and self.activation_checkpointing == "none":
+            raise ValueError('`layers_kept` is for what `activation_checkpointing` computes again; with "none" all layers are kept')
+
+    def _check_compile(self) -> None:
+        if self.activation_checkpointing == "selective":
+            raise ValueError('`compile` cannot choose what "selective" keeps; use `activation_checkpointing` = "block", or "none"')
+        if self.kernels == "liger":
+            raise ValueError("`compile` cannot look into Liger's `kernels`; leave one of the two out")
 
     def _check_fp8(self) -> None:
         if self.lora is not None:

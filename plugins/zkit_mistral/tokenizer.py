@@ -65,12 +65,14 @@ class ChatTokenizer:
         return frozenset(self.stop_ids)
 
     def prompt_ids(self, dialogue: Sequence[Message]) -> list[int]:
-        """Ids of a dialogue that waits for the assistant's reply; raises `ExampleError` as `encode` does."""
+        """Ids of a dialogue that waits for the assistant's reply, or of text to go on with; raises `ExampleError` as `encode` does."""
         self._refuse_control_tokens(dialogue)
-        text = self.template.opening(dialogue)
+        is_text = _is_verbatim(Example(tuple(dialogue), ()))
+        text = "".join(message.content for message in dialogue) if is_text else self.template.opening(dialogue)
         ids = self._ids(text)
         self._refuse_disguised_tokens(ids, text)
-        return ids
+        # Text, with what the tokenizer puts before any by itself: so everybody else asks models to go on with it.
+        return list(self.tokens.backend_tokenizer.encode(text).ids) if is_text else ids
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
-from zephyr_kit.protocols import Scores
+from zephyr_kit import Unit
+from zephyr_kit.protocols import Outcome, Scores
+
+
+class PairObjective(ABC):
+    """A loss of how far each completion of a pair has moved from the reference; what differs is `losses`."""
+
+    beta: float
+
+    completions: ClassVar[int] = 2
+    unit: ClassVar[Unit] = Unit.EXAMPLE
+    needs_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """What each pair loses, (pairs,), by log(pi / pi_ref) of its completions, (pairs,) each."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        chosen, rejected = log_ratios(policy, reference)
+        return Outcome(self.losses(chosen, rejected).sum(), pair_metrics(policy, chosen, rejected, self.beta))
 
 
 def log_ratios(policy: Scores, reference: Scores | None, *, per_token: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the objective `sft`."""
+"""Supervised fine-tuning: the objectives `sft` and `dft`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def zkit_objectives() -> Mapping[str, type[Objective]]:
-    """Offer `sft`."""
+    """Offer `sft` and `dft`."""
+    from zkit_sft.dft import Dft
     from zkit_sft.objective import Sft
 
-    return {"sft": Sft}
+    return {"sft": Sft, "dft": Dft}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zephyr_kit.example import TEXT, Example, ExampleError, Message, Removed, check_message
@@ -16,6 +16,7 @@ FormatName = Literal[
     "conversations",
     "alpaca",
     "prompt_completion",
+    "labelled",
     "preference",
     "ultrachat",
     "ultrafeedback",
@@ -79,6 +80,14 @@ def read_prompt_completion(row: Row) -> Example:
     """`prompt` and `completion`, each a text or a list of messages."""
     prompt, completion = required(row, "prompt"), required(row, "completion")
     return Example(text_or_turns(prompt, "prompt", role="user"), (text_or_turns(completion, "completion", role="assistant"),))
+
+
+def read_labelled(row: Row) -> Example:
+    """`prompt`, `completion`, and a `label` that says whether it is a good one: its score is 1 or 0."""
+    example, label = read_prompt_completion(row), required(row, "label")
+    if label not in (True, False):
+        raise ExampleError(f"`label` is {describe(label)}, not true or false")
+    return replace(example, scores=(float(label),))
 
 
 def read_text(row: Row) -> Example:
@@ -209,6 +218,7 @@ FORMATS: Mapping[str, Format] = {
     "ultrachat": Format(read_ultrachat, (("data",),)),
     "ultrafeedback": Format(Rated().read, (("instruction",), ("completions",))),
     "prompt_completion": Format(read_prompt_completion, (("prompt",), ("completion",)), unless=("label",)),
+    "labelled": Format(read_labelled, (("prompt",), ("completion",), ("label",)), by_name=True),
     "alpaca": Format(read_alpaca, (("instruction",), ("output", "response")), also=("input",)),
     "text": Format(read_text, (("text",),)),
     "prompt": Format(read_prompt, (("prompt",),), by_name=True),

@@ -76,6 +76,7 @@ def row(name: FormatName, turns: list[str], *, poor: str, number: int) -> dict[s
         "preference": {"prompt": turns[0], **pair, "score_chosen": 8.0, "score_rejected": 3.0},
         "alpaca": {"instruction": turns[0], "input": "" if len(turns) == 2 else turns[1], "output": turns[-1]},
         "prompt_completion": {"prompt": turns[0], "completion": turns[-1]},
+        "labelled": {"prompt": turns[0], "completion": poor if number % 2 else turns[-1], "label": number % 2 == 0},
         "text": text,
         "prompt": {"prompt": turns[0]},
         "any_text": text,

@@ -158,7 +158,10 @@ def known_columns() -> set[str]:
 def suggest(found: Collection[str]) -> str:
     """Standard names for columns that look like them."""
     if "label" in found and FORMATS["prompt_completion"].fits([name for name in found if name != "label"]):
-        return 'a `label` tells good completions from bad ones; to learn from all of them, write format = "prompt_completion"'
+        return (
+            'a `label` tells good completions from bad ones: write format = "labelled" for an objective that learns from both, '
+            'or format = "prompt_completion" to learn all of them'
+        )
     if "prompt" in found:
         return 'to read a prompt alone, which is to be answered and not learnt, write format = "prompt"'
     pairs: dict[str, str] = {}

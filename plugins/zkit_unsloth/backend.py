@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -81,6 +81,9 @@ class Unsloth:
         from zkit_unsloth.loading import load
 
         return load(self, device, start=start)
+
+    def merge(self, folder: Path, *, start: Start, dtype: str | None, advance: Callable[[int], None]) -> None:
+        self.mistral.merge(folder, start=start, dtype=dtype, advance=advance)
 
     def skeleton(self, start: Start) -> Skeleton:
         found = self.mistral.skeleton(start)

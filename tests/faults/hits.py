@@ -120,8 +120,8 @@ class Poison:
 
     def __call__(self) -> None:
         def poisoned(gradients: Callable[..., Any]) -> Callable[..., Any]:
-            def compute(trainer: Any, work: Any) -> Any:
-                totals, lack = gradients(trainer, work)
+            def compute(trainer: Any, *given: Any) -> Any:
+                totals, lack = gradients(trainer, *given)
                 if trainer.num_steps_taken in self.steps:
                     if self.what == "loss":
                         totals["loss"] = totals["loss"] * self.value

@@ -79,7 +79,7 @@ def test_n3_batches_are_schedule(objective, tell):
         trainer = Trainer(policy, objective, optimizer=adamw, learning_rate=lambda _: 1e-2, seed=0)
         corpus = ListCorpus(random_trees(8, completions=objective.completions, vocabulary=64, longest=30))
         work = Feed(corpus, objective, capacity, True, torch.device("cpu"), World()).step(range(8))
-        loss = trainer._gradients(work)[0]["loss"] / work.num_units
+        loss = trainer._gradients(work, trainer.objective)[0]["loss"] / work.num_units
         found.append((len(work.works), loss, policy.module.logits_VV.grad))
     (one, loss, gradient), *others = found
     assert (one, others[-1][0]) == (1, 8)

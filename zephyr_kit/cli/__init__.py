@@ -14,19 +14,24 @@ from typing import NoReturn
 import click
 
 from zephyr_kit import ZkitError, __version__
-from zephyr_kit.cli.allocator import begin_anew
+from zephyr_kit.cli.allocator import begin_anew, let_segments_grow
+from zephyr_kit.cli.board import board
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.certify import certify
 from zephyr_kit.cli.chat import chat
+from zephyr_kit.cli.completion import completion
 from zephyr_kit.cli.doctor import doctor
+from zephyr_kit.cli.evaluate import evaluate
 from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugin import plugin
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
+from zephyr_kit.cli.report import report
 from zephyr_kit.cli.run import run
 from zephyr_kit.cli.streams import without_secrets
+from zephyr_kit.cli.sweep import sweep
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import own_signs
@@ -42,7 +47,10 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, launch, plan, preview, certify, chat, presets, plugins, plugin, cache, schema, doctor],
+        commands=[
+            *(run, sweep, launch, plan, preview, certify, evaluate, report, board, chat),
+            *(presets, plugins, plugin, cache, schema, doctor, completion),
+        ],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
@@ -57,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
+        let_segments_grow()
     with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
         code = _exit_code(arguments)
         if own_signs() is not None:

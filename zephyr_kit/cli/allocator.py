@@ -1,9 +1,12 @@
-"""glibc's allocator, told to suit tensors.
+"""The allocators of glibc and of torch, told to suit rows of any length.
 
-By default it returns large blocks to the system as they are freed, and the system clears each of
+glibc's, by default, returns large blocks to the system as they are freed, and the system clears each of
 their pages when they are touched again. Told to keep them, it still cannot join freed neighbours,
 since the slivers that aligned blocks leave between them wait in its caches of small blocks, and a
 process grows by half of what it needs. Both can only be told before a process begins.
+
+torch's, on a GPU, keeps what one length of row has freed in pieces that another cannot use; told to
+let its segments grow, it maps such pieces anew.
 """
 
 from __future__ import annotations
@@ -15,6 +18,15 @@ NAME = "GLIBC_TUNABLES"
 SETTINGS = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 BEFORE = "ZKIT_GLIBC_TUNABLES"
 """Holds what the user has set, while this process begins anew."""
+OF_TORCH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The second is its older name."""
+GROWING = "expandable_segments:True"
+
+
+def let_segments_grow() -> None:
+    """Of GPU memory, for this process and those that it starts, unless the user has told torch otherwise; before torch looks."""
+    if not any(name in os.environ for name in OF_TORCH):
+        os.environ[OF_TORCH[0]] = GROWING
 
 
 def begin_anew() -> None:

@@ -12,7 +12,7 @@ MARKS = {"good": "ok", "remark": "note", "refused": "NO"}
 @click.command()
 @click.pass_obj
 def doctor(plugins: Plugins) -> None:
-    """Look at versions, devices, memory, disk, caches and plugins.
+    """Look at versions, devices, memory, disks and plugins.
 
     The exit code is 1 when something is refused: a version that is known to be unsafe, a package that is missing.
     """

@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.plugins import Plugins
 
 
 @click.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …, or one that is not here: h200, rtx4090 …")
 @click.option("--devices", "count", default=1, show_default=True, type=click.IntRange(1), help="So many of them share the model.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import click
 
@@ -47,9 +46,7 @@ def _laws_broken(offer: type) -> Iterator[str]:
     """What an offer says of itself; where it depends on its keys, only its objects know."""
     from zephyr_kit.protocols import broken_laws
 
-    found: Any = broken_laws(offer)
-    if not isinstance(found, property):
-        yield from (f"    breaks `{law}`: {reason}" for law, reason in found.items())
+    yield from (f"    breaks `{law}`: {reason}" for law, reason in broken_laws(offer).items())
 
 
 def _by_hook(plugins: Plugins) -> None:

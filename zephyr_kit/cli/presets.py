@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.find import find_preset, known_presets
 from zephyr_kit.config import PresetError
 from zephyr_kit.plugins import Plugins
@@ -27,7 +28,7 @@ def presets(context: click.Context) -> None:
 
 
 @presets.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")
 @click.pass_obj
 def show(plugins: Plugins, preset: str, changes: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ import click
 
 from zephyr_kit import ZkitError
 from zephyr_kit.cache import cache_folder, cache_in_use
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.config import suggest
 from zephyr_kit.plugins import Plugins
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value, as in `zkit run`.")
 @click.option("--stage", "only", help="Whose data to look at.  [default: those of every stage that trains]")
 @click.option("--examples", type=click.IntRange(0), default=3, show_default=True, help="How many to show of each stage.")
@@ -170,14 +171,14 @@ class _Look:
         )
 
     def _inspect(self, portions: Sequence[Portion], name: str, teller: Teller) -> Inspection:
-        from zephyr_kit.admission import Door
         from zephyr_kit.corpus import prepare
         from zephyr_kit.inspection import Inspection
+        from zephyr_kit.stage_data import door_of
 
         taken = [replace(portion, limit=min(filter(None, (portion.limit, self.limit)), default=None)) for portion in portions]
-        door = Door(self.task.objective.completions, self.task.max_length, self.task.too_long)
         label = f"{name} of {self.stage.name}"
-        corpus = prepare(taken, self._tokenizer, door, cache=cache_folder("corpora"), track=lambda part: teller.track(f"{part} {label}"))
+        door, folder = door_of(self.task), cache_folder("corpora")
+        corpus = prepare(taken, self._tokenizer, door, cache=folder, track=lambda part: teller.track(f"{part} {label}"))
         return Inspection(corpus, self._tokenizer, taken)
 
     def _refused(self, corpus: Corpus, name: str) -> Iterator[str]:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zephyr_kit.cli.passages import Passage, Token, runs, visible
-from zephyr_kit.cli.views import NUM_REASONS, Lengths, View
+from zephyr_kit.cli.views import NUM_REASONS, View
+from zephyr_kit.lengths import Lengths
 
 TRAINED, CONTEXT = "bold green", "dim"
 WIDTH = 24

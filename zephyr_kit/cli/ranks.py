@@ -60,14 +60,27 @@ class Devices:
         return several or self.of_this_machine()[1] > 1
 
 
-def launch_job(launcher: Launcher, name: str, folder: Path, wanted: Devices, *, arguments: tuple[str, ...]) -> int:
+def chosen_launcher(plugins: Plugins, name: str, options: tuple[str, ...]) -> Launcher:
+    """A launcher, with keys of its own set."""
+    from zephyr_kit.changes import apply_changes
+    from zephyr_kit.config import USE, Builder
+    from zephyr_kit.protocols import Launcher
+
+    table, origins = apply_changes({USE: name}, options, "--option")
+    launcher: Launcher = Builder(plugins.offers, "--option", origins).convert(Launcher, table, "launcher")
+    return launcher
+
+
+def launch_job(
+    launcher: Launcher, name: str, folder: Path, wanted: Devices, *, arguments: tuple[str, ...], in_turn: bool = False
+) -> int:
     """Have `zkit`, with these arguments, started on several devices."""
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.protocols import Job
 
     device, count = wanted.of_this_machine()
     fewest, most = wanted.range_of_nodes
-    job = Job(name, arguments, folder, device, count, most, fewest, wanted.rendezvous)
+    job = Job(name, arguments, folder, device, count, most, fewest, wanted.rendezvous, in_turn)
     problems = launcher.problems(job)
     if problems:
         raise ZkitError("\n".join(problems))

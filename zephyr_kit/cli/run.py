@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.duration import seconds
 from zephyr_kit.cli.find import find_preset
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.preset import Preset
     from zephyr_kit.protocols import Evaluation
+    from zephyr_kit.runs import RunFolder
     from zephyr_kit.world import World
 
 LAUNCHER = "elastic"
@@ -30,7 +32,7 @@ ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 
 
 @click.command(epilog=ENDS)
-@click.argument("preset")
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value: stages.dpo.objective.beta=0.05. Repeatable.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: runs/NAME]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
@@ -38,6 +40,7 @@ ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 @click.option("--nodes", default="1", metavar="N", help="On so many machines, each with this command; 2:4 goes on with two of four.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet.")
 @click.option("--accept", "accepted", multiple=True, metavar="NAME", help="Accept that an input has changed. Repeatable.")
+@click.option("--reuse", type=click.Path(path_type=Path, file_okay=False), help="A folder of runs: what one has finished is taken over.")
 @click.option("--max-time", callback=seconds, metavar="TIME", help="Save and leave after so long: 2h30m, 45m, 90s.")
 @click.option("--smoke", is_flag=True, help="The same pipeline in miniature: shrunken random model, generated rows, a few steps, offline.")
 @click.pass_obj
@@ -51,10 +54,11 @@ def run(
     nodes: str,
     rendezvous: str | None,
     accepted: tuple[str, ...],
+    reuse: Path | None,
     max_time: float | None,
     smoke: bool,  # noqa: FBT001  click's way
 ) -> int:
-    """Run PRESET, a file or a name: start it, or go on where it stood."""
+    """Run PRESET, a file or a name, or go on where it stood."""
     stop = Stop()
     with stop.listening(max_time):
         from zephyr_kit.disk import disk_errors_told
@@ -65,13 +69,14 @@ def run(
         folder = output or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
         wanted = Devices(device, devices, nodes, rendezvous)
         # Only now, for it imports torch, and a misspelt preset is to be told at once.
+        from zephyr_kit.runs import RunFolder
         from zephyr_kit.world import is_a_rank
 
         with disk_errors_told(folder):
             if not is_a_rank() and wanted.are_several():
                 return _launch(plugins, resolved.name, folder, wanted)
             with found_world(plugins, device) as world:
-                _run(plugins, resolved, folder, device, world, stop, accepted, smoke=smoke)
+                _run(plugins, resolved, RunFolder(folder, reuse), device, world, stop, accepted, smoke=smoke)
     return 0
 
 
@@ -86,7 +91,7 @@ def _launch(plugins: Plugins, name: str, folder: Path, wanted: Devices) -> int:
 def _run(
     plugins: Plugins,
     preset: Preset,
-    folder: Path,
+    place: RunFolder,
     device: str,
     world: World,
     stop: Stop,
@@ -96,9 +101,9 @@ def _run(
 ) -> None:
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.pipeline import Pipeline
-    from zephyr_kit.runs import RunFolder
     from zephyr_kit.smoke import miniature
 
+    folder = place.path
     teller = Teller()
     plugins.add(teller, "zkit-teller")
     if smoke:
@@ -106,18 +111,33 @@ def _run(
         with world.leader_first():
             preset = miniature(preset, folder / "smoke")
         world.gather(None)  # nobody reads what another still writes
-    pipeline = Pipeline(preset, RunFolder(folder), plugins, teller, own_device(device, world), world, stop, accepted)
+    pipeline = Pipeline(preset, place, plugins, teller, own_device(device, world), world, stop, accepted)
     if not world.leads:
         pipeline.follow()
         return
     if not smoke:
         pipeline.check()
         make_folder(folder)
+    _follow_with(plugins, preset, teller)
     teller.say(f"{preset.name} in {folder} on {pipeline.device}{f', {world.size} of them' if world.size > 1 else ''}")
     if others := plugins.third_parties():
         teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
     evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
+
+
+def _follow_with(plugins: Plugins, preset: Preset, teller: Teller) -> None:
+    """Have the preset's trackers observe the run; say what is to leave this machine."""
+    from zephyr_kit.protocols import Tracker
+    from zephyr_kit.tracking import Tracking
+
+    names = {cls: name for name, cls in plugins.offered(Tracker).items()}
+    for number, tracker in enumerate(preset.track):
+        name = names[type(tracker)]
+        plugins.add(Tracking(tracker), f"track[{number}] ({name})")
+        destination = tracker.destination()
+        if destination is not None:
+            teller.say(f"{name}: the figures of every step, and the settings of every stage that trains, go to {destination}")
 
 
 def _refuse_secrets(preset: Preset) -> None:
@@ -130,16 +150,17 @@ def _refuse_secrets(preset: Preset) -> None:
 
 
 def _conclude(teller: Teller, preset: Preset, folder: Path, evaluations: list[Evaluation]) -> None:
-    from zephyr_kit.report import write_report
+    from zephyr_kit.report import write_reports
 
     for evaluation in evaluations:
         teller.show(evaluation)
-    report = write_report(preset, folder, evaluations)
+    reports = write_reports(folder)
     last = [stage.name for stage in preset.stages if (folder / stage.name / "model").is_dir()]
     teller.say("")
     for name in last:
         teller.say(f"model    {folder / name / 'model'}")
     teller.say(f"metrics  {folder}/*/metrics.jsonl")
-    teller.say(f"report   {report}")
+    for report in reports:
+        teller.say(f"report   {report}")
     if last:
         teller.say(f"to talk to it:  zkit chat {folder}")

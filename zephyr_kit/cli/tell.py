@@ -1,4 +1,4 @@
-"""What `zkit run` shows: progress in a terminal, plain lines elsewhere."""
+"""What `zkit run` shows: one screen in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from zephyr_kit import hookimpl
+from zephyr_kit.cli.screen import Screen, duration
 from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Advance, Report, Run
 from zephyr_kit.protocols import Evaluation
 
 SECONDS_BETWEEN_LINES = 10.0
 REDRAWN_PER_SECOND = 2.0
-"""The progress bar; rich's ten take a hundredth of a core from the training."""
+"""What moves; rich's ten take a hundredth of a core from the training."""
 SHOWN = {"loss": "loss", "reward/accuracy": "accuracy", "reward/margin": "margin"}
 
 
@@ -26,8 +29,8 @@ class Teller:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._screen: Screen | None = None
+        self._live: Live | None = None
         self._told = 0.0
 
     def say(self, text: str) -> None:
@@ -59,29 +62,34 @@ class Teller:
     @hookimpl
     def zkit_run_started(self, run: Run) -> None:
         self._told = 0.0
+        self._screen = Screen(run)
         if self.console.is_terminal:
-            self._progress = self._bar(transient=False)
-            self._progress.start()
-            self._task = self._progress.add_task(run.stage, total=run.num_steps, completed=run.first_step)
+            self._live = Live(self._screen, console=self.console, refresh_per_second=REDRAWN_PER_SECOND)
+            self._live.start()
 
     @hookimpl
     def zkit_step_ended(self, run: Run, report: Report) -> None:
-        line = figures(report)
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=report.step, description=f"{run.stage}  {line}")
-        elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES or report.step == report.num_steps:
+        self._screen = self._screen or Screen(run)
+        self._screen.add(report)
+        if self._live is not None:
+            return
+        if time.monotonic() - self._told >= SECONDS_BETWEEN_LINES or report.step == report.num_steps:
             self._told = time.monotonic()
-            self.say(f"{run.stage} step {report.step}/{report.num_steps}  {line}")
+            left = self._screen.left
+            rest = f"  {duration(left)} left" if left is not None else ""
+            self.say(f"{run.stage} step {report.step}/{report.num_steps}  {figures(report)}{rest}")
 
     @hookimpl
     def zkit_held_out(self, run: Run, step: int, metrics: Mapping[str, float]) -> None:
+        if self._screen is not None:
+            self._screen.look(metrics)
         self.say(f"{run.stage} step {step}/{run.num_steps}  held out: {shown(metrics)}")
 
     @hookimpl
     def zkit_run_ended(self, run: Run, error: BaseException | None) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = self._task = None
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._screen = None
 
     def show(self, evaluation: Evaluation) -> None:
         """Print an evaluation as a table, with what its columns mean, and samples."""
@@ -90,7 +98,8 @@ class Teller:
         for name in evaluation.columns:
             table.add_column(name, justify="right")
         for model, values in evaluation.rows.items():
-            table.add_row(model, *(figure(values.get(name)) for name in evaluation.columns))
+            within = evaluation.intervals.get(model, {})
+            table.add_row(escape(model), *(figure(values.get(name), within.get(name)) for name in evaluation.columns))
         self.console.print()
         self.console.print(table)
         for name, meaning in evaluation.columns.items():
@@ -120,6 +129,7 @@ def shown(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {as_text(metrics[key])}" for key, name in SHOWN.items() if key in metrics)
 
 
-def figure(value: float | None) -> str:
-    """A cell of a table."""
-    return "–" if value is None else f"{value:.3f}"
+def figure(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A cell of a table, with the interval that the value lies in."""
+    told = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return told if interval is None else f"{told} ({interval[0]:.3f} – {interval[1]:.3f})"

@@ -11,19 +11,17 @@ import numpy as np
 from zephyr_kit.cli.passages import Passage, passages
 from zephyr_kit.gate import Threshold, thresholds
 from zephyr_kit.inspection import BLANKS
+from zephyr_kit.lengths import Lengths, measured
 from zephyr_kit.plan import pack
 
 if TYPE_CHECKING:
     from zephyr_kit.gate import Gate
     from zephyr_kit.inspection import Inspection
-    from zephyr_kit.plan import Indices
     from zephyr_kit.stages import Train
 
-NUM_BARS = 12
 NUM_LONGEST = 5
 NUM_REASONS = 20
 NUM_STEPS_PACKED = 200
-STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -33,27 +31,6 @@ class Figure:
     name: str
     values: tuple[str, ...]
     meaning: str = ""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram."""
-
-    label: str
-    count: int
-    share: float
-    """Of the highest one."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long something is, in tokens."""
-
-    name: str
-    mean: float
-    quantiles: tuple[int, ...]
-    """At 5, 50 and 95 %, and the longest."""
-    bars: tuple[Bar, ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +98,7 @@ def view(
         stage,
         about,
         figures=figures,
-        lengths=tuple(_lengths(data.lengths)),
+        lengths=tuple(measured(data.lengths)),
         thresholds=tuple(one for one in judged if whole or not one.counts),
         unjudged=tuple(one for one in judged if one.counts and not whole),
         longest=longest,
@@ -197,27 +174,6 @@ def _batches(mean: float) -> str:
 
 def _of(count: int, share: float) -> str:
     return f"{count:,} ({share:.2%})" if count else "0"
-
-
-def _lengths(columns: Mapping[str, Indices]) -> Iterator[Lengths]:
-    top = max(int(values.max()) for values in columns.values())
-    width = _width(top)
-    edges = np.arange(0, top + width + 1, width)
-    for name, values in columns.items():
-        counts = np.trim_zeros(np.histogram(values, edges)[0], "b")
-        quantiles = np.quantile(values, [0.05, 0.5, 0.95, 1], method="inverted_cdf")
-        bars = tuple(
-            Bar(f"{first:,}–{first + width - 1:,}", int(count), float(count / counts.max()))
-            for first, count in zip(edges.tolist(), counts.tolist(), strict=False)
-        )
-        yield Lengths(name, float(values.mean()), tuple(int(one) for one in quantiles), bars)
-
-
-def _width(top: int) -> int:
-    """Of a bar: a round number of which at most `NUM_BARS` reach to `top`."""
-    wanted = max(1, (top + 1) / NUM_BARS)
-    power = 10 ** int(np.floor(np.log10(wanted)))
-    return next(int(np.ceil(step * power)) for step in STEPS if int(np.ceil(step * power)) >= wanted)
 
 
 def _examples(data: Inspection, count: int) -> Iterator[Shown]:

@@ -10,19 +10,19 @@ from zephyr_kit.protocols.model import (
     Backend,
     ChoosingAttention,
     Leaner,
-    Objective,
+    MergingBackend,
     OptimizerFactory,
-    Outcome,
     Policy,
-    Scores,
+    PolicyWithDistributions,
     Skeleton,
     Start,
     Tokenizer,
     broken_laws,
-    num_units,
     updates_bfloat16,
 )
+from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, needs_ratings, num_units, survey_of
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
+from zephyr_kit.protocols.track import Track, Tracker
 
 __all__ = [
     "INLINE",
@@ -42,10 +42,12 @@ __all__ = [
     "Launcher",
     "Leaner",
     "Memory",
+    "MergingBackend",
     "Objective",
     "OptimizerFactory",
     "Outcome",
     "Policy",
+    "PolicyWithDistributions",
     "Reply",
     "Request",
     "Sampling",
@@ -53,9 +55,14 @@ __all__ = [
     "Skeleton",
     "Start",
     "Suite",
+    "Surveying",
     "Tokenizer",
+    "Track",
+    "Tracker",
     "Verdict",
     "broken_laws",
+    "needs_ratings",
     "num_units",
+    "survey_of",
     "updates_bfloat16",
 ]

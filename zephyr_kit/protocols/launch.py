@@ -26,6 +26,8 @@ class Job:
     """With how many machines the run goes on when others are lost."""
     rendezvous: str | None = None
     """`HOST:PORT` where the machines meet; None for one machine."""
+    in_turn: bool = False
+    """Whether it begins only when those of its name have ended that were handed in before."""
 
 
 class Launcher(Protocol):

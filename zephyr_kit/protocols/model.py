@@ -1,17 +1,15 @@
-"""Models, objectives, and what they run on.
+"""Models, and what they run on.
 
-Tensor names carry their shape: T tokens, M targets, N sequences (completions).
+Tensor names carry their shape: T tokens, M targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
-
-from zephyr_kit import Unit
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -21,72 +19,6 @@ if TYPE_CHECKING:
     from zephyr_kit.batch import Batch, Tree
     from zephyr_kit.example import Example
     from zephyr_kit.protocols.replies import Reply, Request
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Log-probability of each of the M target tokens, and the completion it belongs to.
-
-    Completions come in the order of their examples: with pairs, 0::2 are the chosen ones
-    and 1::2 the rejected ones.
-    """
-
-    logp_M: Tensor
-    sequence_M: Tensor
-    num_sequences: int
-
-    def sums(self) -> Tensor:
-        """Log-probability of each completion, (N,)."""
-        return self._by_sequence(self.logp_M)
-
-    def means(self) -> Tensor:
-        """Average log-probability of a target token of each completion, (N,)."""
-        return self.sums() / self.lengths()
-
-    def lengths(self) -> Tensor:
-        """Number of target tokens of each completion, (N,)."""
-        return self._by_sequence(self.logp_M.new_ones(self.logp_M.shape))
-
-    def __getattr__(self, name: str) -> Any:
-        """Say what there is in place of what there is not."""
-        raise AttributeError(
-            f"scores have no `{name}`: an objective sees the log-probability of each target token (`logp_M`), and no logits. The head "
-            "never holds a (tokens x vocabulary) matrix, and an objective that needs one cannot be packed, cached or certified"
-        )
-
-    def _by_sequence(self, value_M: Tensor) -> Tensor:
-        return value_M.new_zeros(self.num_sequences).index_add(0, self.sequence_M, value_M)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Totals over a batch; the engine divides them by the number of units in the step.
-
-    `loss` is a scalar with a graph; every metric is a scalar without one.
-    """
-
-    loss: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Objective(Protocol):
-    """A loss that is a sum over tokens or over examples, and so can be added up in any order.
-
-    One that cannot keep a law of `zephyr_kit.testing` says so in the open: `breaks: ClassVar[Mapping[str, str]]`, on the class, from
-    the law's name to the reason. What rests on that law is then no longer promised for it, and reports and certificates tell.
-    """
-
-    completions: ClassVar[int]
-    unit: ClassVar[Unit]
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it compares with the model that the stage started from."""
-        ...
-
-    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
-        """Loss and metrics of a batch; `reference` is None unless `needs_reference`."""
-        ...
 
 
 class Tokenizer(Protocol):
@@ -172,6 +104,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class PolicyWithDistributions(Protocol):
+    """A policy that also says what it thinks of all other tokens: what `zkit export` compares."""
+
+    def distributions(self, batch: Batch) -> Tensor:
+        """Log-probabilities of every token of the vocabulary in the place of each target, (M, V), as `score` has them; for few targets."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """The model that a stage would train, its weights nowhere: sizes are true, values are not."""
@@ -251,6 +192,20 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class MergingBackend(Protocol):
+    """A backend that can write its models with their adapters merged in."""
+
+    def merge(self, folder: Path, *, start: Start, dtype: str | None, advance: Callable[[int], None]) -> None:
+        """Write the model of `start` in Hugging Face format, whole: weights, configuration, generation settings, tokenizer, template.
+
+        The sums are made in float32 at least, on the base as the adapter was trained on it, rounded to few bits or not; what is
+        written is `dtype`, or what the model computes in. Piece by piece: a model larger than the memory is merged too. `advance`
+        is told the bytes written so far. Raises ZkitError for what would be left out.
+        """
+        ...
+
+
 class Attention(Protocol):
     """A kernel for packed rows that share prompts; equal to softmax attention under `visible`.
 
@@ -307,12 +262,5 @@ def updates_bfloat16(factory: OptimizerFactory) -> bool:
 
 def broken_laws(offer: object) -> Mapping[str, str]:
     """The laws that a plugin's offer says it breaks, by name, and why; those that say nothing break none."""
-    found: Mapping[str, str] = getattr(offer, "breaks", {})
-    return found
-
-
-def num_units(objective: Objective, batch: Batch) -> int:
-    """How many tokens, or examples, the loss of this batch is a sum over."""
-    if objective.unit is Unit.TOKEN:
-        return len(batch.target_M)
-    return batch.num_sequences // objective.completions
+    found = getattr(offer, "breaks", {})
+    return found if isinstance(found, Mapping) else {}  # a property, where it depends on keys

@@ -24,6 +24,8 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class Reply:
     """Whether it came to its own end, and not to the limit of tokens."""
     cost: float | None = 0.0
     """US dollars; None where no price is known."""
+    num_read: int | None = field(default=None, compare=False)
+    """Tokens of the prompt, where that is known."""
+    num_written: int | None = field(default=None, compare=False)
+    """Tokens of the reply, with the one that ends it."""
 
 
 @dataclass(frozen=True, slots=True)

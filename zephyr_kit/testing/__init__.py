@@ -24,8 +24,9 @@ from zephyr_kit.testing.observer import ENDED, HELD_OUT, STARTED, STEP, Observer
 from zephyr_kit.testing.optimizer import OptimizerLaws
 from zephyr_kit.testing.random_data import random_scores, random_trees
 from zephyr_kit.testing.source import DataSourceLaws
-from zephyr_kit.testing.stand_ins import ByteTokenizer, TablePolicy
+from zephyr_kit.testing.stand_ins import ByteTokenizer, TableBackend, TablePolicy
 from zephyr_kit.testing.suite import SuiteLaws
+from zephyr_kit.testing.tracker import TrackerLaws
 
 KITS: Mapping[str, type[Laws]] = {
     "zkit_objectives": ObjectiveLaws,
@@ -38,6 +39,7 @@ KITS: Mapping[str, type[Laws]] = {
     "zkit_judges": JudgeLaws,
     "zkit_suites": SuiteLaws,
     "zkit_launchers": LauncherLaws,
+    "zkit_trackers": TrackerLaws,
     "zkit_presets": PresetsLaws,
     "zkit_commands": CommandsLaws,
     **dict.fromkeys((STARTED, STEP, HELD_OUT, ENDED), ObserverLaws),
@@ -62,7 +64,9 @@ __all__ = [
     "OptimizerLaws",
     "PresetsLaws",
     "SuiteLaws",
+    "TableBackend",
     "TablePolicy",
+    "TrackerLaws",
     "random_scores",
     "random_trees",
 ]

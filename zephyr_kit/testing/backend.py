@@ -16,7 +16,7 @@ from torch import Tensor
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.config import plain
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Backend, Policy, Request, Sampling, Scores, Start
+from zephyr_kit.protocols import Backend, Policy, PolicyWithDistributions, Request, Sampling, Scores, Start
 from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
 
@@ -61,6 +61,20 @@ class BackendLaws(OfferLaws):
         logp_M = self._policy().score(lay_out(self._trees(), share_prompts=self._shares).to(self.device))
         assert logp_M.dtype in (torch.float32, torch.float64)
         assert (logp_M <= 0).all()
+
+    def test_distributions_hold_the_scores(self) -> None:
+        """What a model says of every token is what it says of the target, and adds up to one.
+
+        Without it, `zkit export` compares what it wrote with something other than what was trained.
+        """
+        policy, batch = self._policy(), lay_out(self._trees(), share_prompts=self._shares).to(self.device)
+        if not isinstance(policy, PolicyWithDistributions):
+            raise DoesNotApply("its policy has no `distributions`")
+        with torch.no_grad():
+            logp_MV, logp_M = policy.distributions(batch), policy.score(batch)
+        found_M, whole_M = logp_MV.gather(1, batch.target_M[:, None])[:, 0], logp_MV.exp().sum(1)
+        self.same(found_M, logp_M.to(logp_MV.dtype), rtol=self.tolerance, atol=self.tolerance)
+        self.same(whole_M, torch.ones_like(whole_M), rtol=self.tolerance, atol=self.tolerance)
 
     def test_the_reference_is_where_the_stage_began(self) -> None:
         """Before the first step policy and reference agree; after one, only the policy has moved.

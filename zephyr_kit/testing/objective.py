@@ -75,7 +75,7 @@ class ObjectiveLaws(OfferLaws):
 
         def taken(way: Way) -> torch.Tensor:
             policy = TablePolicy(dtype=torch.float64)
-            record = take(policy, self.objective, examples, steps, way, device=torch.device("cpu"))
+            record = take(policy, self.objective, examples, steps, way, device=torch.device("cpu"), max_length=20)
             return torch.cat([*record.gradients, torch.tensor(record.losses)])
 
         plainly = taken(Way())
@@ -148,13 +148,13 @@ class ObjectiveLaws(OfferLaws):
 
     def _only(self, whole: Scores, example: int) -> Scores:
         n = self.objective.completions
-        mine = whole.sequence_M // n == example
-        return Scores(whole.logp_M[mine], whole.sequence_M[mine] - example * n, n)
+        return whole.only(range(example * n, example * n + n))
 
     def _join(self, parts: Sequence[Scores]) -> Scores:
         n = self.objective.completions
         numbers = torch.cat([part.sequence_M + i * n for i, part in enumerate(parts)])
-        return Scores(torch.cat([part.logp_M for part in parts]), numbers, n * len(parts))
+        ratings = torch.cat([part.rating_N for part in parts if part.rating_N is not None])
+        return Scores(torch.cat([part.logp_M for part in parts]), numbers, n * len(parts), ratings)
 
     def _call(self, policy: Scores, reference: Scores) -> Outcome:
         return self.objective(policy, reference if self.objective.needs_reference else None)

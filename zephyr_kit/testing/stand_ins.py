@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zephyr_kit.batch import Batch, Tree
 from zephyr_kit.example import Example
-from zephyr_kit.protocols import Reply, Request
+from zephyr_kit.protocols import Leaner, Reply, Request, Skeleton, Start
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,9 +28,9 @@ END = NUM_BYTES
 class Table(nn.Module):
     """Scores the next token by the token before it alone."""
 
-    def __init__(self, vocabulary: int, dtype: torch.dtype) -> None:
+    def __init__(self, vocabulary: int, dtype: torch.dtype, seed: int) -> None:
         super().__init__()
-        draw = torch.Generator().manual_seed(0)
+        draw = torch.Generator().manual_seed(seed)
         self.logits_VV = nn.Parameter(torch.randn(vocabulary, vocabulary, generator=draw).to(dtype))
         self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
         self.dropout = nn.Dropout(0.0)
@@ -46,8 +46,8 @@ class Table(nn.Module):
 class TablePolicy:
     """The smallest policy there is, with a twin for a reference."""
 
-    def __init__(self, *, vocabulary: int = 16, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> None:
-        self.module = Table(vocabulary, dtype)
+    def __init__(self, *, vocabulary: int = 16, dtype: torch.dtype = torch.float32, dropout: float = 0.0, seed: int = 0) -> None:
+        self.module = Table(vocabulary, dtype, seed)
         self.module.dropout.p = dropout
         self._twin = copy.deepcopy(self.module).requires_grad_(requires_grad=False)
         self._scorer = self.module
@@ -110,6 +110,49 @@ class ByteTokenizer:
     def ends(self) -> frozenset[int]:
         """See `protocols.Tokenizer`."""
         return frozenset({END})
+
+
+@dataclass(frozen=True)
+class TableBackend:
+    """A `[model]` of bytes, another one for each seed."""
+
+    seed: int = 0
+
+    def problems(self, device: torch.device, *, start: Start) -> Sequence[str]:
+        """See `protocols.Backend`."""
+        return []
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """See `protocols.Backend`."""
+        return {"table": self.seed}
+
+    def scores_fingerprint(self, start: Start) -> Mapping[str, Any]:
+        """See `protocols.Backend`."""
+        return self.fingerprint()
+
+    def max_length(self, start: Start) -> int | None:
+        """See `protocols.Backend`."""
+        return None
+
+    def tokenizer(self, start: Start) -> ByteTokenizer:
+        """See `protocols.Backend`."""
+        return ByteTokenizer()
+
+    def load(self, device: torch.device, *, start: Start, train: bool) -> TablePolicy:
+        """See `protocols.Backend`."""
+        return TablePolicy(vocabulary=NUM_BYTES + 1, seed=self.seed)
+
+    def skeleton(self, start: Start) -> Skeleton:
+        """Nobody plans for it."""
+        raise NotImplementedError
+
+    def leaner(self) -> Sequence[Leaner]:
+        """See `protocols.Backend`."""
+        return []
+
+    def miniature(self, folder: Path) -> TableBackend:
+        """It is small."""
+        return self
 
 
 def _ids(text: str) -> list[int]:

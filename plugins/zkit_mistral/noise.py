@@ -1,0 +1,41 @@
+"""NEFTune: noise on the embeddings while training (arXiv 2310.05914)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zephyr_kit.batch import Batch
+
+
+@contextmanager
+def noisy(embedding: nn.Module, batch: Batch, alpha: float) -> Iterator[None]:
+    """Within it, the embeddings of the batch get noise, uniform within alpha / sqrt(L D).
+
+    L is the length of a token's own example: its segment, and the prompt that this shares.
+    """
+    limit_T = alpha / lengths(batch).sqrt()
+
+    def add(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
+        limit_TD = (limit_T / embedded.shape[-1] ** 0.5).to(embedded.dtype)[:, None]
+        noise_TD: Tensor = limit_TD * (2 * torch.rand_like(embedded) - 1)
+        return embedded + noise_TD
+
+    hook = embedding.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def lengths(batch: Batch) -> Tensor:
+    """Tokens of the segment of each token, with those of its parent, (T,)."""
+    one_T = torch.ones_like(batch.segment_T, dtype=torch.float32)
+    own_S = one_T.new_zeros(len(batch.lengths)).index_add(0, batch.segment_T, one_T)
+    shared_S = torch.where(batch.parent_S >= 0, own_S[batch.parent_S.clamp(min=0)], torch.zeros_like(own_S))
+    length_S: Tensor = own_S + shared_S
+    return length_S[batch.segment_T]

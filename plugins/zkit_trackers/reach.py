@@ -1,0 +1,34 @@
+"""What stands in the way of a tracker, and what it calls a stage."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from zephyr_kit.observe import Run
+
+
+def missing(package: str) -> Sequence[str]:
+    """A line if a package is not installed."""
+    if importlib.util.find_spec(package) is not None:
+        return []
+    return [f"{package} is not installed: pip install 'zephyr-kit[track]'"]
+
+
+def title(run: Run) -> str:
+    """The run's folder and the stage: runs of a sweep have one name."""
+    return f"{run.folder.parent.name}/{run.stage}"
+
+
+def identity(run: Run) -> str:
+    """The same each time that this stage goes on in this folder."""
+    return hashlib.blake2b(str(run.folder.absolute()).encode(), digest_size=8).hexdigest()
+
+
+def remote(address: str) -> str | None:
+    """An address, if it is one of a server, without a password that it may hold."""
+    parts = urlsplit(address)
+    host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+    return f"{parts.scheme}://{host}" if parts.scheme in ("http", "https") else None

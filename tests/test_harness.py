@@ -1,0 +1,165 @@
+"""The language model evaluation harness on our loaded model gives the numbers that its own gives on the folder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from policies import backend
+from small_model import small_weights
+from toys import Listener
+from zkit_evaluation.harness import LmEval, figures
+
+from zephyr_kit import ZkitError
+from zephyr_kit.answers import Answers
+from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.protocols import Evaluation, Start
+from zephyr_kit.subjects import Subject
+
+INSTALLED = "lm_eval is not installed: pip install 'zephyr-kit[eval]'"
+QUESTIONS = [
+    ("Once upon a time there was a", [" cat", " mountain of gold", " dog who sang"], 0, " little"),
+    ("Lily liked to play in the", [" park", " kitchen with a spoon", " x"], 2, " park"),
+    ("Tom saw a big", [" red ball", " ball", " sea and the sun"], 1, " dog"),
+    ("The sun was", [" hot", " not there", " happy to see them all"], 0, " very"),
+]
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+fewshot_split: test
+output_type: {kind}
+{more}
+"""
+METRIC = "  - {{metric: {0}, aggregation: {1}, higher_is_better: true}}\n"
+CHOICE = 'doc_to_text: "{{question}}"\ndoc_to_choice: choices\ndoc_to_target: right\nmetric_list:\n'
+LAST = 'doc_to_text: "{{question}}"\ndoc_to_target: "{{last}}"\nmetric_list:\n'
+ROLLING = 'doc_to_text: ""\ndoc_to_target: "{{long}}"\nmetric_list:\n'
+WRITING = 'generation_kwargs: {until: ["."], max_gen_toks: 12, do_sample: false}\n' + LAST
+KINDS = {
+    "local_choice": ("multiple_choice", CHOICE, [("acc", "mean"), ("acc_norm", "mean")]),
+    "local_last": ("loglikelihood", LAST, [("acc", "mean"), ("perplexity", "perplexity")]),
+    "local_rolling": ("loglikelihood_rolling", ROLLING, [("word_perplexity", "weighted_perplexity"), ("bits_per_byte", "bits_per_byte")]),
+    "local_writing": ("generate_until", WRITING, [("chrf", "chrf")]),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_weights(request, tmp_path_factory)
+
+
+@pytest.fixture
+def subject(weights: Path, tmp_path: Path) -> Iterator[Subject]:
+    answers = Answers(tmp_path / "answers")
+    yield Subject(backend(weights), Start(), torch.device("cpu"), answers, Listener())
+    answers.close()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """Task files, in lm_eval's format; the text of one is longer than the model has positions."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": q, "choices": c, "right": r, "last": last, "long": f"{q}{last}. " * 60} for q, c, r, last in QUESTIONS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, (kind, text, metrics) in KINDS.items():
+        more = text + "".join(METRIC.format(*metric) for metric in metrics)
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=folder / "rows.jsonl", kind=kind, more=more))
+    return folder
+
+
+def directly(weights: Path, tasks: Path, fewshot: int) -> dict[str, Any]:
+    """What lm_eval's own model gives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=str(tasks), include_defaults=False)
+        found: Any = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(weights), "dtype": "float32"},
+            tasks=list(KINDS),
+            num_fewshot=fewshot,
+            task_manager=manager,
+            device="cpu",
+            batch_size=3,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
+    results: dict[str, Any] = found["results"]
+    return results
+
+
+@pytest.mark.slow
+def test_every_kind_of_request_gives_the_numbers_of_lm_eval_itself(weights: Path, tasks: Path, subject: Subject, tmp_path: Path):
+    pytest.importorskip("lm_eval", reason=INSTALLED)
+    suite = LmEval(tasks=tuple(KINDS), include=str(tasks), fewshot=1)
+    evaluation = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
+    assert isinstance(evaluation, Evaluation)
+    wanted = {f"{task} {name}": value for task, found in directly(weights, tasks, 1).items() for name, value, _ in figures(found)}
+    assert evaluation.rows["tiny"] == pytest.approx(wanted, rel=2e-4, abs=1e-6)
+    assert len(wanted) == 7
+    assert set(evaluation.columns) == set(wanted)
+    # What was asked is kept: a second time nothing is, so the model is not needed.
+    kept = list((tmp_path / "out" / "requests").glob("*.db"))
+    assert len(kept) == 1
+    again = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
+    assert isinstance(again, Evaluation)
+    assert again.rows == evaluation.rows
+
+
+def test_a_task_that_there_is_not_is_told_with_one_that_there_is(tasks: Path, subject: Subject, tmp_path: Path, monkeypatch):
+    pytest.importorskip("lm_eval", reason=INSTALLED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from zkit_evaluation.harness_model import Asking, Tasks
+
+    alone = Tasks(include_path=str(tasks), include_defaults=False)
+    monkeypatch.setattr(Asking, "of", classmethod(lambda cls, names, include, settings: cls(alone, settings)))
+    suite = LmEval(tasks=("local_choise",), include=str(tasks))
+    with pytest.raises(ZkitError, match="lm_eval has no task 'local_choise'; did you mean `local_choice`"):
+        suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
+
+
+def test_the_papers_benchmarks_have_the_leaderboards_settings():
+    suite = LmEval()
+    assert suite.tasks == ("arc", "hellaswag", "mmlu", "truthfulqa")
+    results = {
+        "arc": {"arc_challenge": {"acc,none": 0.5, "acc_norm,none": 0.62, "acc_norm_stderr,none": 0.01}},
+        "hellaswag": {"hellaswag": {"acc_norm,none": 0.84, "acc_norm_stderr,none": "N/A"}},
+        "mmlu": {"mmlu": {"acc,none": 0.61}},
+        "truthfulqa": {"truthfulqa_mc2": {"acc,none": 0.57}},
+    }
+    row, intervals = suite._row(results)
+    assert row == {"arc": 0.62, "hellaswag": 0.84, "mmlu": 0.61, "truthfulqa": 0.57, "average": pytest.approx(0.66)}
+    assert intervals == {"arc": pytest.approx((0.6004, 0.6396))}
+    assert suite._meaning("arc") == "acc_norm of arc_challenge, 25 examples in each question"
+
+
+def test_the_likeliest_token_is_the_one_that_is_written(subject: Subject):
+    """Greedy text is likeliest throughout, and no longer when a token is another."""
+    import numpy as np
+
+    with subject() as policy:
+        prompt = np.array(subject.tokenizer.tokens.encode("Once upon a time there was"), np.int32)
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(subject.backend.weights).eval()
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
+        greedy = whole[len(prompt) :].numpy().astype(np.int32)
+        other = greedy.copy()
+        other[3] = (other[3] + 1) % 200 + 5
+        tree = Tree(prompt, (greedy, other), (np.ones(6, np.bool_), np.ones(6, np.bool_)))
+        first, second = policy.likeliest(lay_out([tree])).view(2, 6).tolist()
+    assert all(first)
+    assert second[:3] == [True] * 3
+    assert not second[3]

@@ -1,0 +1,47 @@
+"""Every objective that is built in obeys the laws that third parties are asked to obey."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from objectives import OBJECTIVES
+
+from zephyr_kit.batch import idle
+from zephyr_kit.plugins import Plugins
+from zephyr_kit.protocols import Objective, Scores
+from zephyr_kit.testing import ObjectiveLaws
+
+ALL = [pytest.param(each, id=f"{name}-{place}" if place else name) for name, some in OBJECTIVES.items() for place, each in enumerate(some)]
+
+
+def test_none_is_left_out() -> None:
+    assert OBJECTIVES.keys() == Plugins().offered(Objective).keys()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_its_line_on_the_page_tells_its_keys(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs/objectives.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    keys = [field.name for field in dataclasses.fields(OBJECTIVES[name][0])]  # type: ignore[arg-type]
+    assert lines
+    assert "as `kto`" in lines[0] or not [key for key in keys if f"`{key}`" not in lines[0]]
+
+
+class TestObjectives(ObjectiveLaws):
+    @pytest.fixture(autouse=True, params=ALL)
+    def _objective(self, request: pytest.FixtureRequest) -> None:
+        self.objective = request.param
+
+    def test_takes_part_without_examples(self) -> None:
+        """A rank may have none in a step: nothing is lost then, but the same is told, and there is a graph."""
+        batch = idle()
+        nothing = torch.zeros(0, requires_grad=True)
+        policy, reference = (Scores(logp_M, batch.sequence_M, 0, batch.rating_N, ()) for logp_M in (nothing, nothing.detach()))
+        outcome = self._call(policy, reference)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        assert float(outcome.loss.detach()) == 0
+        assert list(outcome.metrics) == list(self._call(*self._scores(2)).metrics)
+        assert not any(outcome.metrics.values())

@@ -1,0 +1,107 @@
+"""An objective may compare with a mean over the whole step, however that is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from objectives import feed_of
+from tiny import ListCorpus, TablePolicy, random_trees
+from torch import Tensor
+from zkit_optimizers.adamw import AdamW
+
+from zephyr_kit import Unit
+from zephyr_kit.batch import lay_out
+from zephyr_kit.engine import Trainer
+from zephyr_kit.mismatched import Mismatched
+from zephyr_kit.protocols import Outcome, Scores
+
+TREES = random_trees(7, completions=2, vocabulary=16)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Measures log-probabilities, and remembers what mean it was given."""
+
+    surveys: Literal["own", "mismatched"] | None
+    heard: list[float] = field(default_factory=list)
+
+    completions: ClassVar[int] = 2
+    unit: ClassVar[Unit] = Unit.EXAMPLE
+    needs_reference: ClassVar[bool] = False
+
+    def measure(self, policy: Scores, reference: Scores | None) -> Tensor:
+        assert not policy.logp_M.requires_grad
+        return policy.sums().sum()
+
+    def given(self, mean: Tensor) -> Callable[[Scores, Scores | None], Outcome]:
+        self.heard.append(float(mean))
+        return partial(self._loss, mean)
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        raise AssertionError("it was given no mean")
+
+    def _loss(self, mean: Tensor, policy: Scores, reference: Scores | None) -> Outcome:
+        return Outcome((policy.sums() - mean).square().sum())
+
+
+def step(objective: Any, capacity: int) -> tuple[float, Tensor]:
+    """The loss of a step, and the parameters after it."""
+    policy = TablePolicy(dtype=torch.float64)
+    factory = partial(AdamW().build, learning_rate=1e-2)
+    trainer = Trainer(policy, objective, optimizer=factory, learning_rate=lambda _: 1e-2, seed=0)
+    work = feed_of(objective, ListCorpus(TREES), capacity).step(range(len(TREES)))
+    loss = float(trainer.step(work).means["loss"])
+    return loss, policy.module.logits_VV.detach()
+
+
+@pytest.mark.parametrize("surveys", ["own", "mismatched"])
+def test_the_mean_is_that_of_the_step(surveys: Literal["own", "mismatched"]) -> None:
+    whole, pieces = Listening(surveys), Listening(surveys)
+    loss, parameters = step(whole, 1000)
+    other_loss, other_parameters = step(pieces, 30)
+    trees: Any = TREES if surveys == "own" else Mismatched(ListCorpus(TREES), 30)  # type: ignore[arg-type]
+    batch = lay_out([trees[i] for i in range(len(TREES))])
+    expected = float(TablePolicy(dtype=torch.float64).score(batch).sum().detach()) / len(TREES)
+    assert whole.heard == pytest.approx(pieces.heard, rel=1e-12)
+    assert whole.heard[0] == pytest.approx(expected, rel=1e-12)
+    assert loss == pytest.approx(other_loss, rel=1e-12)
+    torch.testing.assert_close(parameters, other_parameters, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("surveys", ["own", "mismatched"])
+def test_held_out_data_has_one_mean(surveys: Literal["own", "mismatched"]) -> None:
+    """However it is grouped, which depends on what a device takes at once."""
+    objective = Listening(surveys)
+    trainer = Trainer(TablePolicy(dtype=torch.float64), objective, optimizer=torch.optim.SGD, learning_rate=lambda _: 0.1, seed=0)
+    feed = feed_of(objective, ListCorpus(TREES), 30)
+    groups = ([range(7)], [range(3), range(3, 7)])
+    losses = [trainer.evaluate(feed.step(group) for group in each)["loss"] for each in groups]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert objective.heard[0] == pytest.approx(objective.heard[1], rel=1e-12)
+    assert len(objective.heard) == 2
+
+
+def test_without_a_survey_it_is_called_plainly() -> None:
+    with pytest.raises(AssertionError, match="given no mean"):
+        step(Listening(None), 1000)
+
+
+def test_prompts_with_the_completions_of_others() -> None:
+    mismatched = Mismatched(ListCorpus(TREES), 14)  # type: ignore[arg-type]
+    for index in range(len(TREES)):
+        own, other, tree = TREES[index], TREES[(index + 3) % 7], mismatched[index]
+        room = 14 - len(own.prompt)
+        assert np.array_equal(tree.prompt, own.prompt)
+        for made, given, flags in zip(tree.completions, other.completions, tree.trained, strict=True):
+            assert np.array_equal(made, given[:room])
+            assert len(flags) == len(made)
+    for shared in (True, False):
+        lengths = [len(lay_out([mismatched[index]], share_prompts=shared).tokens_T) for index in range(len(TREES))]
+        assert mismatched.row_lengths(share_prompts=shared).tolist() == lengths
+    assert any(len(completion) > 14 - len(own.prompt) for own in TREES for tree in TREES for completion in tree.completions)

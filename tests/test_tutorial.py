@@ -1,0 +1,70 @@
+"""The tutorial, followed: each block in turn, in an empty folder, with the output that the page promises."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.S | re.M)
+BLOCKS = [match.groups() for match in BLOCK.finditer(TEXT)]
+RUN = "import sys; from zephyr_kit.cli import main; main(sys.argv[1:])"
+MINUTES = "zkit run quickstart"
+"""What takes too long for a test; the miniature stands in its place."""
+ELSEWHERE = ("make install", "pip install", "python -m pytest", "zkit run examples/", "source ", "zkit chat")
+"""CI installs, and tests and runs the example; the chat waits for somebody, and has a test of its own."""
+
+
+def fits(promised: str, printed: str) -> bool:
+    """Whether an output is the promised one; `…` stands for anything, alone in a line for any lines."""
+    pattern = "".join(r"(?:.*\n)*?" if line.strip() == "…" else loosely(line) + r" *\n" for line in promised.splitlines())
+    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.splitlines()) + "\n") is not None
+
+
+def loosely(line: str) -> str:
+    return r"\s*" + ".*?".join(r"\s+".join(map(re.escape, part.split())) for part in line.split("…"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tutorial_works_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sum(language == "sh" for language, *_ in BLOCKS) >= 12
+    for language, code, promised in BLOCKS:
+        if language == "python":
+            module = ModuleType("tutorial")
+            sys.modules["tutorial"] = module
+            exec(code, vars(module))
+        elif language == "toml":
+            Path("my/greet.toml").write_text(code, "utf-8")
+        else:
+            follow(code, promised)
+    assert vars(sys.modules.pop("tutorial"))["zkit_objectives"]()["hinge"](beta=0.2).beta == 0.2
+
+
+def follow(code: str, promised: str | None) -> None:
+    for line in filter(None, code.splitlines()):
+        if line == MINUTES:
+            shutil.copytree("runs/quickstart-smoke", "runs/quickstart")
+        elif not line.startswith(ELSEWHERE):
+            words = shlex.split(line)
+            assert words[0] == "zkit"
+            done = subprocess.run([sys.executable, "-c", RUN, *words[1:]], capture_output=True, text=True, timeout=300, check=False)
+            printed = done.stdout + (done.stderr if done.returncode else "")
+            assert promised is None or fits(promised, printed), f"{line}\n{printed}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("promised", "fitting"),
+    [("a … c\n…\nz\n", True), ("…\nz\n", True), ("a b… c\nq\nz\n", True), ("a b c\nq\nz\n", False), ("a … c\n", False), ("…\nq\n", False)],
+)
+def test_outputs_are_compared(promised, fitting):
+    assert fits(promised, "a   b2 c\nq\nz\n") is fitting

@@ -1,0 +1,62 @@
+"""Suites at work on models, each in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zephyr_kit.config import plain
+from zephyr_kit.keys import what_is_read
+from zephyr_kit.observe import Narrator
+from zephyr_kit.protocols import Evaluation, Suite
+from zephyr_kit.runs import as_json, digest, surroundings, write_json
+from zephyr_kit.subjects import Subject
+
+RESULT = "evaluation.json"
+"""Settings, models and content of the data, what was found, and on which machine."""
+
+
+def evaluate(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:
+    """What a suite finds."""
+    last = list(models.values())[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = suite.evaluate(models, last.tokenizer, folder)
+    return [found] if isinstance(found, Evaluation) else list(found)
+
+
+def evaluate_once(
+    name: str, suite: Suite, settings: Mapping[str, Any], models: Mapping[str, Subject], *, folder: Path, narrator: Narrator
+) -> list[Evaluation]:
+    """The same, or what it has found before with these settings, data and models; written to a folder of its own in `folder`."""
+    contents = {name: subject.content for name, subject in models.items()}
+    key = as_json({"suite": settings, "read": what_is_read(suite), "models": contents})
+    place = folder / f"{name}-{digest(key)[:8]}"
+    known = json.loads((place / RESULT).read_text("utf-8")) if (place / RESULT).exists() else None
+    if known is not None and known["key"] == key:
+        narrator.say(f"{name}: measured before, nothing changed ({place})")
+        return [read_evaluation(facts) for facts in known["evaluations"]]
+    narrator.say(f"{name}: measuring {', '.join(models)} ({place})")
+    found = evaluate(suite, models, place)
+    write_json(place / RESULT, {"key": key, "evaluations": plain(found), "made": surroundings()})
+    return found
+
+
+def read_evaluation(facts: Mapping[str, Any]) -> Evaluation:
+    """An evaluation from its JSON."""
+    intervals = {
+        model: {name: (low, high) for name, (low, high) in measures.items()} for model, measures in facts.get("intervals", {}).items()
+    }
+    return Evaluation(**{**facts, "intervals": intervals})
+
+
+def folder_names(suites: Sequence[str]) -> list[str]:
+    """A name for the folder of each suite; a second of the same kind is numbered."""
+    seen: Counter[str] = Counter()
+    names = []
+    for suite in suites:
+        seen[suite] += 1
+        names.append(suite if seen[suite] == 1 else f"{suite}-{seen[suite]}")
+    return names
