@@ -44,11 +44,11 @@ def certify(
     as_json: bool,  # noqa: FBT001  click's way
     **how: Any,
 ) -> int:
-    """Prove that PRESET's steps do not depend on how they are computed.
+    """Prove that steps do not depend on how they are computed.
 
-    Takes a few steps of each stage that trains, on its own data and model: in other micro-batches,
-    other orders, with prompts shared and repeated, by every attention kernel that runs here, on
-    several ranks; and compares losses and gradients. The exit code is 1 when something differs.
+    Takes a few steps of each stage of PRESET that trains, on its own data and model: in other
+    micro-batches, other orders, with prompts shared and repeated, by every attention kernel that runs
+    here, on several ranks; and compares losses and gradients. The exit code is 1 when something differs.
     """
     from rich.console import Console
 

@@ -30,7 +30,7 @@ for it then, because a batch holds whichever examples fit: its result depends on
 devices. Such an objective says so, by the law's name and with the reason:
 
 ```python
-    breaks: ClassVar[Mapping[str, str]] = {"adds_up_over_examples": "the negatives of an example are the other examples of its batch"}
+breaks: ClassVar[Mapping[str, str]] = {"adds_up_over_examples": "the negatives of an example are the other examples of its batch"}
 ```
 
 The law is then expected to fail. One that is kept after all, or that does not exist, is an error. `zkit plugins`, the report of a run,
