@@ -43,8 +43,10 @@ def test_the_tutorial_works_as_it_says(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "zkit-hinge"))
     assert sum(language == "sh" for language, *_ in BLOCKS) >= 12
     for language, code, promised in BLOCKS:
-        if language == "python":
+        if language == "python" and "hookimpl" in code:
             assert code == Path("zkit-hinge/zkit_hinge.py").read_text("utf-8")
+        elif language == "python":
+            exec(code, {})
         elif language == "toml":
             Path("my/greet.toml").write_text(code, "utf-8")
         else:
