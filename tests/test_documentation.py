@@ -149,7 +149,7 @@ def check_command(words: list[str], line: str) -> None:
     command: click.Command = group()
     known = options(command)
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-":
             assert word.partition("=")[0] in known, line
         elif isinstance(command, click.Group) and word in command.commands:
             command = command.commands[word]

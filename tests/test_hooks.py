@@ -86,8 +86,9 @@ class TestShort(FilterLaws):
 class TestParrot(CompleterLaws):
     completer = offered("zkit_completers")["parrot"](times=2)
 
-    def test_its_key_is_in_its_fingerprint(self, bench):
-        assert type(self.completer)().fingerprint(bench) != self.completer.fingerprint(bench)
+    def test_its_key_is_in_its_fingerprint(self, tmp_path):
+        with self.bench(tmp_path) as bench:
+            assert type(self.completer)().fingerprint(bench) != self.completer.fingerprint(bench)
 
 
 class TestShortest(JudgeLaws):

@@ -58,10 +58,14 @@ def opener(model: Mistral, opened: list[str]) -> Any:
 class TestOwn(CompleterLaws):
     completer = OwnCompleter()
 
-    @pytest.fixture
-    def bench(self, tmp_path: Path, weights: Path) -> Iterator[Bench]:
+    @pytest.fixture(autouse=True)
+    def _weights(self, weights: Path) -> None:
+        self.weights = weights
+
+    @contextmanager
+    def bench(self, tmp_path: Path) -> Iterator[Bench]:
         with closing(Answers(tmp_path / "answers")) as answers:
-            yield Bench(CPU, answers, opener(backend(weights), []), "the key")
+            yield Bench(CPU, answers, opener(backend(self.weights), []), "the key")
 
 
 def test_its_own_model_is_opened_once_and_let_go(weights: Path, tmp_path: Path) -> None:

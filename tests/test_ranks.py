@@ -12,7 +12,6 @@ import pytest
 import torch
 from objectives import feed_of
 from policies import backend
-from ranks import spawn
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from zkit_mistral.backend import Lora, Quantize
 from zkit_optimizers.adamw import AdamW
@@ -31,6 +30,7 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
 from zephyr_kit.shares import whole
+from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")

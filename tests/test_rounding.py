@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import backend
-from ranks import spawn
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
 from torch import Tensor, nn
 from zkit_mistral.backend import Lora
@@ -25,6 +24,7 @@ from zephyr_kit.checkpoint import Checkpoints, read
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.protocols import Start, updates_bfloat16
+from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")

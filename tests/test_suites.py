@@ -10,15 +10,22 @@ import pytest
 from zkit_evaluation import zkit_suites
 from zkit_evaluation.intervals import interval_of_mean, interval_of_ratio
 from zkit_evaluation.located import located
-from zkit_evaluation.preference import BINS, Pair, calibration_error, length_biases
-from zkit_evaluation.win_rate import Match, per_prompt
+from zkit_evaluation.miniature import StandInJudge, write_questions
+from zkit_evaluation.mt_bench import Examiner, MtBench
+from zkit_evaluation.perplexity import Perplexity
+from zkit_evaluation.preference import BINS, Pair, Preference, calibration_error, length_biases
+from zkit_evaluation.win_rate import Match, WinRate, per_prompt
+from zkit_feedback.own import OwnCompleter
+from zkit_quickstart.source import QuickstartData
 
 from zephyr_kit import ZkitError
 from zephyr_kit.cli.suites import read_suites, split
 from zephyr_kit.config import PresetError
 from zephyr_kit.evaluating import folder_names, read_evaluation
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Failure, Judgement
+from zephyr_kit.testing import SuiteLaws
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -134,3 +141,25 @@ def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path,
         located("hf://spaces/lmsys/mt-bench/data/other.jsonl", "ask there")
     with pytest.raises(ZkitError, match="should be hf://"):
         located("hf://spaces/lmsys")
+
+
+QUICKSTART = {part: (Portion(QuickstartData(part)),) for part in ("chat", "preference", "prompt")}
+
+
+class TestPerplexity(SuiteLaws):
+    suite = Perplexity(data=QUICKSTART["chat"])
+
+
+class TestPreference(SuiteLaws):
+    suite = Preference(data=QUICKSTART["preference"])
+
+
+class TestWinRate(SuiteLaws):
+    suite = WinRate(prompts=QUICKSTART["prompt"], judge=StandInJudge())
+
+
+class TestMtBench(SuiteLaws):
+    @pytest.fixture(autouse=True)
+    def _questions(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        questions = write_questions(tmp_path_factory.mktemp("questions"))
+        self.suite = MtBench(questions=str(questions), judge=Examiner(completer=OwnCompleter()), grading=("single", "pairs"))

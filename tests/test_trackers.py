@@ -17,6 +17,7 @@ from zephyr_kit import cli, hookimpl
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Report, Run
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.testing import TrackerLaws
 from zephyr_kit.tracking import Tracking
 
 PRESET = """
@@ -67,6 +68,10 @@ def tell(tracker, folder: Path) -> None:
         again.write(report.step, {"loss": report.loss, **report.metrics})
     again.write(3, {"held_out/loss": 0.5})
     again.close(None)
+
+
+class TestTensorBoard(TrackerLaws):
+    tracker = TensorBoard()
 
 
 def test_tensorboard_reads_what_a_training_wrote(tmp_path):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from zkit_mistral.quiet import quiet
 from zkit_mistral.scratch import byte_pairs
 
-from zephyr_kit.batch import Batch, Tree
+from zephyr_kit.batch import Tree
+from zephyr_kit.testing.stand_ins import Table, TablePolicy
+from zephyr_kit.trees import Trees
+
+__all__ = ["ListCorpus", "Table", "TablePolicy", "logits_logp", "random_trees", "write_model"]
 
 SHAPE = {
     "hidden_size": 32,
@@ -69,25 +69,8 @@ def random_trees(
     return trees
 
 
-@dataclass(frozen=True)
-class ListCorpus:
-    """Trees in a list, with the face of a corpus."""
-
-    trees: Sequence[Tree]
-
-    def __len__(self) -> int:
-        return len(self.trees)
-
-    def __getitem__(self, index: int) -> Tree:
-        return self.trees[index]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([tree.num_tokens for tree in self.trees], np.int64)
-
-    def row_lengths(self, *, share_prompts: bool) -> np.ndarray:
-        repeats = np.array([0 if share_prompts else len(tree.prompt) * (len(tree.completions) - 1) for tree in self.trees], np.int64)
-        return self.lengths + repeats
+class ListCorpus(Trees):
+    """Trees in a list, with what a plan asks of a corpus."""
 
     @property
     def num_targets(self) -> np.ndarray:
@@ -107,51 +90,3 @@ def logits_logp(model: Any, batch_of: Sequence[Tree]) -> list[float]:
             picked = logp[at - 1, row[0, at]]
             values += picked[torch.from_numpy(trained[-len(at) :].copy())].tolist()
     return values
-
-
-class Table(nn.Module):
-    """Scores the next token by the token before it alone."""
-
-    def __init__(self, vocabulary: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        self.logits_VV = nn.Parameter(torch.randn(vocabulary, vocabulary, generator=draw).to(dtype))
-        self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
-        self.dropout = nn.Dropout(0.0)
-
-    def forward(self, batch: Batch) -> Tensor:
-        rows = self.dropout(self.logits_VV)[batch.tokens_T[batch.source_M]]
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        logp: Tensor = rows.to(wide).log_softmax(-1).gather(-1, batch.target_M[:, None]).squeeze(-1)
-        return logp
-
-
-class TablePolicy:
-    """The smallest policy there is, with a twin for a reference."""
-
-    def __init__(self, *, vocabulary: int = 16, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> None:
-        self.module = Table(vocabulary, dtype)
-        self.module.dropout.p = dropout
-        self._twin = copy.deepcopy(self.module).requires_grad_(False)
-        self._scorer = self.module
-
-    def score(self, batch: Batch) -> Tensor:
-        logp: Tensor = self._scorer(batch)
-        return logp
-
-    def keep_reference(self) -> None:
-        pass
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        self._scorer = self._twin
-        try:
-            yield
-        finally:
-            self._scorer = self.module
-
-    def generate(self, *_: Any, **__: Any) -> list[str]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError

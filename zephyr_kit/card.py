@@ -32,6 +32,7 @@ def write_card(
     settings: Mapping[str, Any],
     ledger: Mapping[str, Any],
     last: Mapping[str, Any],
+    breaks: Mapping[str, str],
 ) -> None:
     """Write `README.md`: what the model is, from what, with which settings and figures."""
     base = settings.get("model.weights")
@@ -41,7 +42,7 @@ def write_card(
     front += ["tags:", "- zephyr-kit", f"- {objective}"]
     lines = ["---", *front, "---", "", f"# {run}: {stage}", ""]
     path = " → ".join([f"`{base}`" if base else "random weights", *(f"stage `{name}`" for name in (*before, stage))])
-    lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", ""]
+    lines += [f"Trained with the objective `{objective}` by zephyr-kit, seed {seed}: {path}.", "", *_laws(breaks)]
     lines += ["## Use", "", *_use(adapter=(folder / "adapter_config.json").exists()), ""]
     lines += ["## Data", "", *table(COUNTS.values(), [tuple(f"{ledger[key]:,}" for key in COUNTS)]), ""]
     lines += ["## Figures at the end", "", *table(("metric", "value"), [(k, figure(v)) for k, v in last.items()]), ""]
@@ -54,3 +55,9 @@ def _use(*, adapter: bool) -> list[str]:
     note = ["The adapter belongs on its base as it was trained: in the `dtype`, and quantised, as under Settings.", ""] if adapter else []
     load = ['model = Model.from_pretrained("FOLDER")', 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']
     return [*note, "```python", loader, "from transformers import AutoTokenizer", "", *load, "```"]
+
+
+def _laws(breaks: Mapping[str, str]) -> list[str]:
+    """A paragraph on the laws that the objective says it breaks; nothing where it breaks none."""
+    told = [f"- `{law}`: {reason}" for law, reason in breaks.items()]
+    return ["The objective says that it breaks laws that results rest on (docs/laws.md):", "", *told, ""] if told else []

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from zephyr_kit.batch import Batch, idle, lay_out
-from zephyr_kit.mismatched import Trees
 from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.protocols import Objective, num_units
 from zephyr_kit.reference import ReferenceScores
+from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 Item = TypeVar("Item")
+Cut = Callable[[Sequence[int], Indices], list[list[int]]]
+"""The batches of a step, from its examples and the lengths of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class StepWork:
 class Feed:
     """Turns indices of a corpus into work for this rank."""
 
-    corpus: Trees
+    corpus: Examples
     objective: Objective
     capacity: int
     share_prompts: bool
@@ -70,8 +72,12 @@ class Feed:
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        whole = self._works(indices, self.capacity)
-        mismatched = self.mismatched._works(indices, self.capacity) if self.mismatched is not None else []
+        return self.work(indices, partial(pack, capacity=self.capacity, multiple=self.world.size))
+
+    def work(self, indices: Sequence[int], cut: Cut) -> StepWork:
+        """The work for these examples in the batches that they are cut into; one without examples is what a rank does that has none."""
+        whole = self._works(indices, cut)
+        mismatched = self.mismatched._works(indices, cut) if self.mismatched is not None else []
         return StepWork(
             self._mine(whole),
             sum(num_units(self.objective, work.batch) for work in whole),
@@ -80,8 +86,8 @@ class Feed:
             self._mine(mismatched),
         )
 
-    def _works(self, indices: Sequence[int], capacity: int) -> list[Work]:
-        return [self._work(members) for members in pack(indices, self.lengths, capacity, multiple=self.world.size)]
+    def _works(self, indices: Sequence[int], cut: Cut) -> list[Work]:
+        return [self._work(members) for members in cut(indices, self.lengths)]
 
     def _mine(self, works: Sequence[Work]) -> list[Work]:
         return [work.to(self.device) for work in self.world.mine(works)]

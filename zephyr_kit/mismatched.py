@@ -5,29 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
 from zephyr_kit.batch import Tree
-from zephyr_kit.plan import Indices
-
-
-class Trees(Protocol):
-    """Examples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tree: ...
-
-    @property
-    def origins(self) -> Sequence[str]:
-        """Where each example stood."""
-        ...
-
-    def row_lengths(self, *, share_prompts: bool) -> Indices:
-        """Tokens that each example takes in a row."""
-        ...
+from zephyr_kit.trees import Examples, Indices
 
 
 @dataclass(frozen=True)
@@ -37,7 +19,7 @@ class Mismatched:
     Not of its neighbour, which may have the same prompt.
     """
 
-    trees: Trees
+    trees: Examples
     max_length: int
     """Tokens of a prompt with its longest completion."""
 

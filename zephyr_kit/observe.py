@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,3 +76,14 @@ class Narrator(Protocol):
     def track(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """A piece of work that takes a while."""
         ...
+
+
+class Silent:
+    """A narrator who keeps to himself what is done in passing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def track(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """Nothing either."""
+        return nullcontext(lambda _: None)

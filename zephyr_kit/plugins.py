@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class Plugins:
         self.manager.add_hookspecs(hookspecs)
         self.origins: dict[str, Origin] = {}
         self.blocked: set[str] = set()
+        self.took: dict[str, float] = {}
+        """Seconds that each plugin's import took."""
         self._faults: dict[tuple[str, str], str] = {}
         if discover:
             self._discover()
@@ -150,6 +153,10 @@ class Plugins:
         """The plugins that are loaded and are not ours."""
         return [origin for name, origin in self.origins.items() if name not in self.blocked and not origin.is_ours]
 
+    def answerers(self, hook: str) -> list[str]:
+        """The plugins that implement a hook, in the order in which they are asked."""
+        return [one.plugin_name for one in reversed(getattr(self.manager.hook, hook).get_hookimpls())]
+
     def hooks_of(self, name: str) -> list[str]:
         """The hooks that a plugin implements."""
         return sorted(_hooks_of(self.manager.get_plugin(name)))
@@ -216,8 +223,10 @@ class Plugins:
 
     def _load(self, entry: EntryPoint) -> None:
         loaded: list[object] = []
+        began = time.perf_counter()
         with self._blaming(entry.name):
             loaded.append(entry.load())
+        self.took[entry.name] = time.perf_counter() - began
         for plugin in loaded:
             self.add(plugin, entry.name)
 
@@ -272,7 +281,7 @@ def _check_folder(answer: Any) -> None:
 
 def _problems(plugin: object) -> Iterator[str]:
     """What pluggy would pass over in silence."""
-    known = _hook_names()
+    known = hook_names()
     marked = _hooks_of(plugin)
     for name in marked:
         if name not in known:
@@ -290,7 +299,8 @@ def _hooks_of(plugin: object) -> list[str]:
     return [name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{NAME}_impl")]
 
 
-def _hook_names() -> list[str]:
+def hook_names() -> list[str]:
+    """Every hook that there is."""
     return [name for name in vars(hookspecs) if name.startswith("zkit_")]
 
 

@@ -160,6 +160,17 @@ def portions_of(task: Task) -> dict[str, tuple[Portion, ...]]:
     return {f"suites[{number}].{key}": portions for number, suite in suites for key, portions in portions_in(suite).items()}
 
 
+def training_stages(preset: Preset, names: Sequence[str] = ()) -> list[Stage]:
+    """The stages that train, or those of these names."""
+    training = {stage.name: stage for stage in preset.stages if isinstance(stage.task, TrainStage)}
+    for name in names:
+        if name not in training:
+            raise PresetError(f"{preset.file}: no stage that trains is called {name!r}{suggest(name, training)}")
+    if not training:
+        raise PresetError(f"{preset.file}: no stage of it trains")
+    return [training[name] for name in names or training]
+
+
 def _offer_in(builder: Builder, model: Mapping[str, Any], where: str) -> Backend:
     backend: Backend = builder.convert(Backend, model, where)
     return backend

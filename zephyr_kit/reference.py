@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from zephyr_kit.batch import Tree, idle, lay_out
-from zephyr_kit.mismatched import Trees
 from zephyr_kit.observe import Advance, Narrator
 from zephyr_kit.plan import pack
 from zephyr_kit.protocols import Backend, Policy, Start
 from zephyr_kit.score_store import Kept, ScoreStore
+from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 EXAMPLES_AT_ONCE = 256
@@ -70,7 +70,7 @@ class Scoring:
     noun: str = "reference scores"
     """What the user is told that they are."""
 
-    def scores_of(self, corpus: Trees, name: str) -> ReferenceScores:
+    def scores_of(self, corpus: Examples, name: str) -> ReferenceScores:
         """The scores of a corpus: those that are known from before, and those of the rest, which are kept."""
         trees = (corpus[i] for i in range(len(corpus)))
         with self.narrator.track(f"looking for {self.noun} of {name}"):
@@ -84,7 +84,7 @@ class Scoring:
                 self._score_missing(corpus, keys, values, advance)
         return ReferenceScores(values, keys)
 
-    def _score_missing(self, corpus: Trees, keys: Sequence[Sequence[bytes]], values: dict[bytes, Values], advance: Advance) -> None:
+    def _score_missing(self, corpus: Examples, keys: Sequence[Sequence[bytes]], values: dict[bytes, Values], advance: Advance) -> None:
         self.policy.module.eval()
         done = 0
         for first in range(0, len(keys), EXAMPLES_AT_ONCE):
@@ -147,7 +147,7 @@ def completion_keys(tree: Tree) -> Iterator[bytes]:
         yield content.digest() if has_targets else b""
 
 
-def _missing(corpus: Trees, keys: Sequence[Sequence[bytes]], indices: Sequence[int], known: Container[bytes]) -> Iterator[Missing]:
+def _missing(corpus: Examples, keys: Sequence[Sequence[bytes]], indices: Sequence[int], known: Container[bytes]) -> Iterator[Missing]:
     """What lacks scores in these examples, each completion once."""
     seen: set[bytes] = set()
     for index in indices:

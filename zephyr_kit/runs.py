@@ -6,6 +6,7 @@
     RUN/report.html            what is known of it on one page; report.md is the same as text
     RUN/STAGE/key.json         what the stage's result depends on
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
+    RUN/STAGE/broken_laws.json where its objective says that it breaks some
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format
@@ -35,6 +36,7 @@ from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.redaction import redacted
 
+BROKEN_LAWS = "broken_laws.json"
 PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers", "unsloth")
 
 

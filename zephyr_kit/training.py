@@ -26,20 +26,21 @@ from zephyr_kit.inspection import Inspection
 from zephyr_kit.lengths import measured
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
-from zephyr_kit.mismatched import Mismatched, Trees
+from zephyr_kit.mismatched import Mismatched
 from zephyr_kit.observe import Narrator, Run
 from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
-from zephyr_kit.protocols import Policy, Start, Tokenizer, survey_of, updates_bfloat16
+from zephyr_kit.protocols import Policy, Start, Tokenizer, broken_laws, survey_of, updates_bfloat16
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
-from zephyr_kit.runs import StageFolder, write_json
+from zephyr_kit.runs import BROKEN_LAWS, StageFolder, write_json
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import list_quarantined, prepare_part, summary
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.stopping import Stop
+from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
 MISMATCHED = ", mismatched"
@@ -70,6 +71,8 @@ class Training:
         with self.world.leader_first():
             corpus = self._corpus(self.task.data, tokenizer, "data")
             held_out = self._corpus(self.task.held_out, tokenizer, "held_out") if self.task.held_out else None
+        if self.world.leads and (breaks := broken_laws(self.task.objective)):
+            write_json(self.folder.path / BROKEN_LAWS, breaks)
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
@@ -119,14 +122,14 @@ class Training:
             refuse(self.task.gate, inspection, name=where, listing=self.folder.path / "data.gate.jsonl")
         self.narrator.say(summary(name, corpus.ledger, quarantine))
 
-    def _mismatched(self, corpora: Mapping[str, Trees]) -> dict[str, Trees]:
+    def _mismatched(self, corpora: Mapping[str, Examples]) -> dict[str, Examples]:
         """Each corpus as the objective wants it surveyed, if it does."""
         survey = survey_of(self.task.objective)
         if survey is None or survey.surveys != "mismatched":
             return {}
         return {name + MISMATCHED: Mismatched(trees, self.task.max_length) for name, trees in corpora.items()}
 
-    def _references(self, policy: Policy, corpora: Mapping[str, Trees]) -> dict[str, ReferenceScores]:
+    def _references(self, policy: Policy, corpora: Mapping[str, Examples]) -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
         if not self.task.objective.needs_reference or self.task.reference == "live":
             return {}
@@ -178,10 +181,10 @@ class Training:
             self.narrator.say(f"going on after step {step}{again}")
         log.rewind(step)
 
-    def _feeds(self, corpora: Mapping[str, Trees], references: Mapping[str, ReferenceScores]) -> dict[str, Feed]:
+    def _feeds(self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores]) -> dict[str, Feed]:
         train, mismatched = self.task.train, self._mismatched(corpora)
 
-        def feed(name: str, trees: Trees, others: Feed | None = None) -> Feed:
+        def feed(name: str, trees: Examples, others: Feed | None = None) -> Feed:
             reference = references.get(name)
             return Feed(trees, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference, others)
 
@@ -217,6 +220,7 @@ class Training:
             settings=self.stage.settings,
             ledger=corpus.ledger,
             last=last,
+            breaks=broken_laws(self.task.objective),
         )
         let_others_read(staging)
         shutil.rmtree(self.folder.model, ignore_errors=True)

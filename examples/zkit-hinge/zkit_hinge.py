@@ -1,4 +1,4 @@
-"""The hinge objective of SLiC (arXiv 2305.10425), as a zephyr-kit plugin."""
+"""The objective `hinge`, as a zephyr-kit plugin."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from zephyr_kit.protocols import Outcome, Scores
 
 @dataclass(frozen=True)
 class Hinge:
-    """relu(1 - beta h), h = log pi_w/ref_w - log pi_l/ref_l: SLiC's loss on DPO's implicit rewards."""
+    """relu(1 - beta h), h = log pi_w/ref_w - log pi_l/ref_l: SLiC's loss (arXiv 2305.10425) on DPO's implicit rewards."""
 
     beta: float = 0.1
     """Scale of the rewards; the margin aimed at is 1 / beta."""

@@ -11,7 +11,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import INLINE, Objective, Outcome, Scores, needs_ratings, survey_of
+from zephyr_kit.protocols import INLINE, Objective, Outcome, Scores, broken_laws, needs_ratings, survey_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Sum:
     @property
     def needs_ratings(self) -> bool:
         return any(needs_ratings(part.objective) for part in self.of)
+
+    @property
+    def breaks(self) -> Mapping[str, str]:
+        return {law: reason for part in self.of for law, reason in broken_laws(part.objective).items()}
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
         outcomes = [self._outcome(part, policy, reference) for part in self.of]

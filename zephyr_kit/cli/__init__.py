@@ -17,12 +17,14 @@ from zephyr_kit import ZkitError, __version__
 from zephyr_kit.cli.allocator import begin_anew, let_segments_grow
 from zephyr_kit.cli.board import board
 from zephyr_kit.cli.cache import cache
+from zephyr_kit.cli.certify import certify
 from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.completion import completion
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.evaluate import evaluate
 from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
+from zephyr_kit.cli.plugin import plugin
 from zephyr_kit.cli.plugins import plugins
 from zephyr_kit.cli.presets import presets, schema
 from zephyr_kit.cli.preview import preview
@@ -45,7 +47,10 @@ def build() -> click.Group:
         "zkit",
         params=[click.Option([NO_THIRD_PARTY], is_flag=True, expose_value=False, help="Load no plugin but those of zephyr-kit itself.")],
         help="Align language models by the Zephyr recipe. Start with `zkit run quickstart`.",
-        commands=[run, sweep, launch, plan, preview, evaluate, report, board, chat, presets, plugins, cache, schema, doctor, completion],
+        commands=[
+            *(run, sweep, launch, plan, preview, certify, evaluate, report, board, chat),
+            *(presets, plugins, plugin, cache, schema, doctor, completion),
+        ],
         context_settings={"help_option_names": ["-h", "--help"], "obj": found},
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)

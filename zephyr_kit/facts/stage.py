@@ -14,7 +14,7 @@ from zephyr_kit.facts.curves import Curves, read_curves
 from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.lengths import Bar, Lengths
 from zephyr_kit.protocols import Evaluation
-from zephyr_kit.runs import StageFolder
+from zephyr_kit.runs import BROKEN_LAWS, StageFolder
 from zephyr_kit.stages import KINDS
 
 Kind = Literal["trains", "gathers", "distills", "measures"]
@@ -49,6 +49,8 @@ class StageFacts:
     judges: Mapping[str, Any] = field(default_factory=dict)
     sessions: Sequence[Session] = ()
     """That have led to what stands here."""
+    breaks: Mapping[str, str] = field(default_factory=dict)
+    """Laws that the objective says it breaks, and why."""
     cost: Cost = Cost()
     complaints: Sequence[str] = ()
     """Of files that cannot be read, or are missing."""
@@ -104,6 +106,7 @@ class StageReader:
             read_tables(path / "agreement.json", complaints.append),
             read_table(path / "judges.json", complaints.append) or {},
             self.sessions,
+            read_table(path / BROKEN_LAWS, complaints.append) or {},
             complaints=(*complaints, *self._missing(done)),
         )
         return replace(facts, cost=_cost(facts))

@@ -25,7 +25,7 @@ class Trouble:
 def troubles_of(stage: StageFacts) -> Iterator[Trouble]:
     """What was skipped or went wrong in a stage, the worst first."""
     yield from (Trouble(stage.name, text, "wrong") for text in (*_endings(stage), *stage.complaints, *_steps(stage)))
-    yield from (Trouble(stage.name, text) for text in (*_rows(stage), *_replies(stage), *_sessions(stage)))
+    yield from (Trouble(stage.name, text) for text in (*_laws(stage), *_rows(stage), *_replies(stage), *_sessions(stage)))
 
 
 def _endings(stage: StageFacts) -> Iterator[str]:
@@ -45,6 +45,11 @@ def _steps(stage: StageFacts) -> Iterator[str]:
         yield f"{_many(len(skips), 'step')} changed no weight, for loss or gradient was not finite: {steps}; rows: {rows or 'not noted'}"
     if damaged:
         yield f"{_many(len(damaged), 'line')} of metrics.jsonl cannot be read, and the curves lack them: {_named(list(map(str, damaged)))}"
+
+
+def _laws(stage: StageFacts) -> Iterator[str]:
+    for law, reason in stage.breaks.items():
+        yield f"its objective says that it breaks the law `{law}` (docs/laws.md), on which results rest: {reason}"
 
 
 def _rows(stage: StageFacts) -> Iterator[str]:

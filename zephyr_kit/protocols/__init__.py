@@ -17,6 +17,7 @@ from zephyr_kit.protocols.model import (
     Skeleton,
     Start,
     Tokenizer,
+    broken_laws,
     updates_bfloat16,
 )
 from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, needs_ratings, num_units, survey_of
@@ -59,6 +60,7 @@ __all__ = [
     "Track",
     "Tracker",
     "Verdict",
+    "broken_laws",
     "needs_ratings",
     "num_units",
     "survey_of",

@@ -258,3 +258,9 @@ class OptimizerFactory(Protocol):
 def updates_bfloat16(factory: OptimizerFactory) -> bool:
     """Whether its optimizers go without full-precision copies of bfloat16 parameters; those that say nothing do not."""
     return bool(getattr(factory, "updates_bfloat16", False))
+
+
+def broken_laws(offer: object) -> Mapping[str, str]:
+    """The laws that a plugin's offer says it breaks, by name, and why; those that say nothing break none."""
+    found = getattr(offer, "breaks", {})
+    return found if isinstance(found, Mapping) else {}  # a property, where it depends on keys

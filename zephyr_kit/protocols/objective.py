@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from zephyr_kit import Unit
 
@@ -66,6 +66,13 @@ class Scores:
         rating_N = None if self.rating_N is None else torch.cat([self.rating_N[:0], *(self.rating_N[n : n + 1] for n in sequences)])
         return Scores(logp_M, sequence_M, len(mine), rating_N, mine)
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what there is in place of what there is not."""
+        raise AttributeError(
+            f"scores have no `{name}`: an objective sees the log-probability of each target token (`logp_M`), and no logits. The head "
+            "never holds a (tokens x vocabulary) matrix, and an objective that needs one cannot be packed, cached or certified"
+        )
+
     def _by_sequence(self, value_M: Tensor) -> Tensor:
         return value_M.new_zeros(self.num_sequences).index_add(0, self.sequence_M, value_M)
 
@@ -86,6 +93,9 @@ class Objective(Protocol):
 
     One that reads what the data says of each completion, `Scores.rating_N`, has `needs_ratings = True`:
     rows without are then bad ones.
+
+    One that cannot keep a law of `zephyr_kit.testing` says so in the open: `breaks: ClassVar[Mapping[str, str]]`, on the class, from
+    the law's name to the reason. What rests on that law is then no longer promised for it, and reports and certificates tell.
     """
 
     @property

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from zephyr_kit.batch import Batch, Tree, lay_out, visible
 from zephyr_kit.protocols import Attention
+from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.random_data import random_trees
 
 
-class AttentionLaws:
+class AttentionLaws(OfferLaws):
     """What a kernel for packed rows must equal: softmax attention under `visible`, forward and backward."""
 
+    subject = "attention"
+    title = "Attention kernels"
     attention: Attention
     device: ClassVar[torch.device] = torch.device("cpu")
     dtype: ClassVar[torch.dtype] = torch.float32
@@ -26,28 +29,46 @@ class AttentionLaws:
     window: ClassVar[int | None] = None
 
     def test_equals_its_definition_on_repeated_prompts(self) -> None:
-        """Rows of plain segments."""
+        """On rows of plain segments it is softmax attention under `visible`, forward and backward.
+
+        Without it, examples see each other, or not themselves, and the model that comes out is nobody's.
+        """
         self._compare(lay_out(random_trees(5, 2), share_prompts=False))
 
     def test_equals_its_definition_on_shared_prompts(self) -> None:
-        """Rows whose segments have parents."""
+        """A completion sees the whole of its own prompt, which is written once, and nothing of the other completions.
+
+        Without it, a pair is judged by what its other half says.
+        """
         self._compare(lay_out(random_trees(5, 3), share_prompts=True))
 
     def test_equals_its_definition_on_long_rows(self) -> None:
-        """Kernels work in blocks: segments that fill several, and end within one."""
+        """Also where segments fill several blocks of a kernel, and end within one.
+
+        Without it, short examples are right and long ones wrong, which no loss curve shows.
+        """
         self._compare(lay_out(random_trees(4, 2, longest=300), share_prompts=True))
 
     def test_equals_its_definition_on_one_token(self) -> None:
-        """The smallest row there is."""
+        """Also on a row of one token, the smallest there is.
+
+        Without it, a rank that has no examples left fails, and takes the others with it.
+        """
         one = np.array([3], np.int32)
         self._compare(lay_out([Tree(one[:0], (one,), (np.ones(1, np.bool_),))]))
 
+    def test_has_no_problems_where_it_runs(self) -> None:
+        """`problems` is empty on the device that these laws are tried on.
+
+        Without it, the preflight refuses presets that would have run.
+        """
+        assert not self.attention.problems(self.device), self.attention.problems(self.device)
+
     def _compare(self, batch: Batch) -> None:
-        assert not self.attention.problems(self.device)
         batch = batch.to(self.device)
         mine, theirs = self._run(batch, kernel=True), self._run(batch, kernel=False)
         for one, other in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(one.double(), other, rtol=self.tolerance, atol=self.tolerance)
+            self.same(one.double(), other, rtol=self.tolerance, atol=self.tolerance)
 
     def _run(self, batch: Batch, *, kernel: bool) -> list[Tensor]:
         """The output, and the gradient of a random projection of it by query, key and value; of the definition in float64."""

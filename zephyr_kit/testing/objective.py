@@ -2,88 +2,149 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import Objective, Outcome, Scores
+from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws
+from zephyr_kit.testing.laws import DoesNotApply
+from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.random_data import random_scores, random_trees
+from zephyr_kit.testing.stand_ins import TablePolicy
+from zephyr_kit.trees import Trees
+from zephyr_kit.ways import Way, take
+
+ACROSS = (
+    "it compares across examples, or averages over those it is given, and a batch holds whichever examples fit: its result then depends on "
+    "the size of batches, on packing and on the number of devices. Return a sum over examples, each judged by itself; or say so in `breaks`"
+)
 
 
-class ObjectiveLaws:
+class ObjectiveLaws(OfferLaws):
     """What the engine relies on when it packs, accumulates, and spreads examples over ranks."""
 
+    subject = "objective"
+    title = "Objectives"
     objective: Objective
-
-    def test_is_a_frozen_dataclass(self) -> None:
-        """A preset's table is its constructor call, and nothing it learns may hide in it."""
-        assert dataclasses.is_dataclass(type(self.objective))
-        parameters: Any = vars(type(self.objective))["__dataclass_params__"]
-        assert parameters.frozen
+    cases: ClassVar[int] = 8
+    """Draws of random scores on which each law is tried."""
 
     def test_declares_what_it_compares(self) -> None:
-        """The engine lays out so many completions, and divides by such units."""
+        """It says how many completions an example has, what its loss is a sum over, and whether it needs the reference.
+
+        Without it, the engine cannot lay out examples, nor know what to divide by.
+        """
         assert self.objective.completions >= 1
         assert isinstance(self.objective.unit, Unit)
         assert isinstance(self.objective.needs_reference, bool)
 
     def test_adds_up_over_examples(self) -> None:
-        """loss(A and B) = loss(A) + loss(B), and likewise every metric: else micro-batches change the result."""
-        policy, reference = self._scores(6)
-        whole = self._call(policy, reference)
-        parts = [self._call(self._only(policy, i), self._only(reference, i)) for i in range(6)]
-        torch.testing.assert_close(whole.loss, torch.stack([part.loss for part in parts]).sum())
-        for name, value in whole.metrics.items():
-            torch.testing.assert_close(value, torch.stack([part.metrics[name] for part in parts]).sum())
+        """The loss of A and B is that of A plus that of B, and so is every metric.
+
+        Without it, the result depends on micro-batches, packing and the number of devices, which the engine chooses freely.
+        """
+        for count, policy, reference in self._draws():
+            whole = self._call(policy, reference)
+            parts = [self._call(self._only(policy, i), self._only(reference, i)) for i in range(count)]
+            self.same(whole.loss, torch.stack([part.loss for part in parts]).sum(), told=ACROSS)
+            for name, value in whole.metrics.items():
+                parted = torch.stack([part.metrics[name] for part in parts]).sum()
+                self.same(value, parted, told=f"metric {name} is no sum: the report divides it by the number of units")
 
     def test_does_not_look_at_the_order_of_examples(self) -> None:
-        """Shuffling examples within a batch changes nothing."""
-        policy, reference = self._scores(4)
-        order = [2, 0, 3, 1]
-        moved = self._call(self._join([self._only(policy, i) for i in order]), self._join([self._only(reference, i) for i in order]))
-        torch.testing.assert_close(self._call(policy, reference).loss, moved.loss)
+        """Examples of a batch may change places.
+
+        Without it, packing, which lays the longest first, changes the loss.
+        """
+        for count, policy, reference in self._draws():
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+            moved = (self._join([self._only(scores, i) for i in order]) for scores in (policy, reference))
+            self.same(self._call(policy, reference).loss, self._call(*moved).loss, told=ACROSS)
+
+    def test_a_step_is_the_same_however_it_is_cut(self) -> None:
+        """The engine takes the same steps with it in few batches or many, in any order, prompts shared or not, reference cached or not.
+
+        Without it, two machines train two models from one preset.
+        """
+        if given_up := {"adds_up_over_examples", "does_not_look_at_the_order_of_examples"} & set(broken_laws(self.objective)):
+            raise DoesNotApply(f"it breaks the law `{min(given_up)}`, on which this rests")
+        examples = Trees(random_trees(6, self.objective.completions, vocabulary=16))
+        steps = [[0, 1, 2], [3, 4, 5]]
+
+        def taken(way: Way) -> torch.Tensor:
+            policy = TablePolicy(dtype=torch.float64)
+            record = take(policy, self.objective, examples, steps, way, device=torch.device("cpu"), max_length=20)
+            return torch.cat([*record.gradients, torch.tensor(record.losses)])
+
+        plainly = taken(Way())
+        for way in (Way(0.5), Way(0.0), Way(reverse=True), Way(share_prompts=False), Way(0.0, cached=True)):
+            if self.objective.needs_reference or not way.cached:
+                self.same(plainly, taken(way), told=f"another loss or gradient in the way {way}")
 
     def test_gradient_is_finite_and_not_zero(self) -> None:
-        """There is something to learn, from every example."""
-        policy, reference = self._scores(4)
-        self._call(policy, reference).loss.backward()  # type: ignore[no-untyped-call]
-        gradient = policy.logp_M.grad
-        assert gradient is not None
-        assert gradient.isfinite().all()
-        assert all(gradient[policy.sequence_M // self.objective.completions == i].any() for i in range(4))
+        """There is something to learn, from every example.
+
+        Without it, a step is skipped for its numbers, or rows are paid for that teach nothing.
+        """
+        for count, policy, reference in self._draws():
+            self._call(policy, reference).loss.backward()  # type: ignore[no-untyped-call]
+            gradient = policy.logp_M.grad
+            assert gradient is not None
+            assert gradient.isfinite().all()
+            idle = [i for i in range(count) if not gradient[policy.sequence_M // self.objective.completions == i].any()]
+            assert not idle, f"examples {idle} of {count} have no gradient; if that is meant, try settings with which they have"
 
     def test_metrics_hold_no_graph(self) -> None:
-        """A metric that holds the graph holds the memory of the whole step."""
+        """A metric is a number, detached.
+
+        Without it, the memory of the whole step is held until the metric is read.
+        """
         metrics = self._call(*self._scores(2)).metrics
-        assert not any(value.requires_grad for value in metrics.values())
-        assert all(value.ndim == 0 for value in metrics.values())
+        for name, value in metrics.items():
+            assert not value.requires_grad, f"metric {name} holds the graph: .detach()"
+            assert value.ndim == 0, f"metric {name} has the shape {tuple(value.shape)}: sum it up"
 
     def test_is_a_scalar_sum(self) -> None:
-        """The loss is one number with a graph."""
+        """The loss is one number with a graph.
+
+        Without it, there is nothing to go back through.
+        """
         loss = self._call(*self._scores(2)).loss
-        assert loss.ndim == 0
-        assert loss.requires_grad
+        assert loss.ndim == 0, f"the loss has the shape {tuple(loss.shape)}: sum it up"
+        assert loss.requires_grad, "the loss has lost its graph"
 
     def test_survives_extreme_scores(self) -> None:
-        """Long completions of an untrained model have sums in the thousands."""
-        policy, reference = self._scores(3, scale=1e4)
-        loss = self._call(policy, reference).loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert loss.isfinite()
-        assert policy.logp_M.grad is not None
-        assert policy.logp_M.grad.isfinite().all()
+        """Long completions of an untrained model have sums in the thousands, and the loss and its gradient stay finite.
+
+        Without it, the first steps are skipped, or the run stops: prefer logsigmoid to log(sigmoid).
+        """
+        for scale in (1e4, 1e-6):
+            policy, reference = self._scores(3, scale=scale)
+            loss = self._call(policy, reference).loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert loss.isfinite(), f"the loss of log-probabilities down to -{scale:g} is {loss.item()}"
+            assert policy.logp_M.grad is not None
+            assert policy.logp_M.grad.isfinite().all(), f"the gradient of log-probabilities down to -{scale:g} is not finite"
 
     def test_is_the_same_each_time(self) -> None:
-        """Nothing hidden: the same scores give the same loss."""
+        """The same scores give the same loss: nothing is hidden in it.
+
+        Without it, a resumed run is another one.
+        """
         policy, reference = self._scores(3)
         assert torch.equal(self._call(policy, reference).loss, self._call(policy, reference).loss)
 
-    def _scores(self, count: int, scale: float = 4.0) -> tuple[Scores, Scores]:
-        trees = random_trees(count, self.objective.completions)
-        return random_scores(trees, seed=0, scale=scale, needs_gradient=True), random_scores(trees, seed=1, scale=scale)
+    def _draws(self) -> Iterator[tuple[int, Scores, Scores]]:
+        """How many examples, and their scores under policy and reference."""
+        for seed in range(self.cases):
+            count = 2 + seed % 5
+            yield count, *self._scores(count, seed=seed)
+
+    def _scores(self, count: int, scale: float = 4.0, seed: int = 0) -> tuple[Scores, Scores]:
+        trees = random_trees(count, self.objective.completions, seed=seed)
+        return random_scores(trees, seed=2 * seed, scale=scale, needs_gradient=True), random_scores(trees, seed=2 * seed + 1, scale=scale)
 
     def _only(self, whole: Scores, example: int) -> Scores:
         n = self.objective.completions

@@ -12,23 +12,23 @@ from zephyr_kit.protocols import Scores
 
 
 def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int = 50, longest: int = 8) -> list[Tree]:
-    """Token trees with prompts and completions of uneven length, all trained."""
+    """Token trees with prompts and completions of uneven length, all trained; every other completion is rated 1, the rest 0."""
     draw = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> np.ndarray:
         return draw.integers(3, vocabulary, draw.integers(low, high)).astype(np.int32)
 
     trees = []
-    for _ in range(count):
+    for number in range(count):
         texts = tuple(ids(1, longest) for _ in range(completions))
-        trees.append(Tree(ids(1, longest + 1), texts, tuple(np.ones(len(text), np.bool_) for text in texts)))
+        ratings = tuple((number * completions + place) % 2.0 for place in range(completions))
+        trees.append(Tree(ids(1, longest + 1), texts, tuple(np.ones(len(text), np.bool_) for text in texts), ratings))
     return trees
 
 
 def random_scores(trees: Sequence[Tree], *, seed: int, scale: float = 4.0, needs_gradient: bool = False) -> Scores:
-    """Random log-probabilities for the completions of these trees, in float64; every other one is rated 1, the rest 0."""
+    """Random log-probabilities for the completions of these trees, in float64."""
     batch = lay_out(trees)
     generator = torch.Generator().manual_seed(seed)
     logp_M = -torch.rand(len(batch.target_M), generator=generator, dtype=torch.float64) * scale
-    rating_N = torch.arange(batch.num_sequences) % 2.0
-    return Scores(logp_M.requires_grad_(needs_gradient), batch.sequence_M, batch.num_sequences, rating_N)
+    return Scores(logp_M.requires_grad_(needs_gradient), batch.sequence_M, batch.num_sequences, batch.rating_N)

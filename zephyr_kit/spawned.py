@@ -1,4 +1,4 @@
-"""Several processes that are the ranks of a run, under gloo."""
+"""Processes of this machine that are the ranks of a small world, under gloo, for as long as one piece of work takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import spawn as start_processes
 
 from zephyr_kit.world import World
 
@@ -22,17 +23,19 @@ Work = Callable[..., Any]
 def spawn(work: Work, size: int, folder: Path, *given: Any, local_size: int | None = None) -> list[Any]:
     """What `work(world, *given)` returns on each rank: tensors, numbers, texts, in lists and dictionaries."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_rank, args=(work, size, local_size or size, folder, given), nprocs=size)
+    start_processes(_rank, args=(work, size, local_size or size, folder, given), nprocs=size)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(size)]
 
 
 @contextmanager
 def world_of(rank: int, size: int, local_size: int, folder: Path) -> Iterator[World]:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    """The world of these processes, which meet in a file."""
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=dist.PrefixStore("torch", store), rank=rank, world_size=size)
-    yield World(rank, size, rank % local_size, local_size, dist.PrefixStore("zkit", store))
+    store = FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=PrefixStore("torch", store), rank=rank, world_size=size)
+    yield World(rank, size, rank % local_size, local_size, PrefixStore("zkit", store))
 
 
 def _rank(number: int, work: Work, size: int, local_size: int, folder: Path, given: tuple[Any, ...]) -> None:

@@ -1,0 +1,56 @@
+"""Objectives with a fault, and ones that own up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from zephyr_kit import Unit
+from zephyr_kit.protocols import Outcome, Scores
+
+CUT = "it averages over the pairs that it is given"
+OPENLY = {"adds_up_over_examples": CUT}
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Averages per micro-batch, as most libraries do."""
+
+    completions: ClassVar[int] = 2
+    unit: ClassVar[Unit] = Unit.EXAMPLE
+    needs_reference: ClassVar[bool] = False
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        means = policy.means()
+        return Outcome(((1 - means[0::2] + means[1::2]) ** 2).mean())
+
+
+@dataclass(frozen=True)
+class OpenlyAveraging(Averaging):
+    breaks: ClassVar[Mapping[str, str]] = OPENLY
+
+
+@dataclass(frozen=True)
+class Summing(Averaging):
+    """Keeps every law."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        means = policy.means()
+        return Outcome(((1 - means[0::2] + means[1::2]) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Modest(Summing):
+    """Says that it breaks what it keeps, and what there is not."""
+
+    breaks: ClassVar[Mapping[str, str]] = {"adds_up_over_examples": "it feels so", "adds_up": "a slip of the pen"}
+
+
+@dataclass(frozen=True)
+class WantsLogits(Averaging):
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        logits: Tensor = policy.logits
+        return Outcome(logits.sum())
