@@ -17,6 +17,7 @@ from zkit_import.said import ConfigError
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import resolve
 
+ROOT = Path(__file__).parent.parent
 PREFS = HANDBOOK.replace("_sft", "_prefs").replace("data/sft", "data/dpo")
 FACTORY = LLAMA.replace("stage: sft", "stage: dpo")
 APO = """
@@ -86,7 +87,7 @@ def test_what_is_imported_equals_trls_loss(name, tmp_path):
 @pytest.mark.parametrize(
     ("coefficient", "expected"),
     [
-        (0.25, {"divergence": "alpha", "alpha": 0.75}),
+        (0.9, {"divergence": "alpha", "alpha": 0.1}),
         (1, {"divergence": "reverse_kl"}),
         (0, {"divergence": "forward_kl"}),
     ],
@@ -161,7 +162,7 @@ def test_a_loss_becomes_its_objective(text, expected, tmp_path):
             "`loss_type` = 'sft': cannot be imported: it learns the chosen replies alone",
         ),
         (f"{DPO}loss_type: exo_pair\n", "it needs a `label_smoothing` above 0"),
-        (f"{DPO}use_weighting: true\n", "line 7: `use_weighting` = True: cannot be imported: it divides WPO's weights"),
+        (f"{DPO}use_weighting: true\n", "line 7: `use_weighting` = True: cannot be imported: it aligns WPO's weights"),
         (f"{DPO}loss_type: hinge\nld_alpha: 0.5\n", "line 8: `ld_alpha` = 0.5: cannot be imported: no objective here equals hinge with it"),
         (
             f"{DPO}ld_alpha: 0.5\nuse_weighting: true\n",
@@ -209,6 +210,15 @@ def test_the_handbooks_apo_recipe_is_imported(tmp_path):
     assert (made.drafts[0].format, name, stage["objective"]) == ("alignment-handbook", "apo_zero", {"use": "apo_zero", "beta": 0.05})
     assert (stage["max_length"], stage["train"]["examples_per_step"], stage["train"]["learning_rate"]) == (24576, 16, 1e-6)
     assert "lr_scheduler_type" in left(made)
+
+
+def test_the_table_of_the_documentation_has_every_loss():
+    rows = [line.split(" | ") for line in (ROOT / "docs/how-to/migrate.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    for column, losses in enumerate((TRLS, LLAMA_FACTORY)):
+        for name, loss in losses.items():
+            plain = name.partition("+")[0]
+            if isinstance(loss, Loss):
+                assert any(f"`{plain}`" in row[column] and f"`{loss.use}`" in row[2] for row in rows if len(row) > 3), name
 
 
 @pytest.mark.parametrize("text", [TRL, AXO, LLAMA, HANDBOOK])

@@ -46,7 +46,7 @@ TRL: Losses = {
     "sigmoid+f_divergence": Loss("f_dpo", {"f_divergence": "divergence", "beta": "beta", "f_alpha": "alpha"}),
     # No version with `reference_free` is one that ignores smoothing.
     "sigmoid+reference_free": Loss("dpo", SMOOTHED, {"reference_free": True}),
-    "sigmoid+weighting": 'divides WPO\'s weights by what all tokens would have had (`"wpo"` here does not)',
+    "sigmoid+weighting": "aligns WPO's weights by the squared probabilities of the whole vocabulary (`wpo` here does not)",
     "hinge": Loss("slic"),
     "ipo": IPO,
     "exo_pair": EXO,
@@ -62,7 +62,7 @@ TRL: Losses = {
     "aot_pair": SORTED,
     "aot_unpaired": SORTED,
     "sigmoid_norm": "averages over tokens before the sigmoid, with a reference",
-    "kto_pair": 'takes its reference point from a micro-batch (`"kto_pair"` here from the step)',
+    "kto_pair": 'takes its reference point from a micro-batch (`kto_pair` here from the step)',
 }
 """DPOTrainer's, as of trl 1.16."""
 
@@ -70,9 +70,9 @@ OLDER: Losses = {
     **TRL,
     "sigmoid": CDPO,
     "sigmoid+ld_alpha": ONE_SIDED,
-    "sigmoid+f_divergence": 'has other formulas in its older trl (see `"f_dpo"`)',
+    "sigmoid+f_divergence": 'has other formulas in its older trl (see `f_dpo`)',
     "exo_pair": replace(EXO, fixed={"label_smoothing": 1e-3}),
-    "bco_pair": 'shifts rewards by their running mean (`"bco"` here by that of the step)',
+    "bco_pair": 'shifts rewards by their running mean (`bco` here by that of the step)',
 }
 """DPOTrainer's of trl 0, as of 0.18."""
 

@@ -82,7 +82,7 @@ def _divergence(said: Said, own: Table) -> Table:
     theirs = own["divergence"]
     if theirs not in DIVERGENCES:
         raise refused(said, f"divergences that can are {', '.join(DIVERGENCES)}", "f_divergence")
-    alpha = plain(1 - said.value("f_alpha"))
+    alpha = plain(round(1 - said.value("f_alpha"), 12))
     if theirs != "alpha_divergence" or alpha in (0, 1):
         del own["alpha"]
         ours = {0: "reverse_kl", 1: "forward_kl"}[alpha] if theirs == "alpha_divergence" else DIVERGENCES[theirs]
