@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,14 @@ SETTINGS = {
 }
 
 
+offers = cache(lambda: Plugins().offers)
 COMPARED = sorted({name for name, loss in TRLS.items() if isinstance(loss, Loss)} - {"sft", "sigmoid+reference_free"})
 
 
 def stage_of(folder: Path, text: str, **options):
     """The one stage there is, by its name; the whole must be a preset."""
     read, made = table(folder, text, **options)
-    resolve(read, Plugins().offers, file="imported.toml")
+    resolve(read, offers(), file="imported.toml")
     ((name, stage),) = read["stages"].items()
     return name, stage, made
 
@@ -73,7 +75,7 @@ def test_what_is_imported_equals_trls_loss(name, tmp_path):
     settings, plain = SETTINGS.get(name, {}), name.partition("+")[0]
     keys = "".join(f"{key}: {value}\n" for key, value in settings.items())
     read, _ = table(tmp_path, f"{TRL}beta: 0.2\nloss_type: {plain}\n{keys}")
-    ours = resolve(read, Plugins().offers, file="imported.toml").stages[0].task.objective
+    ours = resolve(read, offers(), file="imported.toml").stages[0].task.objective
     tolerance = 1e-7 if name == "exo_pair" else 1e-10  # which keeps its smoothing in float32
     assert (
         apart(
@@ -230,7 +232,7 @@ def test_noise_on_embeddings_is_carried_over(text, tmp_path):
 
 def test_noise_of_one_stage_is_not_the_next_ones(tmp_path):
     read, _ = table(tmp_path, f"{TRL}neftune_noise_alpha: 5\n", DPO)
-    stages = resolve(read, Plugins().offers, file="imported.toml").stages
+    stages = resolve(read, offers(), file="imported.toml").stages
     assert [stage.model.embedding_noise for stage in stages] == [5, 0]
 
 
