@@ -118,7 +118,7 @@ def test_every_key_of_a_file_is_in_the_preset_or_in_the_list(form, tmp_path):
         (f"{TRL}bf16: maybe\n", "line 6: `bf16` = 'maybe': should be true or false"),
         (
             f"{DPO}loss_type: kto_pair\n",
-            "line 7: `loss_type` = 'kto_pair': cannot be imported: preference losses that can are sigmoid (dpo) and ipo",
+            "line 7: `loss_type` = 'kto_pair': cannot be imported: it takes its reference point from a micro-batch",
         ),
         (f"{DPO}output_dir: data/zephyr-orpo-7b\n", "line 7: `output_dir` = 'data/zephyr-orpo-7b' tells of orpo"),
         (f"{TRL}max_seq_length: 10\nmax_length: 20\n", "line 7: `max_length` = 20, but `max_seq_length` in line 6 says 10: leave one out"),
@@ -129,7 +129,7 @@ def test_every_key_of_a_file_is_in_the_preset_or_in_the_list(form, tmp_path):
         (TRL.replace("model_name_or_path", "modle"), "whose configuration"),
         (TRL.replace("dataset_name", "dataset_nam"), "names no data set to train on"),
         (AXO.replace("base_model: some/model", "rl: dpo"), "names no model (base_model)"),
-        (f"{AXO}rl: kto\n", "line 10: `rl` = 'kto': cannot be imported: of `rl`, dpo and ipo can"),
+        (f"{AXO}rl: kto\n", "line 10: `rl` = 'kto': cannot be imported: of `rl`, dpo, ipo and simpo can"),
         (f"{LLAMA}quantization_bit: four\n", "line 7: `quantization_bit` = 'four': should be a whole number"),
     ],
 )
@@ -258,7 +258,7 @@ def test_the_command_writes_a_preset_and_lists_what_is_left(capsys, tmp_path, mo
     code, out, err = call(capsys, "import-config", "dpo.yaml")
     assert tomllib.loads(out)["stages"]["dpo"]["objective"] == {"use": "dpo", "beta": 0.1}
     assert err.startswith("dpo.yaml: trl, dpo, by its keys\n")
-    Path("bad.yaml").write_text(f"{DPO}loss_type: [sigmoid, ipo]\n", "utf-8")
+    Path("bad.yaml").write_text(f"{DPO}loss_type: [sigmoid, aot]\n", "utf-8")
     code, out, err = call(capsys, "import-config", "bad.yaml")
     assert (code, out) == (2, "")
     assert err.startswith("error: bad.yaml, line 7: `loss_type`")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from zkit_import.data import Held, Portion, from_file, from_hub
+from zkit_import.axolotl_data import DATA, data
 from zkit_import.formats import Format
+from zkit_import.losses import AXOLOTL, refused
 from zkit_import.readers import (
     choice,
     count,
     dtype,
-    loss,
+    names,
     number,
     optimizer,
     schedule,
@@ -20,13 +21,14 @@ from zkit_import.readers import (
     switch_or_offload,
     targets,
     text,
-    texts,
+    weights,
     when,
     whole,
     words,
 )
-from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each, entries, hear
+from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each
 from zkit_import.training_keys import EVAL_BATCH, HUB, KERNELS, LOGGED, MACHINE, ORDER, RESUME, SAVED, SHARING
+from zkit_import.trl import LOSS_DEFAULTS
 
 PER_EPOCH = "is counted in steps here"
 ONE_RATE = Leave("all that is trained has one learning rate", "train.learning_rate")
@@ -40,10 +42,18 @@ def adapter(value: Any) -> bool:
 
 
 def preference(value: Any) -> str:
-    """`dpo` or `ipo`."""
-    if text(value) in ("dpo", "ipo"):
+    """`dpo`, `ipo` or `simpo`."""
+    if text(value) in ("dpo", "ipo", "simpo"):
         return str(value)
-    raise Unfit("cannot be imported: of `rl`, dpo and ipo can")
+    why = "; trl's ORPO learns the prompt too" if value == "orpo" else ""
+    raise Unfit(f"cannot be imported: of `rl`, dpo, ipo and simpo can{why}")
+
+
+def beta(value: Any) -> float:
+    """Of a table for trl."""
+    if isinstance(value, dict) and value.keys() == {"beta"}:
+        return number(value["beta"])
+    raise Unfit("cannot be imported: of this table `beta` can")
 
 
 def share_held_out(value: Any) -> float:
@@ -131,7 +141,7 @@ TRAINING: Mapping[str, Rule] = {
     "gradient_checkpointing": Carry("activation_checkpointing", switch_or_offload),
     "activation_offloading": Carry("activation_offload", switch_or_offload),
     "torch_compile": Carry("compile", switch),
-    "neftune_noise_alpha": Leave("no noise is added to embeddings"),
+    **each(Carry("noise", number), "neftune_noise_alpha", "noisy_embedding_alpha"),
     "early_stopping_patience": Leave("a stage takes all its steps", "train.keep_best"),
     "unfrozen_parameters": Leave("all weights are trained, or adapters", "model.lora"),
     "eval_strategy": Carry("eval_when", when),
@@ -176,11 +186,16 @@ TRAINING: Mapping[str, Rule] = {
 }
 
 LOSS: Mapping[str, Rule] = {
-    "rl": Carry("loss", preference),
-    "rl_beta": Carry("beta", number),
+    "rl": Carry("rl", preference),
+    **each(Carry("beta", number), "rl_beta", "dpo_beta"),
+    "trl": Carry("beta", beta),
     "dpo_label_smoothing": Carry("label_smoothing", number),
-    "dpo_loss_type": Carry("loss", loss),
-    **each(Leave("the loss has no such term"), "dpo_use_weighting", "dpo_loss_weights", "rpo_alpha", "trl"),
+    "dpo_loss_type": Carry("loss", names),
+    "dpo_loss_weights": Carry("loss_weights", weights),
+    "dpo_use_weighting": Carry("weighting", switch),
+    "rpo_alpha": Carry("sft_weight", number),
+    "cpo_alpha": Carry("cpo_alpha", number),
+    "simpo_gamma": Carry("simpo_gamma", number),
     "precompute_ref_log_probs": Carry("precomputed", switch),
     "sequence_len": Carry("max_length", count),
     "max_prompt_len": Carry("prompt_length", count),
@@ -191,30 +206,9 @@ LOSS: Mapping[str, Rule] = {
     "dataset_exact_deduplication": Leave("duplicates are counted; a filter removes near ones", "filters"),
 }
 
-ENTRY: Mapping[str, Rule] = {
-    "path": Carry("dataset", text),
-    "name": Carry("config", text),
-    "split": Carry("split", text),
-    "revision": Carry("revision", text),
-    "data_files": Carry("files", lambda value: texts(value if isinstance(value, list) else [value])),
-    "ds_type": MACHINE,
-    "type": Carry("type", lambda value: value),
-    "field_messages": Carry("messages", text),
-    "field_chosen": Carry("chosen", text),
-    "field_rejected": Carry("rejected", text),
-    "chat_template": Leave("one template for all data", "model.template"),
-    "message_property_mappings": Leave("turns have `role` and `content`, or `from` and `value`", "format"),
-    "roles_to_train": Leave("the assistant's turns are trained", off=(["assistant"],)),
-    "train_on_eos": Leave("the end of each trained turn is trained", off=("turn",)),
-    "shards": Leave("take a share of the rows instead", "fraction"),
-    "field": Leave("other columns are mapped", "columns"),
-}
-TYPES = {"alpaca": "alpaca", "completion": "text", "sharegpt": "conversations"}
-
-
 def kind(said: Said) -> str:
     """`sft` or `dpo`."""
-    return "dpo" if said.gives("loss") else "sft"
+    return "dpo" if said.gives("rl", "loss") else "sft"
 
 
 def defaults(stage: str, said: Said) -> Mapping[str, Any]:
@@ -237,10 +231,18 @@ def defaults(stage: str, said: Said) -> Mapping[str, Any]:
         "targets": _targets(said),
         "eval_when": "epoch",
     }
-    return {
-        **common,
-        **({"beta": 0.1, "label_smoothing": 0.0, "no_dropout": True} if stage == "dpo" else {"packing": False, "assistant_only": True}),
-    }
+    return {**common, **(_of_pairs(said) if stage == "dpo" else {"packing": False, "assistant_only": True})}
+
+
+def _of_pairs(said: Said) -> Mapping[str, Any]:
+    """trl's; `ipo` and `simpo` are losses by themselves, the latter CPOTrainer's with a term for the chosen replies."""
+    rl = said.value("rl", "dpo")
+    if rl != "dpo" and said.gives("loss"):
+        raise refused(said, f"`rl: {rl}` says it too")
+    if rl == "simpo" and not said.gives("simpo_gamma"):
+        raise refused(said, "`simpo_gamma` is missing", "rl")
+    own = {"loss": (rl,), "sft_weight": said.value("cpo_alpha", 1.0)} if rl == "simpo" else {"loss": ("ipo" if rl == "ipo" else "sigmoid",)}
+    return {**LOSS_DEFAULTS, **own, "no_dropout": True}
 
 
 def _targets(said: Said) -> str | list[str]:
@@ -249,49 +251,12 @@ def _targets(said: Said) -> str | list[str]:
     return "all-linear" if said.value("all_linear") else modules
 
 
-def data(table: Any, said: Said, stage: str) -> Held:
-    """`datasets`, and `test_datasets`."""
-    return Held(*(tuple(_all(table, key, said, stage)) for key in DATA))
-
-
-DATA = ("datasets", "test_datasets")
-
-
-def _all(table: Any, key: str, said: Said, stage: str) -> Iterator[Portion]:
-    for place, entry in enumerate(entries(table, key, said)):
-        yield from _portions(entry, f"{key}[{place}].", said, stage)
-
-
-def _portions(entry: Any, within: str, said: Said, stage: str) -> list[Portion]:
-    own = Said(said.file)
-    hear(entry, ENTRY, own, within=within)
-    read_as, name, files = _read_as(own, stage), own.value("dataset", ""), own.value("files", [])
-    if files or name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
-        found = [from_file(file, read_as) for file in files or [name]]
-    else:
-        revision = {} if own.value("revision") is None else {"revision": own.value("revision")}
-        found = [{**from_hub(name, split=own.value("split", "train"), config=own.value("config"), read_as=read_as), **revision}]
-    own.leave_rest()
-    said.left.extend(own.left)
-    return found
-
-
-def _read_as(own: Said, stage: str) -> Portion:
-    named = str(own.value("type", "chat_template")).partition(".")[0]
-    read_as = "preference" if stage == "dpo" else TYPES.get(named, "messages" if named == "chat_template" else "")
-    if not read_as:
-        own.leave("type", "told by the columns instead", near="format")
-    columns = {ours: own.value(ours) for ours in ("messages", "chosen", "rejected") if own.value(ours, ours) != ours}
-    if stage == "dpo" and "messages" in columns:
-        columns = {"prompt": columns.pop("messages"), **columns}
-    return {**({"format": read_as} if read_as else {}), **({"columns": columns} if columns else {})}
-
-
 FORMAT = Format(
     name="axolotl",
     signs=("base_model", "micro_batch_size", "sequence_len", "adapter", "sample_packing", "rl", "num_epochs", "lr_scheduler", "optimizer"),
     keys={**MODEL, **TRAINING, **LOSS},
     data_keys=DATA,
+    losses=AXOLOTL,
     kind=kind,
     defaults=defaults,
     data=data,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zkit_import.data import Held
+from zkit_import.losses import Losses
+from zkit_import.objective import of_pairs, of_tokens, plain
 from zkit_import.said import Said
 from zkit_import.templates import NAMED, recognised
 
@@ -28,7 +30,7 @@ class Draft:
     said: Said
     format: str
     kind: str
-    """`sft`, `dpo` or `ipo`."""
+    """`sft`, or the objective's name, of a sum that of its first part."""
     model: dict[str, Line] = field(default_factory=dict)
     stage: list[Line] = field(default_factory=list)
     train: list[Line] = field(default_factory=list)
@@ -36,11 +38,11 @@ class Draft:
     """A Jinja template of its own, to be written beside the preset."""
 
 
-def draft(said: Said, held: Held, *, format: str, stage: str, devices: int | None) -> Draft:  # noqa: A002
+def draft(said: Said, held: Held, *, format: str, losses: Losses, stage: str, devices: int | None) -> Draft:  # noqa: A002
     """Make the tables; what of the file has no place in them is noted in `said`."""
-    kind = said.value("loss", "dpo") if stage == "dpo" else "sft"
     template, lines = _model(said)
-    stage_lines, train = list(_stage(said, held, kind)), list(_train(said, devices))
+    kind, objective = _pairs(said, losses) if stage == "dpo" else ("sft", _tokens(said))
+    stage_lines, train = [objective, *_stage(said, held)], list(_train(said, devices))
     for word in ("folder", "hub"):
         if said.value(word) is not None:
             said.leave(word, "a run is in runs/NAME, or where --output says", matters=False)
@@ -49,14 +51,9 @@ def draft(said: Said, held: Held, *, format: str, stage: str, devices: int | Non
     return Draft(said, format, kind, {line.key: line for line in lines}, stage_lines, train, template)
 
 
-def _plain(value: Any) -> Any:
-    """16 for 16.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() and value < 1e15 else value
-
-
 def _line(said: Said, word: str, key: str | None = None) -> Iterator[Line]:
     if said.value(word) is not None:
-        yield Line(key or word, _plain(said.value(word)), said.facts[word].note)
+        yield Line(key or word, plain(said.value(word)), said.facts[word].note)
 
 
 def _model(said: Said) -> tuple[str, list[Line]]:
@@ -73,6 +70,9 @@ def _model(said: Said) -> tuple[str, list[Line]]:
         said.leave("bits4" if said.value("bits4") else "bits8", "a quantised base is trained with adapters alone", near="model.lora")
     if said.value("activation_checkpointing"):
         lines.append(Line("activation_checkpointing", "block", said.facts["activation_checkpointing"].note))
+    if said.value("noise"):
+        note = "alpha, by the length of each example: theirs is that of the padded or packed row"
+        lines.append(Line("embedding_noise", plain(said.value("noise")), note))
     lines += [Line(word, value=True) for word in ("activation_offload", "compile") if said.value(word)]
     return template, lines
 
@@ -106,7 +106,7 @@ def _template(said: Said) -> tuple[str, list[Line]]:
 
 
 def _lora(said: Said) -> Line:
-    table = {word: _plain(said.value(word)) for word in ("rank", "alpha", "dropout", "targets")}
+    table = {word: plain(said.value(word)) for word in ("rank", "alpha", "dropout", "targets")}
     table.update({word: True for word in ("rslora", "dora") if said.value(word)})
     silent = [word for word in ("rank", "alpha", "dropout", "targets") if not said.gives(word)]
     note = f"not in the file: {', '.join(silent)}" if silent else ""
@@ -122,8 +122,7 @@ def _quantize(said: Said) -> Iterator[Line]:
         yield Line("quantize", {"bits": 8})
 
 
-def _stage(said: Said, held: Held, kind: str) -> Iterator[Line]:
-    yield _objective(said, kind)
+def _stage(said: Said, held: Held) -> Iterator[Line]:
     yield Line("data", list(held.train))
     if held.held_out and said.value("eval_when") != "no":
         yield Line("held_out", list(held.held_out))
@@ -136,19 +135,15 @@ def _stage(said: Said, held: Held, kind: str) -> Iterator[Line]:
         said.leave("prompt_length", "a prompt is kept whole: what is too long is cut at the end of the completions", near="max_length")
 
 
-def _objective(said: Said, kind: str) -> Line:
-    smoothing = said.value("label_smoothing", 0)
-    if kind == "sft":
-        everything = (
-            "" if said.value("assistant_only", otherwise=True) else "the loss is on replies; theirs is on every token, of users too"
-        )
-        return Line("objective", "sft", everything)
-    if kind == "ipo":
-        if smoothing:
-            said.leave("label_smoothing", "IPO has none")
-        return Line("objective", {"use": "ipo", "tau": _plain(said.value("beta"))}, "tau is their beta; averaged over tokens, as theirs is")
-    own = {"label_smoothing": smoothing} if smoothing else {}
-    return Line("objective", {"use": "dpo", "beta": _plain(said.value("beta")), **own}, said.facts["beta"].note)
+def _tokens(said: Said) -> Line:
+    replies = [said.value(word) for word in ("assistant_only", "completion_only")]
+    everything = "the loss is on replies; theirs is on every token, of users too" if replies[0] is False and not replies[1] else ""
+    return Line("objective", of_tokens(said), everything)
+
+
+def _pairs(said: Said, losses: Losses) -> tuple[str, Line]:
+    table, note = of_pairs(said, losses)
+    return table.get("of", [table])[0]["use"], Line("objective", table, note)
 
 
 def _train(said: Said, devices: int | None) -> Iterator[Line]:
@@ -197,7 +192,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def _optimizer(said: Said) -> Line:
-    own = {word: _plain(said.value(word)) for word in ("beta1", "beta2", "epsilon") if said.gives(word)}
+    own = {word: plain(said.value(word)) for word in ("beta1", "beta2", "epsilon") if said.gives(word)}
     if said.value("weight_decay"):
         own["weight_decay"] = said.value("weight_decay")
     name, note = said.value("optimizer"), said.facts["optimizer"].note

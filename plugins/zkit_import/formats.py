@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zkit_import.data import Held
+from zkit_import.losses import Losses
 from zkit_import.said import ConfigError, Rule, Said
 
 
@@ -20,6 +21,8 @@ class Format:
     keys: Mapping[str, Rule]
     data_keys: tuple[str, ...] = ()
     """Keys that `data` reads from the table itself."""
+    losses: Losses
+    """Of its preference trainers."""
     kind: Callable[[Said], str]
     """`sft` or `dpo`, by what the file says."""
     defaults: Callable[[str, Said], Mapping[str, Any]]

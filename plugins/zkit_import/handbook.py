@@ -8,6 +8,7 @@ from typing import Any
 from zkit_import import trl
 from zkit_import.data import Held, Portion, from_hub
 from zkit_import.formats import Format
+from zkit_import.losses import OLDER
 from zkit_import.readers import share, switch, text, texts
 from zkit_import.said import Carry, Leave, Rule, Said, Unfit, entries, hear
 
@@ -101,6 +102,7 @@ FORMAT = Format(
     signs=("dataset_mixer", "dataset_mixture", "dataset_splits", "chat_template"),
     keys={**KEYS, MIXER: Carry("mixer", shares)},
     data_keys=(MIXTURE,),
+    losses=OLDER,
     kind=kind,
     defaults=defaults,
     data=data,

@@ -53,7 +53,7 @@ def _read(file: Path, named: str | None, stage: str | None, devices: int | None)
             f"{file}: names no model ({next(key for key, rule in form.keys.items() if getattr(rule, 'to', '') == 'weights')})"
         )
     held = _held(form, table, said, kind)
-    return draft(said, held, format=form.name, stage=kind, devices=devices)
+    return draft(said, held, format=form.name, losses=form.losses, stage=kind, devices=devices)
 
 
 def _held(form: Format, table: Any, said: Said, kind: str) -> Any:

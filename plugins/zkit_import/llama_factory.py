@@ -9,7 +9,8 @@ from typing import Any
 
 from zkit_import.data import Held, Portion, from_file, from_hub
 from zkit_import.formats import Format
-from zkit_import.readers import count, loss, number, switch, targets, text, texts, whole, words
+from zkit_import.losses import LLAMA_FACTORY
+from zkit_import.readers import count, names, number, share, switch, targets, text, texts, whole, words
 from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each
 from zkit_import.training_keys import DEFAULTS, KERNELS, LOGGED, MACHINE, RESUME, TRAINING
 
@@ -33,6 +34,13 @@ def bits4(value: Any) -> bool:
     if whole(value) == 4:
         return True
     raise NotHere("the base is quantised to 4 bits, or to 8 by hand", near="model.quantize.bits")
+
+
+def none_other(value: Any) -> bool:
+    """Whether another loss is asked for: no."""
+    if switch(value):
+        raise Unfit("cannot be imported: there is no such loss here")
+    return False
 
 
 def share_held_out(value: Any) -> float:
@@ -69,16 +77,16 @@ KEYS: Mapping[str, Rule] = {
     "pure_bf16": Leave("updates are made in float32, or rounded at random", "train.optimizer.stochastic_rounding"),
     "disable_gradient_checkpointing": Carry("activation_checkpointing", lambda value: not switch(value)),
     "pref_beta": Carry("beta", number),
-    "pref_loss": Carry("loss", loss),
+    "pref_loss": Carry("loss", names),
     "dpo_label_smoothing": Carry("label_smoothing", number),
-    **each(Leave("the loss has no such term"), "pref_ftx", "ld_alpha", "pref_bco_weight"),
-    **each(Leave("a setting of another loss", matters=False), "simpo_gamma", "kto_chosen_weight", "kto_rejected_weight"),
+    "pref_ftx": Carry("sft_weight", number),
+    "pref_bco_weight": Carry("bco_weight", number),
+    "ld_alpha": Carry("ld_alpha", share),
+    "simpo_gamma": Carry("simpo_gamma", number),
+    **each(Leave("a setting of another loss", matters=False), "kto_chosen_weight", "kto_rejected_weight"),
     **each(Leave("the reference is what the stage began with"), "ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
     **each(
         Leave("there is no such loss here", "objective"),
-        "use_dft_loss",
-        "use_asft_loss",
-        "use_eaft_loss",
         "train_on_prompt",
         "mask_history",
     ),
@@ -86,6 +94,8 @@ KEYS: Mapping[str, Rule] = {
         Leave("all weights are trained, or adapters", "model.lora"), "freeze_trainable_layers", "freeze_trainable_modules", "use_llama_pro"
     ),
     **each(GALORE, "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"),
+    "use_dft_loss": Carry("dft", switch),
+    **each(Carry("other_loss", none_other), "use_asft_loss", "use_eaft_loss"),
     "template": Carry("named_template", text),
     "default_system": Carry("system", words),
     "enable_thinking": Leave("a template has no settings", "model.template", off=(True,)),
@@ -141,7 +151,8 @@ def defaults(stage: str, said: Said) -> Mapping[str, Any]:
     common = {**DEFAULTS, **lora, "max_length": 2048, "activation_checkpointing": True}
     return {
         **common,
-        **({"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0} if stage == "dpo" else {"packing": False, "assistant_only": True}),
+        **({"loss": ("sigmoid",), "beta": 0.1, "label_smoothing": 0.0, "simpo_gamma": 0.5}
+           if stage == "dpo" else {"packing": False, "assistant_only": True}),
     }
 
 
@@ -206,6 +217,7 @@ FORMAT = Format(
     name="llama-factory",
     signs=("stage", "finetuning_type", "cutoff_len", "dataset_dir", "template", "pref_beta", "lora_rank", "lora_target", "dataset"),
     keys=KEYS,
+    losses=LLAMA_FACTORY,
     kind=kind,
     defaults=defaults,
     data=data,

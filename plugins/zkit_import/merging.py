@@ -64,6 +64,8 @@ def _changed(stage: Draft, before: Sequence[Draft]) -> list[Line]:
         stage.said.leave("weights", "the base stays quantised, as in the first stage", near="model.quantize")
     own = {key: line for key, line in stage.model.items() if key not in INHERITED and line.value != _value(before[0], key)}
     own.pop("template", None) if not stage.said.gives("chat_template", "named_template") else None
+    if "embedding_noise" in before[0].model and "embedding_noise" not in stage.model:
+        own["embedding_noise"] = Line("embedding_noise", 0.0)
     if "lora" in stage.model:
         own["lora"] = replace(
             stage.model["lora"], note=stage.model["lora"].note or "an adapter of its own, on top of what the stage before left"

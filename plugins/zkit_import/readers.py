@@ -130,10 +130,14 @@ WHEN = {"no": "no", "steps": "steps", "epoch": "epoch"}
 when = choice(WHEN, "moment", near="train.held_out_every")
 
 
-def loss(value: Any) -> str:
-    """A preference loss, perhaps as a list of one."""
-    names = texts(value)
-    ours = {"sigmoid": "dpo", "ipo": "ipo", "dpo": "dpo"}
-    if len(names) == 1 and names[0] in ours:
-        return ours[names[0]]
-    raise Unfit("cannot be imported: preference losses that can are sigmoid (dpo) and ipo")
+def names(value: Any) -> tuple[str, ...]:
+    """One name, or several."""
+    return tuple(texts(value))
+
+
+def weights(value: Any) -> tuple[float, ...]:
+    """Numbers above 0."""
+    read = tuple(number(each) for each in value) if isinstance(value, list) else ()
+    if not all(read) or not read:
+        raise Unfit("should be a list of numbers above 0")
+    return read

@@ -9,11 +9,13 @@ from typing import Any
 
 from zkit_import.data import Held, Portion, format_of, from_file, from_hub
 from zkit_import.formats import Format
-from zkit_import.readers import count, dtype, loss, number, share, switch, targets, text, texts, words
+from zkit_import.losses import TRL as LOSSES_OF_TRL
+from zkit_import.objective import OF_SFT
+from zkit_import.readers import count, dtype, names, number, share, switch, targets, text, texts, weights, words
 from zkit_import.said import Carry, Leave, Rule, Said, each, entries, hear
 from zkit_import.training_keys import DEFAULTS, MACHINE, TRAINING
 
-PREFERENCE = ("loss", "beta", "label_smoothing", "prompt_length", "precomputed")
+PREFERENCE = ("beta", "label_smoothing", "prompt_length", "precomputed")
 """What only a preference trainer is told."""
 
 OTHERS = re.compile(r"\b(orpo|kto|cpo|simpo|grpo|ppo|reward)\b")
@@ -50,21 +52,26 @@ LOSSES: Mapping[str, Rule] = {
     **each(Leave("the reference stays what it was"), "sync_ref_model"),
     **each(Leave("for a reference that is moved", matters=False), "ref_model_mixup_alpha", "ref_model_sync_steps"),
     "disable_dropout": Carry("no_dropout", switch),
-    "f_divergence_type": Leave("the divergence is the reverse KL", off=("reverse_kl",)),
-    "loss_weights": Leave("there is one loss"),
-    **each(Leave("the loss has no such term"), "rpo_alpha", "ld_alpha", "use_weighting", "reference_free", "router_aux_loss_coef"),
-    **each(Leave("a setting of another loss", matters=False), "f_alpha_divergence_coef", "discopop_tau"),
+    "loss_weights": Carry("loss_weights", weights),
+    "f_divergence_type": Carry("f_divergence", text),
+    "f_alpha_divergence_coef": Carry("f_alpha", number),
+    "discopop_tau": Carry("discopop_tau", number),
+    "ld_alpha": Carry("ld_alpha", share),
+    "rpo_alpha": Carry("sft_weight", number),
+    "reference_free": Carry("reference_free", switch),
+    "use_weighting": Carry("weighting", switch),
+    "router_aux_loss_coef": Leave("the loss has no such term"),
 }
 
 TRL: Mapping[str, Rule] = {
     **TRAINING,
     **MODEL,
     **LOSSES,
-    "loss_type": Carry("loss", loss),
+    "loss_type": Carry("loss", names),
     **each(Carry("max_length", count), "max_length", "max_seq_length"),
     "packing": Carry("packing", switch),
     "assistant_only_loss": Carry("assistant_only", switch),
-    "completion_only_loss": Carry("assistant_only", switch),
+    "completion_only_loss": Carry("completion_only", switch),
     "chat_template_path": Carry("chat_template_file", text),
     "truncation_mode": Leave("too long rows are cut at their end", "too_long", off=("keep_start",)),
     **each(Leave("the tokenizer is the model's", "model.template"), "eos_token", "tokenizer_name_or_path"),
@@ -90,18 +97,21 @@ ENTRY: Mapping[str, Rule] = {
     "fraction": Carry("fraction", share),
 }
 
-PREFERENCE_DEFAULTS = {"loss": "dpo", "beta": 0.1, "label_smoothing": 0.0, "max_length": 1024, "no_dropout": True}
+LOSS_DEFAULTS = {"loss": ("sigmoid",), "beta": 0.1, "label_smoothing": 0.0, "f_alpha": 0.5, "discopop_tau": 0.05}
+PREFERENCE_DEFAULTS = {**LOSS_DEFAULTS, "max_length": 1024, "no_dropout": True}
 """trl's own, which the alignment-handbook shares."""
 
 
 def kind(said: Said) -> str:
     """`sft` or `dpo`, by the keys: trl's files do not name their trainer, but some name their folder by it."""
+    if said.gives("loss"):
+        return "sft" if set(said.value("loss")) <= OF_SFT.keys() else "dpo"
     for word in ("folder", "hub"):
         other = OTHERS.search(str(said.value(word, "")).lower())
-        if other and not said.gives("loss"):
-            fact = said.facts[word]
+        if other:
+            fact, why = said.facts[word], ": trl's learns the prompt too, unlike `orpo` here" if other[0] == "orpo" else ""
             raise said.error(
-                fact.key, fact.line, f"= {fact.value!r} tells of {other[0]}, which cannot be imported; --stage says what it is"
+                fact.key, fact.line, f"= {fact.value!r} tells of {other[0]}, which cannot be imported{why}; --stage says what it is"
             )
     return "dpo" if said.gives(*PREFERENCE) or "pref" in str(said.value("train_split", "")) else "sft"
 
@@ -154,6 +164,7 @@ FORMAT = Format(
     signs=(),
     keys=TRL,
     data_keys=MIXTURE,
+    losses=LOSSES_OF_TRL,
     kind=kind,
     defaults=defaults,
     data=data,
