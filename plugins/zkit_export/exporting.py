@@ -100,11 +100,11 @@ class Export:
         written = _counted(json.loads((folder / CONFIG).read_text("utf-8"))["dtype"])
         with self.narrator.track("comparing the weights"), opened(folder, self.device) as after:
             found = compare(f"weights in {written}", before, after, allowed=allowed_for(written, self._computed))
-        layers = compare_layers(folder, before.seen, allowed=allowed_of_layers(written, self._computed))
+        allowed = allowed_of_layers(written, self._computed)
+        layers = compare_layers(folder, before.seen, allowed=allowed, eight_bits=self._bits == 8)
         layers.check()
         found.check()
-        if layers.num_layers:
-            self.narrator.say(f"{layers.num_layers} layers write what they wrote, within {layers.error:.2g} of it ({layers.worst})")
+        self.narrator.say(f"{layers.num_layers} layers write what they wrote, within {layers.error:.2g} of it ({layers.worst})")
         return found
 
     def _adapter(self, folder: Path, before: Look) -> Parity:
@@ -125,6 +125,11 @@ class Export:
     def _computed(self) -> str:
         """What the trained model computes in."""
         return _counted(getattr(self.model.backend, "dtype", "bfloat16"))
+
+    @property
+    def _bits(self) -> int | None:
+        """Of each weight of the base in training, where it was rounded to so few."""
+        return getattr(getattr(self.model.backend, "quantize", None), "bits", None)
 
     def _gguf(self, folder: Path, kind: str, before: Look) -> Parity:
         file = folder / f"{self.model.name}-{kind.upper()}.gguf"
