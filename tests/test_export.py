@@ -203,7 +203,7 @@ def test_the_command_and_its_card(runs, tmp_path, capsys):
     code, out, err = call(capsys, "export", runs["stacked"], "--to", tmp_path / "out", "--merge", "--device", "cpu")
     assert (code, err) == (0, "")
     assert "weights in float32" in out
-    assert out.endswith("the template and the tokens of prompts are as trained\n")
+    assert out.endswith("the folder's template, and the tokens that its tokenizer makes of prompts, are as trained\n")
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert card.startswith("---\n")
     assert "\nlicense: apache-2.0\n---\n" in card

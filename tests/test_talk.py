@@ -16,7 +16,6 @@ from zephyr_kit.cli.talk import Talk
 from zephyr_kit.protocols import Reply, Sampling
 from zephyr_kit.serving import Speaker
 
-
 CONTROLS = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n", "\t"}
 
 

@@ -57,6 +57,6 @@ def export(
     found = Export(model, wish, find_device(device), teller).run()
     for line in lines(found):
         teller.say(line)
-    teller.say("the template and the tokens of prompts are as trained")
+    teller.say("the folder's template, and the tokens that its tokenizer makes of prompts, are as trained")
     if repository is not None:
         teller.say(f"pushed to {push(to, repository, public=public)}")

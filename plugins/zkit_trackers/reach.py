@@ -24,7 +24,7 @@ def title(run: Run) -> str:
 
 
 def identity(run: Run) -> str:
-    """Drawn once for a stage and kept with it: wherever its folder is, it goes on; a new one at the same place does not go on in its run."""
+    """Drawn once for a stage and kept in its folder, so that no other stage goes on in its run, were it at the same place."""
     file = StageFolder(run.folder).tracked
     if not file.exists():
         write_text(file, secrets.token_hex(8))
