@@ -17,7 +17,7 @@ class Trackio:
 
     project: str = "zephyr-kit"
     space: str | None = None
-    """`owner/name` of a Space on Hugging Face for the figures, made private if there is none yet; what TRACKIO_SPACE_ID says, unless given."""
+    """`owner/name` of a Space on Hugging Face for the figures, made private if it is new; what TRACKIO_SPACE_ID says, unless given."""
 
     def problems(self) -> Sequence[str]:
         """See `protocols.Tracker`."""
