@@ -20,7 +20,7 @@ from browser import barriers, chromium, opened
 from zephyr_kit.board.server import Board
 from zephyr_kit.board.watch import Watch, summary
 from zephyr_kit.facts import curves as curves_of_facts
-from zephyr_kit.runs import RunFolder
+from zephyr_kit.runs import RunError, RunFolder
 
 BETA = "stages.dpo.objective.beta"
 
@@ -153,6 +153,21 @@ def test_it_answers_on_loopback_to_its_own_names_alone(board):
     assert "Access-Control-Allow-Origin" not in headers
 
 
+def test_pages_of_others_are_not_answered(board):
+    own = f"http://127.0.0.1:{board.server_port}"
+    assert ask(board, "/runs", Origin=own)[0] == 200
+    for origin in ("http://evil.example", "null", "http://127.0.0.1"):
+        assert ask(board, "/runs", Origin=origin)[0] == 403
+    assert "frame-ancestors 'none'" in ask(board, "/")[1]["Content-Security-Policy"]
+
+
+def test_a_report_may_be_asked_for_first_and_one_of_a_run_that_goes_is_not_there(board, monkeypatch):
+    assert ask(board, "/report?run=beta-0.1")[0] == 200
+    for error in (RunError("gone"), KeyError("beta-0.1")):
+        monkeypatch.setattr("zephyr_kit.board.server.read_run", lambda folder, error=error: (_ for _ in ()).throw(error))
+        assert ask(board, "/report?run=beta-0.1")[0] == 404
+
+
 def test_it_reads_nothing_but_runs_below_its_folder(board, tmp_path_factory):
     elsewhere = write_run(tmp_path_factory.mktemp("elsewhere") / "run", beta=0.3)
     ask(board, "/runs")
@@ -170,7 +185,9 @@ def test_the_curves_are_those_of_the_report_and_so_is_the_page(board):
     assert [trace["y"][0] for trace in loss["traces"]] == [1.1, 1.2]
     assert told["axes"][loss["traces"][0]["meta"]["axis"]]["step"] == list(range(1, 21))
     status, headers, page = ask(board, "/report?run=beta-0.1&run=beta-0.2")
-    assert (status, headers["Content-Security-Policy"]) == (200, None)
+    assert status == 200
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert b"beta-0.1" in page
     assert b"</html>" in page
     assert ask(board, "/report?run=other")[0] == 404

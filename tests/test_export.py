@@ -141,12 +141,20 @@ def test_a_wrong_scale_is_found(runs, tmp_path, monkeypatch):
         export(runs["stacked"], tmp_path / "out", merge=True)
 
 
+def test_layers_that_are_all_wrong_alike_are_found(runs, tmp_path, monkeypatch):
+    """By so little that log-probabilities do not tell."""
+    merged = zkit_mistral.merging.Adapter.merged
+    monkeypatch.setattr(zkit_mistral.merging.Adapter, "merged", lambda self, layer, weight: 1.012 * merged(self, layer, weight))
+    with pytest.raises(ParityError, match=r"is not the layer that was trained: .* where its type explains 0\.80%"):
+        export(runs["qlora"], tmp_path / "out", merge=True)
+
+
 def test_log_probabilities_find_what_no_layer_shows(runs, tmp_path, monkeypatch):
     """The embeddings, which are no linear layer."""
     merged = zkit_mistral.merging.Adapter.merged
     planted = lambda self, layer, weight: 1.02 * weight if layer == "model.embed_tokens" else merged(self, layer, weight)  # noqa: E731
     monkeypatch.setattr(zkit_mistral.merging.Adapter, "merged", planted)
-    monkeypatch.setattr("zkit_export.layers._error", lambda *_: None)
+    monkeypatch.setattr("zkit_export.layers._error", lambda *_: 0.0)
     with pytest.raises(ParityError, match="weights in float32 is not the model that was trained: log-probabilities differ by"):
         export(runs["full"], tmp_path / "out")
 
@@ -195,7 +203,7 @@ def test_the_command_and_its_card(runs, tmp_path, capsys):
     code, out, err = call(capsys, "export", runs["stacked"], "--to", tmp_path / "out", "--merge", "--device", "cpu")
     assert (code, err) == (0, "")
     assert "weights in float32" in out
-    assert out.endswith("the template and the tokens of prompts are as trained\n")
+    assert out.endswith("the folder's template, and the tokens that its tokenizer makes of prompts, are as trained\n")
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert card.startswith("---\n")
     assert "\nlicense: apache-2.0\n---\n" in card

@@ -19,6 +19,7 @@ from zephyr_kit.cli.screen import MOST_KEPT, Curve, Screen, duration
 from zephyr_kit.cli.sparkline import BLOCKS, GAP, sparkline
 from zephyr_kit.cli.tell import Teller
 from zephyr_kit.observe import Report, Run
+from zephyr_kit.protocols import Evaluation
 
 ABOUT = Run("zephyr", "dpo", Path("runs/zephyr/dpo"), 100)
 
@@ -144,3 +145,16 @@ def test_commands_presets_and_options_are_completed(tmp_path):
     assert completed("zkit exp", tmp_path) == ["plain,export"]
     assert "plain,zephyr-qlora" in completed("zkit run zephyr", tmp_path)
     assert completed("zkit export --dt", tmp_path) == ["plain,--dtype"]
+
+
+@pytest.mark.parametrize("sequence", ["\x1b]52;c;Y3VybA==\x07", "\x1b[2J", "\x9b2J"])
+def test_tables_and_samples_cannot_steer_the_terminal(sequence):
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    teller = Teller(console)
+    told = f"[/x] [bold]{sequence}"
+    teller.show(Evaluation(told, {told: told}, {told: {told: 1.0}}, samples=({"prompt": told, told: told},)))
+    with teller.track(told):
+        pass
+    out = console.file.getvalue()
+    assert sequence not in out
+    assert out.count("[/x] [bold]") >= 7, "and no markup is read in it"

@@ -6,12 +6,17 @@ import io
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cli.harmless import harmless
 from zephyr_kit.cli.talk import Talk
 from zephyr_kit.protocols import Reply, Sampling
 from zephyr_kit.serving import Speaker
+
+CONTROLS = {chr(code) for code in (*range(32), *range(127, 160))} - {"\n", "\t"}
 
 
 class Echo:
@@ -118,6 +123,28 @@ def test_what_was_said_before_ctrl_c_stays_and_a_failure_can_be_taken_back(echo,
     talk.hear("/undo")
     talk.hear("on")
     assert echo.turns[-2:] == ["assistant: A heard go", "user: on"]
+
+
+@pytest.mark.parametrize("sequence", ["\x1b]52;c;Y3VybA==\x07", "\x1b[2J\x1b[H", "\x9b2J", "\x1bP+q\x1b\\", "\r\x08\x7f"])
+def test_a_model_cannot_steer_the_terminal(echo, capsys, sequence):
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    echo.name = f"A{sequence}"
+    talk_with(echo).hear("one\ntwo\tthree")
+    talk_with(echo, Echo("B"), console=console).hear("one")
+    out = capsys.readouterr().out
+    assert out.endswith("heard one\ntwo\tthree\n")
+    assert not set(out) & set(sequence) & CONTROLS
+    assert sequence not in console.file.getvalue()
+    assert f"\\x{ord(sequence[0]):02x}" in out
+    assert f"\\x{ord(sequence[0]):02x}" in console.file.getvalue()
+    assert echo.turns[-1] == "user: one", "the model is told what was said, letter for letter"
+
+
+@given(st.text(st.characters(max_codepoint=255)), st.integers(1, 5))
+def test_text_is_harmless_however_it_is_cut(text, size):
+    whole = harmless(text)
+    assert not set(whole) & CONTROLS
+    assert whole == "".join(harmless(text[at : at + size]) for at in range(0, len(text), size))
 
 
 def test_two_models_each_go_on_with_their_own_words(echo, capsys):

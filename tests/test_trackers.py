@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from zkit_trackers.mlflow import MLflow
+from zkit_trackers.reach import identity
 from zkit_trackers.tensorboard import TensorBoard
 from zkit_trackers.trackio import Trackio
 from zkit_trackers.wandb import WandB
@@ -136,6 +137,25 @@ def test_trackio_reads_what_was_written(tmp_path, monkeypatch):
     lines = SQLiteStorage.get_logs("zephyr-kit", name)
     assert [line["loss"] for line in lines if line["step"] == 3 and "loss" in line] == [pytest.approx(2 / 3)]
     assert any(line.get("held_out/loss") == 0.5 for line in lines)
+
+
+def test_a_new_stage_in_the_same_place_is_another_run(tmp_path):
+    first = identity(a_run(tmp_path))
+    assert identity(a_run(tmp_path, 1)) == first
+    (tmp_path / "a-run").rename(tmp_path / "moved")
+    assert identity(Run("name", "dpo", tmp_path / "moved" / "dpo", 3, 1)) == first
+    assert identity(a_run(tmp_path)) != first
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("space", [None, "me/figures"])
+def test_a_space_that_trackio_makes_is_private_whoever_names_it(tmp_path, monkeypatch, space):
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "we/all")
+    asked = []
+    monkeypatch.setattr(trackio, "init", lambda **how: asked.append(how))
+    Trackio(space=space).open(a_run(tmp_path))
+    assert [(how["space_id"], how["private"]) for how in asked] == [(space or "we/all", True)]
 
 
 # What leaves the machine, and what stands in the way

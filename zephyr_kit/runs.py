@@ -8,6 +8,7 @@
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
     RUN/STAGE/broken_laws.json where its objective says that it breaks some
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
+    RUN/STAGE/tracked.txt      the name by which trackers find the stage's run again
     RUN/STAGE/checkpoints/     to go on from
     RUN/STAGE/model/           the result, in Hugging Face format
     RUN/STAGE/data/            the result of a stage that gathers: lines of JSON
@@ -64,6 +65,11 @@ class StageFolder:
     def metrics(self) -> Path:
         """A line for each step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tracked(self) -> Path:
+        """The name by which trackers find it again, if any has seen it."""
+        return self.path / "tracked.txt"
 
     @property
     def checkpoints(self) -> Path:
@@ -218,7 +224,7 @@ def _twin(stage: StageFolder, staging: Path) -> Path:
     """A finished stage in another folder. Its result takes no room twice, where the file system has links: it is never written into."""
     shutil.rmtree(staging, ignore_errors=True)
     result = [folder for folder in (stage.model, stage.data) if folder.is_dir()]
-    left = {stage.checkpoints.name, *(folder.name for folder in result)}
+    left = {stage.checkpoints.name, stage.tracked.name, *(folder.name for folder in result)}
     shutil.copytree(stage.path, staging, ignore=lambda folder, _: left if folder == str(stage.path) else ())
     for folder in result:
         shutil.copytree(folder, staging / folder.name, copy_function=_link)

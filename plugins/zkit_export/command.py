@@ -43,7 +43,7 @@ def export(
     from zephyr_kit.devices import find_device
     from zephyr_kit.models import find_model
     from zkit_export.exporting import Export
-    from zkit_export.hub import push
+    from zkit_export.hub import check_hub, push
     from zkit_export.parity import lines
     from zkit_export.wish import Wish
 
@@ -51,12 +51,16 @@ def export(
     problems = list(wish.problems())
     if problems:
         raise ZkitError("\n".join(problems))
+    if public and repository is None:
+        raise ZkitError("--public: is for what is pushed; name the repository with --push OWNER/NAME")
+    if repository is not None:
+        check_hub(repository, public=public)
     model = find_model(run, plugins, stage=stage)
     teller = Teller()
     teller.say(f"{model.place} to {to}")
     found = Export(model, wish, find_device(device), teller).run()
     for line in lines(found):
         teller.say(line)
-    teller.say("the template and the tokens of prompts are as trained")
+    teller.say("the folder's template, and the tokens that its tokenizer makes of prompts, are as trained")
     if repository is not None:
         teller.say(f"pushed to {push(to, repository, public=public)}")

@@ -23,11 +23,12 @@ from zephyr_kit.runs import write_json
 from zephyr_kit.weights import CONFIG
 from zkit_export import llama_cpp
 from zkit_export.card import write_card
-from zkit_export.gguf_file import TYPES, Source, check_gguf, check_template, is_ours, write_gguf
+from zkit_export.gguf_file import TYPES, Source, check_gguf, is_ours, write_gguf
 from zkit_export.layers import allowed_of_layers, compare_layers
 from zkit_export.ollama import modelfile, turns_of
 from zkit_export.parity import Parity, allowed_for, compare
 from zkit_export.probes import Look, Probes, find_probes, look, look_at
+from zkit_export.read_back import check_template, check_tokens
 from zkit_export.served import Served, opened
 from zkit_export.wish import Wish
 
@@ -100,11 +101,11 @@ class Export:
         written = _counted(json.loads((folder / CONFIG).read_text("utf-8"))["dtype"])
         with self.narrator.track("comparing the weights"), opened(folder, self.device) as after:
             found = compare(f"weights in {written}", before, after, allowed=allowed_for(written, self._computed))
-        layers = compare_layers(folder, before.seen, allowed=allowed_of_layers(written, self._computed))
+        allowed = allowed_of_layers(written, self._computed)
+        layers = compare_layers(folder, before.seen, allowed=allowed, eight_bits=self._bits == 8)
         layers.check()
         found.check()
-        if layers.num_layers:
-            self.narrator.say(f"{layers.num_layers} layers write what they wrote, within {layers.error:.2g} of it ({layers.worst})")
+        self.narrator.say(f"{layers.num_layers} layers write what they wrote, within {layers.error:.2g} of it ({layers.worst})")
         return found
 
     def _adapter(self, folder: Path, before: Look) -> Parity:
@@ -126,6 +127,11 @@ class Export:
         """What the trained model computes in."""
         return _counted(getattr(self.model.backend, "dtype", "bfloat16"))
 
+    @property
+    def _bits(self) -> int | None:
+        """Of each weight of the base in training, where it was rounded to so few."""
+        return getattr(getattr(self.model.backend, "quantize", None), "bits", None)
+
     def _gguf(self, folder: Path, kind: str, before: Look) -> Parity:
         file = folder / f"{self.model.name}-{kind.upper()}.gguf"
         own = kind.lower() in TYPES
@@ -142,6 +148,9 @@ class Export:
         check_template(Served(folder), file)
         if is_ours(source):
             check_gguf(source, file)
+            self.narrator.say(check_tokens(Served(folder), file))
+        else:
+            self.narrator.say(f"{file.name}: its vocabulary is llama.cpp's converter's, and was not compared")
         with self.narrator.track(f"comparing {kind.upper()}"), opened(folder, self.device, gguf=file.name) as after:
             found = compare(f"GGUF {kind.upper()}", before, after, allowed=allowed_for(_rounding(kind), self._computed))
         found.check()

@@ -129,15 +129,6 @@ def check_gguf(source: Source, file: Path) -> None:
         raise ParityError(f"{file.name}: holds {min(written)}, which the model has not; nothing was kept")
 
 
-def check_template(served: Served, file: Path) -> None:
-    """Raise ParityError unless the file holds the folder's chat template, letter for letter."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(file).fields.get("tokenizer.chat_template")
-    if field is None or field.contents() != served.template:
-        raise ParityError(f"{file.name}: holds {'no' if field is None else 'another'} chat template than was trained with; it is not kept")
-
-
 def _stored(shape: tuple[int, ...], wanted: Any) -> Any:
     """Vectors are kept in float32, as llama.cpp has them; rows that are no whole blocks, in float16."""
     from gguf import GGMLQuantizationType

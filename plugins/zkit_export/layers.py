@@ -25,7 +25,7 @@ MOST_ROWS = 8
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.008, "float16": 0.008}
 """The share of a layer's output that rounding to a type explains."""
 TIMES_MEDIAN, MOST_ALLOWED = 3.0, 0.05
-"""Layers that round what they read, to 8 bits say, differ more, but all of them alike."""
+"""On a base in 8 bits layers round what they read too, and differ more, but all of them alike."""
 
 
 def allowed_of_layers(*types: str) -> float:
@@ -38,11 +38,16 @@ class Seen:
     """What linear layers read and wrote, by the names of their modules."""
 
     passed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    own: list[str] = field(default_factory=list)
+    """Layers with weights of their own, all of which are to be compared; a head's may be the embeddings'."""
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
         """Within it, note what passes through every layer that has two dimensions of weights."""
-        hooks = [layer.register_forward_hook(partial(self._note, name)) for name, layer in module.named_modules() if _is_linear(layer)]
+        layers = dict(_linear(module))
+        shared = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+        self.own += [name for name, layer in layers.items() if id(dict(layer.named_parameters(recurse=False)).get("weight")) not in shared]
+        hooks = [layer.register_forward_hook(partial(self._note, name)) for name, layer in layers.items()]
         try:
             yield
         finally:
@@ -64,9 +69,14 @@ class LayerParity:
     error: float
     """|x W' - y| / |y|, by the exported weights W' and the trained layer's input and output."""
     allowed: float
+    missed: tuple[str, ...] = ()
+    """Layers of the trained model that nothing exported was compared with."""
 
     def check(self) -> None:
-        """Raise ParityError where rounding does not explain it."""
+        """Raise ParityError where rounding does not explain it, or a layer was not looked at."""
+        if self.missed or not self.num_layers:
+            which = f"{self.missed[0]} (and {len(self.missed) - 1} more)" if self.missed else "any layer"
+            raise ParityError(f"{which} could not be compared: it read nothing, or no exported weights have its name; nothing was kept")
         if not self.error <= self.allowed:
             raise ParityError(
                 f"{self.worst} is not the layer that was trained: what it writes differs by {self.error:.2%}, where its type explains "
@@ -74,20 +84,22 @@ class LayerParity:
             )
 
 
-def compare_layers(folder: Path, seen: Seen, *, allowed: float) -> LayerParity:
-    """Let the exported weights, layer by layer, read what the trained ones have read."""
+def compare_layers(folder: Path, seen: Seen, *, allowed: float, eight_bits: bool = False) -> LayerParity:
+    """Let the exported weights, layer by layer, read what the trained ones have read; a base in `eight_bits` is allowed more."""
     files = weight_files(str(folder), None)
     errors = {name: error for name, file in files.items() if (error := _error(name, file, files, seen.passed)) is not None}
+    missed = tuple(layer for layer in seen.own if not any(f".{layer}.weight".endswith(f".{name}") for name in errors))
     if not errors:
-        return LayerParity(0, "", 0.0, allowed)
+        return LayerParity(0, "", 0.0, allowed, missed)
     worst = max(errors, key=lambda name: inf if isnan(errors[name]) else errors[name])
-    usual = min(MOST_ALLOWED, TIMES_MEDIAN * median(errors.values()))
-    return LayerParity(len(errors), worst, errors[worst], max(allowed, usual))
+    if eight_bits:
+        allowed = max(allowed, min(MOST_ALLOWED, TIMES_MEDIAN * median(errors.values())))
+    return LayerParity(len(errors), worst, errors[worst], allowed, missed)
 
 
 def _error(name: str, file: Path, files: Mapping[str, Path], passed: Mapping[str, tuple[Tensor, Tensor]]) -> float | None:
     layer = name.removesuffix(".weight")
-    found = next((both for module, both in passed.items() if module.endswith(f".{layer}")), None)
+    found = next((both for module, both in passed.items() if f".{module}".endswith(f".{layer}")), None)
     if found is None or layer == name:
         return None
     read_RI, wrote_RO = found
@@ -103,6 +115,12 @@ def _tensor(file: Path, name: str) -> Tensor:
         return tensor
 
 
-def _is_linear(layer: Any) -> bool:
-    """Adapted layers and quantised ones too, which are not all of torch's class."""
-    return isinstance(getattr(layer, "in_features", None), int) and isinstance(layer, nn.Module) and not isinstance(layer, nn.Embedding)
+def _linear(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers by name, adapted and quantised ones too, which are not all of torch's class; what stands within one is part of it."""
+    last = None
+    for name, layer in module.named_modules():
+        if last is not None and name.startswith(f"{last}."):
+            continue
+        if isinstance(getattr(layer, "in_features", None), int) and not isinstance(layer, nn.Embedding):
+            last = name
+            yield name, layer

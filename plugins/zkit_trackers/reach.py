@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import secrets
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from zephyr_kit.observe import Run
+from zephyr_kit.runs import StageFolder, write_text
 
 
 def missing(package: str) -> Sequence[str]:
@@ -23,8 +24,11 @@ def title(run: Run) -> str:
 
 
 def identity(run: Run) -> str:
-    """The same each time that this stage goes on in this folder."""
-    return hashlib.blake2b(str(run.folder.absolute()).encode(), digest_size=8).hexdigest()
+    """Drawn once for a stage and kept in its folder, so that no other stage goes on in its run, were it at the same place."""
+    file = StageFolder(run.folder).tracked
+    if not file.exists():
+        write_text(file, secrets.token_hex(8))
+    return file.read_text("utf-8")
 
 
 def remote(address: str) -> str | None:

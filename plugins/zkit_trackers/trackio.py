@@ -17,7 +17,7 @@ class Trackio:
 
     project: str = "zephyr-kit"
     space: str | None = None
-    """`owner/name` of a Space on Hugging Face that the figures go to; made private where there is none yet."""
+    """`owner/name` of a Space on Hugging Face for the figures, made private if it is new; what TRACKIO_SPACE_ID says, unless given."""
 
     def problems(self) -> Sequence[str]:
         """See `protocols.Tracker`."""
@@ -25,10 +25,8 @@ class Trackio:
 
     def destination(self) -> str | None:
         """See `protocols.Tracker`."""
-        # Trackio heeds these of itself.
-        space = self.space or os.environ.get("TRACKIO_SPACE_ID")
-        server = os.environ.get("TRACKIO_SERVER_URL")
-        return f"https://huggingface.co/spaces/{space}" if space else remote(server) if server else None
+        server = os.environ.get("TRACKIO_SERVER_URL")  # trackio heeds it of itself
+        return f"https://huggingface.co/spaces/{self._space}" if self._space else remote(server) if server else None
 
     def open(self, run: Run) -> Session:
         """See `protocols.Tracker`."""
@@ -36,17 +34,22 @@ class Trackio:
 
         session = trackio.init(
             project=self.project,
-            name=f"{title(run)} {identity(run)[:4]}",
+            name=f"{title(run)} {identity(run)[:8]}",
             group=run.folder.parent.name,
-            space_id=self.space,
+            space_id=self._space,
             config={key: str(value) for key, value in run.settings.items()},
             resume="allow",
-            private=True if self.space else None,
+            private=True if self._space else None,
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
         return Session(session)
+
+    @property
+    def _space(self) -> str | None:
+        # Trackio heeds this of itself too, and would make the Space public.
+        return self.space or os.environ.get("TRACKIO_SPACE_ID") or None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,16 +15,19 @@ from urllib.parse import parse_qs, urlsplit
 from zephyr_kit.board.watch import Watch, summary
 from zephyr_kit.config import plain
 from zephyr_kit.facts import read_run
+from zephyr_kit.loopback import ALONE, HOST, SAFE, SECONDS, Forbidden, LoopbackServer
 from zephyr_kit.report.plots import axes, curve_plots
+from zephyr_kit.runs import RunError
 
-LOOPBACK = "127.0.0.1"
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
 OWN = {"/": "board.html", "/board.js": "board.js", "/parts.js": "parts.js", "/board.css": "board.css"}
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data: blob:; base-uri 'none'"
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data: blob:; "
+POLICY += ALONE
 """Of the board's page: nothing from elsewhere. Styles within it are the plotting library's."""
 FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 50, 500, 10_000
 """Of a curve, and of all curves of one kind: where many runs are compared, each has fewer."""
-SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+OF_REPORTS = f"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; {ALONE}"
+"""A report's script and style stand in its page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +40,17 @@ class Answer:
     keep: str = "no-store"
 
 
-class Board(ThreadingHTTPServer):
+class Board(LoopbackServer):
     """A server on loopback. It changes nothing: it only reads."""
 
-    daemon_threads = True
-
     def __init__(self, watch: Watch, port: int) -> None:
-        super().__init__((LOOPBACK, port), Handler)
+        super().__init__(port, Handler)
         self.watch = watch
 
     @property
     def address(self) -> str:
         """Where a browser finds it."""
-        return f"http://{LOOPBACK}:{self.server_port}/"
-
-    @cached_property
-    def hosts(self) -> frozenset[str]:
-        """Names under which it answers: a page of another site that has its own name point here is refused."""
-        return frozenset(f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost"))
+        return f"http://{HOST}:{self.server_port}/"
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> Answer | None:
         """What stands at a path; None if nothing does."""
@@ -85,8 +80,9 @@ class Board(ThreadingHTTPServer):
         """The report of some runs, made now; its script stands in the page."""
         from zephyr_kit.report.page import page
 
+        self.watch.runs()  # a page that is asked for first
         runs = [read_run(self.watch.folder / name) for name in self.watch.known(query.get("run", ()))]
-        return Answer(TYPES["html"], page(runs).encode(), policy="") if runs else None
+        return Answer(TYPES["html"], page(runs).encode(), policy=OF_REPORTS) if runs else None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,14 +90,19 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Board
     protocol_version = "HTTP/1.1"
+    timeout = SECONDS
 
     def do_GET(self) -> None:
         """Answer with what stands there, unless it is asked for under another name."""
-        if self.headers.get("Host") not in self.server.hosts:
-            self.send_error(HTTPStatus.FORBIDDEN, "This board answers to its own address alone")
+        try:
+            self.server.check(self.headers)
+            parts = urlsplit(self.path)
+            found = self.server.answer(parts.path, parse_qs(parts.query))
+        except Forbidden as error:
+            self.send_error(HTTPStatus.FORBIDDEN, str(error))
             return
-        parts = urlsplit(self.path)
-        found = self.server.answer(parts.path, parse_qs(parts.query))
+        except (RunError, KeyError, OSError):  # a run that has just been removed, or cannot be read
+            found = None
         if found is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return

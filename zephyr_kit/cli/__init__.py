@@ -22,6 +22,7 @@ from zephyr_kit.cli.chat import chat
 from zephyr_kit.cli.completion import completion
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.evaluate import evaluate
+from zephyr_kit.cli.harmless import harmless
 from zephyr_kit.cli.launch import launch
 from zephyr_kit.cli.plan import plan
 from zephyr_kit.cli.plugin import plugin
@@ -85,7 +86,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         # Not click's standalone mode, which answers Ctrl-C with 1, as if something had failed.
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(harmless(f"error: {error}"), err=True)
         _note(redacted(str(error)))
         return error.exit
     except Stopped as stopped:

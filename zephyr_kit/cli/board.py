@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from zephyr_kit import ZkitError
-
 PORT = 8420
 
 
@@ -21,14 +19,10 @@ def board(folder: Path, port: int, opened: bool) -> None:  # noqa: FBT001  click
 
     They can be filtered, compared, and followed while they train. It is served to this machine alone. FOLDER is `runs` unless given.
     """
-    from zephyr_kit.board.server import LOOPBACK, Board
+    from zephyr_kit.board.server import Board
     from zephyr_kit.board.watch import Watch
 
-    try:
-        server = Board(Watch(folder), port)
-    except OSError as error:
-        raise ZkitError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; choose another with --port") from error
-    with server:
+    with Board(Watch(folder), port) as server:
         click.echo(f"{folder} at {server.address}  (Ctrl-C ends it)")
         if opened:
             webbrowser.open(server.address)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zephyr_kit.cli.harmless import harmless
 from zephyr_kit.example import completion_name
 
 if TYPE_CHECKING:
@@ -71,12 +72,4 @@ def runs(tokens: Sequence[Token]) -> Iterator[tuple[bool, list[Token]]]:
 
 def visible(text: str) -> str:
     """With its line ends, tabs and other control characters shown."""
-    return "".join(_visible(letter) for letter in text)
-
-
-def _visible(letter: str) -> str:
-    if letter == "\n":
-        return "⏎\n"
-    if letter == "\t":
-        return "⇥\t"
-    return f"\\x{ord(letter):02x}" if ord(letter) < 32 or 127 <= ord(letter) < 160 else letter
+    return harmless(text).replace("\n", "⏎\n").replace("\t", "⇥\t")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cli.harmless import harmless
 
 STDOUT = Path("-")
 
@@ -34,7 +35,7 @@ def report(runs: tuple[Path, ...], ending: str, out: Path | None, opens: bool) -
     path = out or (runs[0] if len(runs) == 1 else Path()) / f"report.{ending}"
     told = FORMATS[ending](found)
     if path == STDOUT:
-        click.echo(told)
+        click.echo(harmless(told))
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zephyr_kit import ZkitError
+from zephyr_kit.cli.harmless import harmless
 from zephyr_kit.config import suggest
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Request, Sampling
@@ -104,7 +105,7 @@ class Talk:
             while said and said.pop().role != "user":
                 pass
         left = next(iter(self._said.values()))
-        click.echo(f"back to: {left[-1].content[:60]}" if left else "back to the beginning")
+        click.echo(f"back to: {harmless(left[-1].content[:60])}" if left else "back to the beginning")
 
     def _begin_anew(self) -> None:
         for said in self._said.values():
@@ -117,7 +118,7 @@ class Talk:
         else:
             for name in self.speakers:
                 if len(self.speakers) > 1:
-                    click.echo(f"{name}:")
+                    click.echo(f"{harmless(name)}:")
                 self._write(name, lambda text: click.echo(text, nl=False))
                 click.echo()
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
@@ -128,7 +129,7 @@ class Talk:
         def columns() -> Table:
             table = Table(expand=True)
             for name in texts:
-                table.add_column(name, ratio=1, overflow="fold")
+                table.add_column(Text(harmless(name)), ratio=1, overflow="fold")
             table.add_row(*map(Text, texts.values()))
             return table
 
@@ -147,7 +148,7 @@ class Talk:
 
         def hear(text: str) -> None:
             written.append(text)
-            on_text(text)
+            on_text(harmless(text))
 
         before = (Message("system", self.system),) if self.system else ()
         try:
@@ -155,6 +156,6 @@ class Talk:
         except KeyboardInterrupt:
             on_text(" …")
         except ZkitError as error:
-            on_text(f"[{error}; /undo takes the last message back, /new begins anew]")
+            on_text(harmless(f"[{error}; /undo takes the last message back, /new begins anew]"))
             return
         self._said[name].append(Message("assistant", "".join(written).strip()))

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from zephyr_kit import hookimpl
+from zephyr_kit.cli.harmless import harmless
 from zephyr_kit.cli.screen import Screen, duration
 from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Advance, Report, Run
@@ -35,7 +36,7 @@ class Teller:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.print(harmless(text), markup=False)
 
     @contextmanager
     def track(self, label: str, total: int | None = None) -> Iterator[Advance]:
@@ -44,7 +45,7 @@ class Teller:
             yield self._in_lines(label, total)
             return
         with self._bar(transient=True) as progress:
-            task = progress.add_task(label, total=total)
+            task = progress.add_task(harmless(label), total=total)
             yield lambda done: progress.update(task, completed=done)
 
     def _in_lines(self, label: str, total: int | None) -> Advance:
@@ -93,13 +94,13 @@ class Teller:
 
     def show(self, evaluation: Evaluation) -> None:
         """Print an evaluation as a table, with what its columns mean, and samples."""
-        table = Table(title=evaluation.title, title_justify="left")
+        table = Table(title=Text(harmless(evaluation.title), "table.title"), title_justify="left")
         table.add_column("model")
         for name in evaluation.columns:
-            table.add_column(name, justify="right")
+            table.add_column(Text(harmless(name)), justify="right")
         for model, values in evaluation.rows.items():
             within = evaluation.intervals.get(model, {})
-            table.add_row(escape(model), *(figure(values.get(name), within.get(name)) for name in evaluation.columns))
+            table.add_row(Text(harmless(model)), *(figure(values.get(name), within.get(name)) for name in evaluation.columns))
         self.console.print()
         self.console.print(table)
         for name, meaning in evaluation.columns.items():
@@ -115,7 +116,7 @@ class Teller:
 
     def _bar(self, *, transient: bool) -> Progress:
         amount = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), *amount)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), *amount)
         return Progress(*columns, console=self.console, transient=transient, refresh_per_second=REDRAWN_PER_SECOND)
 
 

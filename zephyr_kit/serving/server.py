@@ -14,21 +14,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Any
 
 from zephyr_kit import ZkitError, __version__
+from zephyr_kit.loopback import ALONE, HOST, SAFE, SECONDS, Forbidden, LoopbackServer
 from zephyr_kit.protocols import Request, Sampling
 from zephyr_kit.serving.asked import ApiError, Asked, read
 from zephyr_kit.serving.speaker import Speaker
 from zephyr_kit.serving.told import Completion, models
 
-HOST = "127.0.0.1"
 MOST_BYTES = 4 * 2**20
 """Of a request: no dialogue that a model can read is longer."""
-SECONDS = 60.0
-"""For a request to come in."""
 NONCE = "NONCE"
 CHAT, MODELS, PAGE = "/v1/chat/completions", "/v1/models", "/"
 
@@ -40,11 +38,7 @@ class ChatServer:
         self.speakers, self.usual, self.since = speakers, usual, int(time.time())
         self._token = token
         handler = type("Bound", (_Handler,), {"chat": self})
-        try:
-            self._server = ThreadingHTTPServer((HOST, port), handler)
-        except OSError as error:
-            raise ZkitError(f"port {port} of {HOST} is not to be had: {error.strerror}; choose another with --port") from error
-        self._server.daemon_threads = True
+        self._server = LoopbackServer(port, handler)
         self.port = self._server.server_port
 
     @property
@@ -64,13 +58,11 @@ class ChatServer:
         self._server.shutdown()
 
     def check(self, method: str, headers: Message[str, str]) -> None:
-        """Refuse what a page of somebody else may have sent from this very machine: names that lead here (DNS rebinding), and forms."""
-        own = {f"{name}:{self.port}" for name in (HOST, "localhost")}
-        if headers.get("Host") not in own:
-            raise ApiError(f"this is {HOST}:{self.port}, and answers to no other name", status=403, code="forbidden_host")
-        origin = headers.get("Origin")
-        if origin is not None and origin not in {f"http://{name}" for name in own}:
-            raise ApiError("pages of others are not answered", status=403, code="forbidden_origin")
+        """Refuse what a page of somebody else may have sent from this very machine, forms too."""
+        try:
+            self._server.check(headers)
+        except Forbidden as error:
+            raise ApiError(str(error), status=403, code=error.code) from error
         if method == "POST" and headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError("the body should be JSON: Content-Type: application/json", status=415)
 
@@ -200,14 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
         nonce = secrets.token_urlsafe(16)
         policy = f"default-src 'none'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
         data = self.chat.page(nonce)
-        alone = f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        self._head(200, "text/html; charset=utf-8", {"Content-Length": str(len(data)), "Content-Security-Policy": alone})
+        self._head(200, "text/html; charset=utf-8", {"Content-Length": str(len(data)), "Content-Security-Policy": f"{policy}; {ALONE}"})
         self.wfile.write(data)
 
     def _head(self, status: int, kind: str, more: Mapping[str, str]) -> None:
         self._begun = True
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", **more}.items():
+        for name, value in {"Content-Type": kind, **SAFE, **more}.items():
             self.send_header(name, value)
         if self.close_connection and "Connection" not in more:
             self.send_header("Connection", "close")
