@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from zkit_evaluation import zkit_suites
 from zkit_evaluation.intervals import interval_of_mean, interval_of_ratio
 from zkit_evaluation.located import located
-from zkit_evaluation.preference import BINS, Pair, calibration_error, length_biases
+from zkit_evaluation.preference import BINS, Pair, Preference, calibration_error, length_biases
 from zkit_evaluation.win_rate import Match, per_prompt
 
 from zephyr_kit import ZkitError
@@ -63,6 +64,18 @@ def test_length_bias_is_nothing_for_who_prefers_what_was_chosen():
 def test_a_margin_is_told_from_the_reference():
     assert Pair((-10.0, -12.0), (-11.0, -10.0), (1, 1)).margin(0.5) == pytest.approx(0.5 * (1.0 - -2.0))
     assert Pair((-10.0, -12.0), None, (1, 1)).margin(0.5) == pytest.approx(1.0)
+
+
+def test_a_reference_that_reads_text_otherwise_is_refused():
+    class Read:
+        def __init__(self, told: str) -> None:
+            self.tokenizer = SimpleNamespace(fingerprint=lambda: told)
+
+    suite = Preference(data=(object(),), reference="b")
+    with pytest.raises(ZkitError, match="reference = 'b': reads text by another tokenizer or chat template than a,"):
+        suite.evaluate({"a": Read("one"), "b": Read("other")}, None, Path())
+    with pytest.raises(ZkitError, match="there is no such model"):
+        suite.evaluate({"a": Read("one")}, None, Path())
 
 
 def judged(first: tuple[float, float], second: tuple[float, float]) -> tuple[Judgement, Judgement]:
