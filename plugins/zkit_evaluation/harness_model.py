@@ -209,7 +209,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         sampling = _sampling(keys)
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
-            raise ZkitError(f"suite lm-eval: {sampling.max_new_tokens:,} tokens are to be written, and the model has {self.max_length:,} positions")
+            told = f"{sampling.max_new_tokens:,} tokens are to be written, and the model has {self.max_length:,} positions"
+            raise ZkitError(f"suite lm-eval: {told}")
         return Request((Message(TEXT, self._last(text, room)),), sampling)
 
     def _last(self, text: str, room: int) -> str:

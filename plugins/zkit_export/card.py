@@ -38,7 +38,7 @@ def write_card(folder: Path, model: NamedModel, parities: Sequence[Parity], *, o
 
 
 def _parted(model: NamedModel) -> tuple[list[str], str]:
-    file = (model.start.folder or Path(model.name)) / CARD
+    file = Path(model.place) / CARD
     text = file.read_text("utf-8") if file.is_file() else f"# {model.name}\n"
     if not text.startswith(FRONT):
         return ["tags:", "- zephyr-kit"], text
