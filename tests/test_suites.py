@@ -17,9 +17,10 @@ from zkit_evaluation.win_rate import Match, per_prompt
 from zephyr_kit import ZkitError
 from zephyr_kit.cli.suites import read_suites, split
 from zephyr_kit.config import PresetError
-from zephyr_kit.evaluating import folder_names, read_evaluation
+from zephyr_kit.evaluating import evaluate, folder_names
+from zephyr_kit.facts.evaluations import read_evaluation
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.protocols import Failure, Judgement
+from zephyr_kit.protocols import Evaluation, Failure, Judgement
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -128,6 +129,13 @@ def test_folders_of_equal_suites_are_numbered_and_an_evaluation_survives_json():
     facts = {"title": "t", "columns": {"x": "y"}, "rows": {"m": {"x": 1.0}}, "samples": [], "intervals": {"m": {"x": [0.5, 1.5]}}}
     assert read_evaluation(facts).intervals == {"m": {"x": (0.5, 1.5)}}
     assert read_evaluation({key: facts[key] for key in ("title", "columns", "rows")}).intervals == {}
+
+
+def test_what_is_not_finite_is_not_told(tmp_path: Path):
+    found = Evaluation("t", {"x": "y"}, {"m": {"x": math.nan, "y": 1.0}}, intervals={"m": {"x": (0.0, math.inf), "y": (0.5, 1.5)}})
+    models = {"m": SimpleNamespace(tokenizer=None)}
+    (told,) = evaluate(SimpleNamespace(evaluate=lambda *_: found), models, tmp_path)
+    assert (told.rows, told.intervals) == ({"m": {"x": None, "y": 1.0}}, {"m": {"y": (0.5, 1.5)}})
 
 
 def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
