@@ -18,7 +18,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.cli.suites import read_suites, split
 from zephyr_kit.config import PresetError
 from zephyr_kit.evaluating import evaluate, folder_names
-from zephyr_kit.facts.evaluations import read_evaluation
+from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.protocols import Evaluation, Failure, Judgement
 

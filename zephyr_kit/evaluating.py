@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
-from zephyr_kit.facts.evaluations import RESULT, finite, read_evaluation
+from zephyr_kit.evaluations import RESULT, finite, read_evaluation
 from zephyr_kit.keys import what_is_read
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite

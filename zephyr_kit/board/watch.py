@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from zephyr_kit.evaluations import FOLDER, RESULT, cells
 from zephyr_kit.facts import RunFacts, StageFacts, differing, read_run
-from zephyr_kit.facts.evaluations import FOLDER, RESULT, cells
 from zephyr_kit.facts.stage import is_worked_on
 from zephyr_kit.runs import RunError
 

@@ -55,7 +55,7 @@ def evaluate(
     from zephyr_kit.devices import find_device
     from zephyr_kit.disk import disk_errors_told
     from zephyr_kit.evaluating import evaluate_once
-    from zephyr_kit.facts.evaluations import FOLDER
+    from zephyr_kit.evaluations import FOLDER
     from zephyr_kit.preset import bound_suite
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.subjects import Subject

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zephyr_kit.evaluations import FOLDER, RESULT, read_evaluation
 from zephyr_kit.facts.files import Complain, read_table
 from zephyr_kit.protocols import Evaluation
-
-FOLDER = "evaluations"
-"""Of a run, where `zkit evaluate` writes what it has found of it: a folder for each suite and its settings."""
-RESULT = "evaluation.json"
-
-
-def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON; what a version to come has added is left out."""
-    names = {each.name for each in fields(Evaluation)}
-    intervals = {
-        model: {name: (low, high) for name, (low, high) in measures.items()} for model, measures in found.get("intervals", {}).items()
-    }
-    return finite(Evaluation(**{**{name: value for name, value in found.items() if name in names}, "intervals": intervals}))
-
-
-def finite(evaluation: Evaluation) -> Evaluation:
-    """None for every value that is not finite, and no interval that has such an end: JSON has no word for them."""
-    rows = {model: {name: _finite(value) for name, value in row.items()} for model, row in evaluation.rows.items()}
-    intervals = {
-        model: {name: ends for name, ends in measures.items() if all(map(math.isfinite, ends))}
-        for model, measures in evaluation.intervals.items()
-    }
-    return replace(evaluation, rows=rows, intervals=intervals)
 
 
 def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
@@ -45,17 +22,6 @@ def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
         except (AttributeError, TypeError, ValueError) as error:
             complain(f"{where}: an evaluation cannot be read: {error}")
     return read
-
-
-def cells(evaluations: Iterable[Evaluation]) -> dict[str, float]:
-    """Each model's value in each column that has one, by `model: column`."""
-    return {
-        f"{model}: {name}": value
-        for evaluation in evaluations
-        for model, row in evaluation.rows.items()
-        for name, value in row.items()
-        if value is not None
-    }
 
 
 def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) -> list[Evaluation]:
@@ -70,7 +36,3 @@ def _measured(run: Path, complain: Complain) -> Iterator[tuple[str, Sequence[Eva
         where = f"{FOLDER}/{file.parent.name}"
         table = read_table(file, lambda text, where=where: complain(f"{where}/{text}")) or {}
         yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zephyr_kit.evaluations import cells
 from zephyr_kit.facts import StageFacts, read_run
-from zephyr_kit.facts.evaluations import cells
 from zephyr_kit.metrics import HELD_OUT
 from zephyr_kit.runs import RunError
 from zephyr_kit.sweep.grid import Combination, short_names
