@@ -95,6 +95,7 @@ def test_outputs_in_another_form_are_refused(tmp_path: Path):
 
 def test_the_length_controlled_rate_takes_out_what_length_alone_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from alpaca_eval.metrics import glm_winrate
+    from zkit_evaluation import alpaca_metrics
     from zkit_evaluation.alpaca_metrics import FULL, rates
 
     draw = random.Random(0)
@@ -107,9 +108,26 @@ def test_the_length_controlled_rate_takes_out_what_length_alone_wins(tmp_path: P
     # Who is longer wins, and most of ours are longer: at equal lengths nothing is left of that.
     lengths = [draw.randrange(150, 400) for _ in range(FULL)]
     rows = [annotation(2.0 if length > 200 else 1.0, "x" * length, number) for number, length in enumerate(lengths)]
+    published = [{"instruction": f"Question {number}", "output": "y", "generator": "z"} for number in range(FULL)]
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    monkeypatch.setattr(alpaca_metrics, "PUBLISHED", str(tmp_path / "published.json"))
     found = rates(rows, Listener())
     raw, controlled = found["win_rate"], found["length_controlled_winrate"]
     assert raw is not None
     assert controlled is not None
     assert raw > 75
     assert abs(controlled - 50) < abs(raw - 50)
+    # As many, but in another order, or such that nobody can tell: the difficulties would be those of others.
+    for others, place, told in [(rows[::-1], "published.json", "others were compared"), (rows, "nowhere.json", "cannot be told")]:
+        listener = Listener()
+        monkeypatch.setattr(alpaca_metrics, "PUBLISHED", str(tmp_path / place))
+        assert "length_controlled_winrate" not in rates(others, listener)
+        assert told in listener.lines[0]
+
+
+def test_what_the_judge_fails_on_is_not_counted_as_compared(subject: Subject, reference: Path, tmp_path: Path):
+    judge = Referee(lambda reply, _: float(len(reply)), fails=lambda case: "broke" if "birds" in case.dialogue[0].content else "")
+    suite = AlpacaEval(reference=str(reference), judge=judge, max_new_tokens=4, temperature=0.0, max_failed=1.0)
+    evaluation = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.rows["tiny"]["compared"] == 2

@@ -154,8 +154,8 @@ def test_version_and_help(capsys):
             "`beta` = -1: should be greater than 0 (from command line)",
         ),
         (["run", "quickstart", "--output", "/proc/nowhere/run"], 1, "cannot make the folder of the run, /proc/nowhere/run: "),
-        (["chat", "/"], 1, "/: holds no preset.toml; give the folder that `zkit run` wrote"),
-        (["chat", "/nowhere"], 1, "/nowhere: holds no preset.toml; give the folder that `zkit run` wrote"),
+        (["chat", "/"], 2, "/: holds neither preset.toml nor config.json; give the folder that `zkit run` wrote"),
+        (["chat", "/nowhere"], 2, "/nowhere: there is no such folder, and it is no name of a repository"),
     ],
 )
 def test_mistakes_are_told_in_a_line(capsys, tmp_path, monkeypatch, arguments, code, message):
@@ -286,4 +286,4 @@ def test_a_run_is_observed_continued_and_talked_to(site, tmp_path):
     assert at_end.returncode == 0
     assert at_end.stdout.startswith(str(tmp_path / "out" / "base" / "model"))
     lost = zkit("chat", tmp_path / "out", "--stage", "bsae", cwd=site)
-    assert (lost.returncode, lost.stderr) == (1, f"error: {tmp_path / 'out'}: has no trained stage `bsae`; did you mean `base`?\n")
+    assert (lost.returncode, lost.stderr) == (2, f"error: {tmp_path / 'out'}: has no trained stage `bsae`; did you mean `base`?\n")

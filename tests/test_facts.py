@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import DONE, KEY, SESSION, put, write_run, write_steps
+from made_runs import DONE, EVALUATION, KEY, SESSION, put, write_run, write_steps
 
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
@@ -101,7 +101,7 @@ def test_a_finished_run_is_read_whole(run: Path) -> None:
     assert dpo.cost.flops == 1e6 * tokens + 2e5 * 9000
     assert (dpo.cost.seconds, dpo.cost.device_seconds, dpo.cost.memory) == (60, 120, 2**30)
     assert (feedback.cost.dollars, feedback.cost.tokens) == (1.25, None)
-    assert evaluate.evaluations[0].intervals["dpo"]["wins"] == [0.625, 0.875]
+    assert evaluate.evaluations[0].intervals["dpo"]["wins"] == (0.625, 0.875)
     assert [lengths.name for lengths in sft.lengths["data"]] == ["prompt", "whole"]
     assert not [trouble for trouble in facts.troubles if trouble.weight == "wrong"]
     assert "of 100 rows of data, 4 bad, 6 dropped: 6 x too long; 4 x no reply" in [trouble.text for trouble in facts.troubles]
@@ -158,6 +158,26 @@ def test_a_damaged_file_is_told_and_not_raised(run: Path, name: str, text: str) 
     assert len(facts.stages) == 4
     if name != "dpo/key.json":
         assert any(Path(name).name in trouble.text for trouble in facts.troubles), facts.troubles
+
+
+def test_what_was_measured_afterwards_is_read_too(run: Path) -> None:
+    one = {**EVALUATION, "rows": {"dpo": {"wins": float("nan"), "loss": 2.0}}}
+    put(run / "evaluations" / "wishes-1" / "evaluation.json", {"key": {}, "evaluations": [one, {**one, "title": "Others"}]})
+    facts = read_run(run)
+    assert [each.title for each in facts.evaluations] == ["Wishes", "Wishes (wishes-1)", "Others"]
+    assert facts.measured[1].rows == {"dpo": {"wins": None, "loss": 2.0}}
+    for number, text in enumerate(["{", '{"evaluations": [{}, 3]}']):
+        (run / "evaluations" / "wishes-1" / "evaluation.json").write_text(text)
+        facts = read_run(run)
+        assert [each.title for each in facts.evaluations] == ["Wishes"]
+        assert sum("evaluations/wishes-1/evaluation.json" in trouble.text for trouble in facts.troubles) == number + 1
+
+
+def test_a_damaged_evaluation_of_a_stage_is_told(run: Path) -> None:
+    put(run / "evaluate" / "done.json", {"evaluations": [{"title": "Wishes"}], "files": {}})
+    facts = read_run(run)
+    assert facts.stages[-1].state == "done"
+    assert any("done.json: an evaluation cannot be read" in trouble.text for trouble in facts.troubles)
 
 
 def test_a_missing_result_is_told(run: Path) -> None:

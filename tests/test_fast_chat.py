@@ -19,6 +19,8 @@ from zkit_evaluation.fast_chat import (
     winners,
 )
 from zkit_evaluation.judge_prompts import all_names, own_prompts, prompt_name, read_prompts
+from zkit_evaluation.mt_bench import Examiner, MtBench
+from zkit_evaluation.replies import write_lines
 
 from zephyr_kit import ZkitError
 
@@ -153,3 +155,21 @@ def test_what_is_no_file_of_fastchats_is_told_by_file_and_line(tmp_path: Path, s
         read_answers(str(place))
     with pytest.raises(ZkitError, match=r"there is no file .*; look there"):
         read_questions("nowhere.jsonl", "look there")
+
+
+def test_a_line_ends_where_json_ends_it(tmp_path: Path):
+    """Not at U+2028 or U+0085, which JSON lets stand in a text, and which models write."""
+    said = "one\u2028two\u0085three\x0bfour\r"
+    write_lines(tmp_path / "answers.jsonl", [{"question_id": 1, "choices": [{"index": 0, "turns": [said]}]}])
+    assert read_answers(str(tmp_path / "answers.jsonl")) == {1: (said,)}
+
+
+def test_files_are_read_before_a_model_is_asked(tmp_path: Path):
+    (tmp_path / "question.jsonl").write_text('{"question_id": 1, "category": "math", "turns": ["One and one?"]}\n')
+    judge = Examiner(completer=object())
+    (tmp_path / "few.jsonl").write_text('{"question_id": 1, "choices": [{"turns": []}]}\n')
+    few = str(tmp_path / "few.jsonl")
+    for keys, told in [({}, "no reference answer to 1 questions"), ({"references": few, "answers": (few,)}, "few has no whole answer")]:
+        bench = MtBench(judge=judge, questions=str(tmp_path / "question.jsonl"), **keys)
+        with pytest.raises(ZkitError, match=told):
+            bench.evaluate({}, None, tmp_path / "out")

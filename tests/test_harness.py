@@ -110,7 +110,7 @@ def test_every_kind_of_request_gives_the_numbers_of_lm_eval_itself(weights: Path
     assert set(evaluation.columns) == set(wanted)
     # What was asked is kept: a second time nothing is, so the model is not needed.
     kept = list((tmp_path / "out" / "requests").glob("*.db"))
-    assert len(kept) == 1
+    assert len(kept) == 2  # one of answers to tasks that ask for the likeliest token, one to those that do not
     again = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
     assert isinstance(again, Evaluation)
     assert again.rows == evaluation.rows
@@ -163,3 +163,61 @@ def test_the_likeliest_token_is_the_one_that_is_written(subject: Subject):
     assert all(first)
     assert second[:3] == [True] * 3
     assert not second[3]
+
+
+def greedy_token(subject: Subject, text: str) -> str:
+    """The word that the model would write."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(subject.backend.weights).eval()
+    tokens = subject.tokenizer.tokens
+    ids = tokens(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        best = int(model(ids).logits[0, -1].argmax())
+    return tokens.decode([*ids[0].tolist(), best], skip_special_tokens=True).removeprefix(text)
+
+
+def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subject: Subject, tmp_path: Path):
+    pytest.importorskip("lm_eval", reason=INSTALLED)
+    question = "Once upon a time there was a"
+    word = greedy_token(subject, question)
+    (tmp_path / "tasks").mkdir()
+    row = {"question": question, "choices": [word, f"{word}{word}"], "right": 0, "last": word}
+    (tmp_path / "tasks" / "rows.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    for name in ("local_choice", "local_last"):
+        kind, text, _ = KINDS[name]
+        plain = 'target_delimiter: ""\n'
+        task = TASK.format(name=name, rows=tmp_path / "tasks" / "rows.jsonl", kind=kind, more=plain + text + METRIC.format("acc", "mean"))
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(task)
+
+    def rows(*tasks: str) -> Any:
+        suite = LmEval(tasks=tasks, include=str(tmp_path / "tasks"), fewshot=0)
+        evaluation = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "-".join(tasks))
+        assert isinstance(evaluation, Evaluation)
+        return evaluation.rows["tiny"]
+
+    assert rows("local_last")["local_last acc"] == 1.0
+    assert rows("local_choice", "local_last")["local_last acc"] == 1.0
+
+
+def test_a_text_that_leaves_no_room_to_write_is_cut_from_the_left(subject: Subject):
+    pytest.importorskip("lm_eval", reason=INSTALLED)
+    from types import SimpleNamespace
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from zkit_evaluation.harness_model import PolicyLM, Tasks
+
+    tokens = subject.tokenizer.tokens
+    long, keys = "Lily liked to play in the park. é " * 80, {"until": ["."], "max_gen_toks": 12}
+    with subject() as policy:
+        model = PolicyLM(policy, tokens, object.__new__(Tasks), max_length=subject.max_length or 512, shares_prompts=True)
+        assert len(tokens.encode(long)) > model.max_length
+        (written,) = model.generate_until([SimpleNamespace(args=(long, keys))])
+        last = model._last(long, model.max_length - 12)
+        assert long.endswith(last)
+        assert model.max_length - 16 <= len(tokens.encode(last)) <= model.max_length - 12
+        assert [written] == model.generate_until([SimpleNamespace(args=(last, keys))])
+        assert model._last("é" * 9, 1) == "" or len(tokens.encode(model._last("é" * 9, 1))) <= 1
+        with pytest.raises(ZkitError, match="512 tokens are to be written, and the model has"):
+            model.generate_until([SimpleNamespace(args=(long, {"max_gen_toks": 512}))])

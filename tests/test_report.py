@@ -13,6 +13,7 @@ from made_runs import EVALUATION, put, write_run
 from zephyr_kit import cli
 from zephyr_kit.facts import read_run
 from zephyr_kit.report import FORMATS, write_reports
+from zephyr_kit.report.page import rendered
 from zephyr_kit.report.views import View
 from zephyr_kit.report.words import duration, figure, operations, short
 
@@ -93,6 +94,29 @@ def test_what_others_wrote_stays_text(tmp_path: Path) -> None:
     assert "<script>alert" not in page
     assert "<img" not in page
     assert FORGED in str(drawn(page))
+
+
+def test_the_text_writes_what_others_wrote_as_text(tmp_path: Path) -> None:
+    """Markdown takes HTML as it stands."""
+    sample = {"prompt": FORGED, "dpo": f"{FORGED} & more"}
+    text = FORMATS["md"]([read_run(write_run(tmp_path / "x", samples=[sample]))])
+    assert "<script>" not in text
+    assert "<img" not in text
+    assert "&lt;script>" in text or "&lt;img" in text
+    assert "&amp; more" in text
+
+
+def test_the_page_can_be_read_whatever_was_measured(tmp_path: Path) -> None:
+    rows = {"dpo": {"wins": float("nan"), "loss": float("inf")}, "sft": {"wins": 1.0, "loss": 2.0}}
+    folder = write_run(tmp_path / "x", rows=rows, intervals={"sft": {"wins": [float("-inf"), 1.0]}})
+    put(folder / "evaluations" / "a-1" / "evaluation.json", {"evaluations": [{**EVALUATION, "title": "Afterwards"}]})
+    for ending in FORMATS:
+        text = without_plotly(FORMATS[ending]([read_run(folder)]))
+        assert "Afterwards" in text
+        assert "NaN" not in text
+        assert "Infinity" not in text
+    page = rendered('<script type="application/json" id="page-data">{{ data|tojson }}</script>', {}, data={"y": [float("nan"), (1.0,)]})
+    assert drawn(page) == {"y": [None, [1.0]]}
 
 
 # The same facts, two renderings

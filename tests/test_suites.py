@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from zkit_evaluation import zkit_suites
@@ -21,10 +22,11 @@ from zkit_quickstart.source import QuickstartData
 from zephyr_kit import ZkitError
 from zephyr_kit.cli.suites import read_suites, split
 from zephyr_kit.config import PresetError
-from zephyr_kit.evaluating import folder_names, read_evaluation
+from zephyr_kit.evaluating import evaluate, folder_names
+from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import Failure, Judgement
+from zephyr_kit.protocols import Evaluation, Failure, Judgement
 from zephyr_kit.testing import SuiteLaws
 
 
@@ -70,6 +72,18 @@ def test_length_bias_is_nothing_for_who_prefers_what_was_chosen():
 def test_a_margin_is_told_from_the_reference():
     assert Pair((-10.0, -12.0), (-11.0, -10.0), (1, 1)).margin(0.5) == pytest.approx(0.5 * (1.0 - -2.0))
     assert Pair((-10.0, -12.0), None, (1, 1)).margin(0.5) == pytest.approx(1.0)
+
+
+def test_a_reference_that_reads_text_otherwise_is_refused():
+    class Read:
+        def __init__(self, told: str) -> None:
+            self.tokenizer = SimpleNamespace(fingerprint=lambda: told)
+
+    suite = Preference(data=(object(),), reference="b")
+    with pytest.raises(ZkitError, match="reference = 'b': reads text by another tokenizer or chat template than a,"):
+        suite.evaluate({"a": Read("one"), "b": Read("other")}, None, Path())
+    with pytest.raises(ZkitError, match="there is no such model"):
+        suite.evaluate({"a": Read("one")}, None, Path())
 
 
 def judged(first: tuple[float, float], second: tuple[float, float]) -> tuple[Judgement, Judgement]:
@@ -122,6 +136,13 @@ def test_folders_of_equal_suites_are_numbered_and_an_evaluation_survives_json():
     facts = {"title": "t", "columns": {"x": "y"}, "rows": {"m": {"x": 1.0}}, "samples": [], "intervals": {"m": {"x": [0.5, 1.5]}}}
     assert read_evaluation(facts).intervals == {"m": {"x": (0.5, 1.5)}}
     assert read_evaluation({key: facts[key] for key in ("title", "columns", "rows")}).intervals == {}
+
+
+def test_what_is_not_finite_is_not_told(tmp_path: Path):
+    found = Evaluation("t", {"x": "y"}, {"m": {"x": math.nan, "y": 1.0}}, intervals={"m": {"x": (0.0, math.inf), "y": (0.5, 1.5)}})
+    models = {"m": SimpleNamespace(tokenizer=None)}
+    (told,) = evaluate(SimpleNamespace(evaluate=lambda *_: found), models, tmp_path)
+    assert (told.rows, told.intervals) == ({"m": {"x": None, "y": 1.0}}, {"m": {"y": (0.5, 1.5)}})
 
 
 def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browser import barriers, chromium, opened
@@ -17,12 +18,13 @@ from made_runs import write_run
 
 from zephyr_kit import cli
 from zephyr_kit.cli import child
+from zephyr_kit.cli.sweep import _state
 from zephyr_kit.config import PresetError
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.sweep.grid import Axis, combinations, short_names
 from zephyr_kit.sweep.plots import curve_plots
 from zephyr_kit.sweep.spread import Outcome, Spread, figures_of
-from zephyr_kit.sweep.view import View
+from zephyr_kit.sweep.view import View, taken
 
 TINY = """
 name = "tiny"
@@ -265,10 +267,26 @@ def test_one_value_has_no_spread():
     assert str(Spread.of([0.5])) == "0.5"
     assert str(Spread.of([0.5, 0.5])) == "0.5000 ± 0.0000"
     assert str(Spread.of([1.0, 3.0])) == "2.0 ± 1.4"
+    assert str(Spread(1.0, float("nan"), 2)) == str(Spread(1.0, float("inf"), 2)) == "1"
 
 
 def test_the_figures_of_an_evaluation_are_those_of_each_model(tmp_path):
-    (tmp_path / "evaluate").mkdir()
-    done = {"evaluations": [{"rows": {"sft": {"score": 1.5, "wins": None}, "dpo": {"score": 2}}}], "files": {}}
-    (tmp_path / "evaluate" / "done.json").write_text(json.dumps(done))
-    assert figures_of(tmp_path) == {"evaluate": {"sft: score": 1.5, "dpo: score": 2.0}}
+    rows = {"sft": {"score": 1.5, "wins": None}, "dpo": {"score": 2, "wins": float("nan")}}
+    run = write_run(tmp_path / "run", rows=rows)
+    assert figures_of(run)["evaluate"] == {"sft: score": 1.5, "dpo: score": 2.0}
+    assert figures_of(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"evaluations": 3}'])
+def test_damage_is_no_figure_and_stops_no_sweep(tmp_path, damage):
+    run = write_run(tmp_path / "run")
+    (run / "sft" / "done.json").write_text(damage)
+    (run / "run.json").write_text(damage)
+    one = Outcome(combinations([Axis("seed", ("1",))])[0], run, "not finished")
+    view = View("made", [one], ["sft", "dpo"])
+    assert "sft" not in figures_of(run)
+    assert view.stages == ["dpo"]
+    assert taken(one) == {}
+    assert view.made("dpo") == "Made once, for 1 run."
+    preset = SimpleNamespace(stages=[SimpleNamespace(name=name) for name in ("sft", "dpo")])
+    assert _state(run, preset) == ("finished" if "3" in damage else "not finished")

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
+from zephyr_kit.evaluations import RESULT, finite, read_evaluation
 from zephyr_kit.keys import what_is_read
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite
 from zephyr_kit.runs import as_json, digest, surroundings, write_json
 from zephyr_kit.subjects import Subject
 
-RESULT = "evaluation.json"
-"""Settings, models and content of the data, what was found, and on which machine."""
-
 
 def evaluate(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:
-    """What a suite finds."""
+    """What a suite finds; None for what is not finite."""
     last = list(models.values())[-1]
     folder.mkdir(parents=True, exist_ok=True)
     found = suite.evaluate(models, last.tokenizer, folder)
-    return [found] if isinstance(found, Evaluation) else list(found)
+    return [finite(one) for one in ([found] if isinstance(found, Evaluation) else found)]
 
 
 def evaluate_once(
@@ -40,16 +38,9 @@ def evaluate_once(
         return [read_evaluation(facts) for facts in known["evaluations"]]
     narrator.say(f"{name}: measuring {', '.join(models)} ({place})")
     found = evaluate(suite, models, place)
+    # Settings, models and content of the data, what was found, and on which machine.
     write_json(place / RESULT, {"key": key, "evaluations": plain(found), "made": surroundings()})
     return found
-
-
-def read_evaluation(facts: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its JSON."""
-    intervals = {
-        model: {name: (low, high) for name, (low, high) in measures.items()} for model, measures in facts.get("intervals", {}).items()
-    }
-    return Evaluation(**{**facts, "intervals": intervals})
 
 
 def folder_names(suites: Sequence[str]) -> list[str]:

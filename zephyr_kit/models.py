@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
-from zephyr_kit.config import Builder, suggest
+from zephyr_kit.changes import apply_changes
+from zephyr_kit.config import USE, Builder, PresetError, suggest
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import Stage, bound, load
 from zephyr_kit.protocols import Backend, Start
-from zephyr_kit.weights import local_file
+from zephyr_kit.stages import TrainStage
+from zephyr_kit.weights import CONFIG, local_file, looks_like_folder
 
 READER = "mistral"
 """The backend of a model that no preset names."""
-ADAPTER_FILE, CONFIG = "adapter_config.json", "config.json"
+PRESET, ADAPTER_FILE = "preset.toml", "adapter_config.json"
 WIDE = ("float32", "float64")
 """Types that a model is read in when its files are; all others are read as the backend reads them unless told otherwise."""
+WANTED = "give the folder that `zkit run` wrote, one in Hugging Face format, or owner/name"
 
 
 @dataclass(frozen=True)
@@ -41,56 +44,113 @@ class NamedModel:
         return self.stages[-1] if self.stages else None
 
     @property
+    def trained(self) -> list[Stage]:
+        """The stages that have left a model."""
+        return [stage for stage in self.stages if self.run is not None and _has_model(self.run, stage)]
+
+    @property
     def place(self) -> str:
         """Where it is."""
-        return str(self.start.folder or self.name)
+        backend: Any = self.backend
+        return str(self.start.folder or getattr(backend, "weights", self.name))
 
 
 def find_model(given: str, plugins: Plugins, *, stage: str | None = None) -> NamedModel:
     """The model of a run's stage (the last one that is trained, unless named), of a folder, or of a repository `owner/name`."""
-    folder = Path(given)
-    if (folder / "preset.toml").exists():
-        return _of_run(folder, plugins, stage)
-    if stage is not None:
-        raise ZkitError(f"{given}: is no folder of a run, so it has no stage `{stage}`")
-    run = folder.absolute().parent.parent
-    if folder.name == "model" and (run / "preset.toml").exists():
-        return _of_run(run, plugins, folder.absolute().parent.name)
+    return find_models(given, plugins, stages=() if stage is None else (stage,))[-1]
+
+
+def find_models(given: str, plugins: Plugins, *, stages: Sequence[str] = (), keys: Sequence[str] = ()) -> list[NamedModel]:
+    """The models of a run's stages in their order, of `stages` alone if any are named; else the one that is of a stage, or of no run.
+
+    `keys` are more of the table of a model of no run, as `--model` has them: `dtype=float32`.
+    """
+    found = place_in_run(given)
+    if found is None:
+        if stages:
+            raise PresetError(f"{given}: is no folder of a run, so it has no stage `{stages[0]}`")
+        return [_of_no_run(given, plugins, keys)]
+    run, own = found
+    if own is not None and stages:
+        raise PresetError(f"--stage {stages[0]}: {given} is of one stage already; give the run's folder, {run}")
+    return _of_run(run, plugins, stages if own is None else (own,))
+
+
+def place_in_run(given: str) -> tuple[Path, str | None] | None:
+    """The run that a place is, with the stage if it is RUN/STAGE or RUN/STAGE/model; None for what is no run's, an export within it too."""
+    folder = Path(given).absolute()
+    if (folder / PRESET).exists():
+        return folder if Path(given).is_absolute() else Path(given), None
+    is_model = any((folder / name).exists() for name in (CONFIG, ADAPTER_FILE))
+    stage = folder.parent if folder.name == "model" else folder
+    if not (stage.parent / PRESET).exists() or (is_model and (stage is folder or stage.name not in _names_of_stages(stage.parent))):
+        return None
+    return stage.parent, stage.name
+
+
+def _of_run(run: Path, plugins: Plugins, wanted: Sequence[str]) -> list[NamedModel]:
+    preset = load(run / PRESET, plugins.offers)
+    stages = [bound(one, run) for one in preset.stages]
+    found = {
+        stage.name: NamedModel(
+            f"{run.absolute().name}-{stage.name}",
+            stage.model,
+            Start(run / stage.name / "model", seed=preset.seed),
+            run,
+            tuple(stages[: place + 1]),
+        )
+        for place, stage in enumerate(stages)
+        if _has_model(run, stage)
+    }
+    if not found:
+        raise PresetError(f"{run}: no stage has ended yet, so there is no model")
+    for name in wanted:
+        if name not in found:
+            raise PresetError(f"{run}: has no trained stage `{name}`{suggest(name, found)}")
+    return [model for name, model in found.items() if not wanted or name in wanted]
+
+
+def _has_model(run: Path, stage: Stage) -> bool:
+    return isinstance(stage.task, TrainStage) and (run / stage.name / "model").is_dir()
+
+
+def _names_of_stages(run: Path) -> Collection[str]:
+    try:
+        stages: Mapping[str, Any] = tomllib.loads((run / PRESET).read_text("utf-8")).get("stages", {})
+    except ValueError as error:
+        raise PresetError(f"{run / PRESET}: damaged ({error})") from error
+    return stages
+
+
+def _of_no_run(given: str, plugins: Plugins, keys: Sequence[str]) -> NamedModel:
+    """One in Hugging Face format, or an adapter, which stands on the model that its file names."""
+    folder = Path(given).expanduser()
     if (folder / ADAPTER_FILE).exists():
-        base = str(json.loads((folder / ADAPTER_FILE).read_text("utf-8")).get("base_model_name_or_path"))
-        return NamedModel(folder.name, _backend(plugins, base), Start(folder))
-    if (folder / CONFIG).exists() or (not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", given)):
-        return NamedModel(folder.name, _backend(plugins, given), Start())
-    raise ZkitError(f"{given}: holds no preset.toml; give the folder that `zkit run` wrote, one in Hugging Face format, or owner/name")
+        base = str(_json(folder / ADAPTER_FILE).get("base_model_name_or_path"))
+        changed = frozenset(key.partition("=")[0].strip() for key in keys)
+        return NamedModel(folder.absolute().name, _backend(plugins, base, keys), Start(folder, changed))
+    if looks_like_folder(given) and not folder.is_dir():
+        raise PresetError(f"{given}: there is no such folder, and it is no name of a repository (OWNER/NAME)")
+    if folder.is_dir() and not (folder / CONFIG).exists():
+        raise PresetError(f"{given}: holds neither {PRESET} nor {CONFIG}; {WANTED}")
+    return NamedModel(folder.absolute().name, _backend(plugins, given, keys), Start())
 
 
-def _of_run(run: Path, plugins: Plugins, stage: str | None) -> NamedModel:
-    stages = [bound(one, run) for one in load(run / "preset.toml", plugins.offers).stages]
-    trained = {one.name: place for place, one in enumerate(stages) if (run / one.name / "model").is_dir()}
-    if not trained:
-        raise ZkitError(f"{run}: no stage has ended yet, so there is no model")
-    name = stage or list(trained)[-1]
-    if name not in trained:
-        raise ZkitError(f"{run}: has no trained stage `{name}`{suggest(name, trained)}")
-    upto = tuple(stages[: trained[name] + 1])
-    return NamedModel(f"{run.absolute().name}-{name}", upto[-1].model, Start(run / name / "model"), run, upto)
-
-
-def _backend(plugins: Plugins, weights: str) -> Backend:
-    table: dict[str, Any] = {"use": READER, "weights": weights}
-    dtype = _dtype(weights)
+def _backend(plugins: Plugins, weights: str, keys: Sequence[str]) -> Backend:
+    table: dict[str, Any] = {USE: READER, "weights": weights}
+    config = local_file(weights, CONFIG, revision=None)
+    told = {} if config is None else _json(config)
+    dtype = told.get("dtype") or told.get("torch_dtype")
     if dtype in WIDE:
         table["dtype"] = dtype
-    backend: Backend = Builder(plugins.offers, weights, {}).convert(Backend, table, "model")
+    table, origins = apply_changes(table, keys, weights, option="--model")
+    backend: Backend = Builder(plugins.offers, weights, origins).convert(Backend, table, "model")
     return backend
 
 
-def _dtype(weights: str) -> str | None:
-    file = local_file(weights, CONFIG, revision=None)
-    if file is None:
-        return None
+def _json(file: Path) -> Mapping[str, Any]:
     try:
-        config: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
+        found: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ZkitError(f"{file}: is not JSON: {error}") from error
-    return config.get("dtype") or config.get("torch_dtype")
+    return found

@@ -19,7 +19,8 @@ from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import give_back_memory, this_device
 from zephyr_kit.distilling import Distilling
-from zephyr_kit.evaluating import evaluate, folder_names, read_evaluation
+from zephyr_kit.evaluating import evaluate, folder_names
+from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by

@@ -89,7 +89,8 @@ class AlpacaEval(Writing):
             beside = [row for row in reference if row["instruction"] in asked]
             annotations = annotate(self, desk, beside, own, folder / "annotator")
             _write(file_of(folder / "annotations", name), annotations)
-            rows[name], intervals[name] = self._table(rates(annotations, next(iter(models.values())).narrator), own)
+            found = {**rates(annotations, next(iter(models.values())).narrator), "compared": len(annotations)}
+            rows[name], intervals[name] = self._table(found, own)
         samples = self._samples(reference, outputs)
         return Evaluation(TITLE, self._columns(reference), rows, samples, intervals)
 
@@ -123,7 +124,7 @@ class AlpacaEval(Writing):
             "win rate": f"per cent of instructions on which it is preferred to {reference[0]['generator']}, by {by}: {compares}",
             "length-controlled": "the same at equal lengths, by alpaca_eval's regression; only for AlpacaEval's own instructions",
             "length": "mean length of its outputs, in characters",
-            "compared": "how many outputs were compared",
+            "compared": "how many outputs were compared; those that the judge has failed on are not",
         }
 
     def _table(self, found: Mapping[str, float | None], own: Sequence[Row]) -> tuple[dict[str, float | None], dict[str, Interval]]:
@@ -131,7 +132,7 @@ class AlpacaEval(Writing):
             "win rate": found["win_rate"],
             "length-controlled": found.get("length_controlled_winrate"),
             "length": fmean(len(each["output"]) for each in own),
-            "compared": len(own),
+            "compared": found["compared"],
         }
         errors = {"win rate": found["standard_error"], "length-controlled": found.get("lc_standard_error")}
         within: dict[str, Interval] = {}

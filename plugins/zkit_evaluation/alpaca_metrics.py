@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure
-from zkit_evaluation.alpaca import DRAWN, LOST, WON
+from zkit_evaluation.alpaca import DRAWN, LOST, WON, read_outputs
 
 if TYPE_CHECKING:
     from zephyr_kit.desk import Desk
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 NONE = "alpaca-eval: no length-controlled win rate"
 FULL = 805
-"""AlpacaEval's instructions; the difficulties that the regression needs are known of these alone, by their order."""
+"""AlpacaEval's instructions."""
+PUBLISHED = "hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.json"
+"""Where they stand in their order: by that alone the difficulties are known which the regression needs."""
 
 
 def annotate(suite: AlpacaEval, desk: Desk, reference: Sequence[Row], own: Sequence[Row], cache: Path) -> list[Row]:
@@ -55,6 +58,14 @@ def _length_controlled(annotations: Sequence[Row], narrator: Narrator) -> Mappin
 
     if len(annotations) != FULL:
         narrator.say(f"{NONE}: it is for the {FULL} instructions of AlpacaEval, and {len(annotations):,} were compared")
+        return {}
+    try:
+        published = [row["instruction"] for row in read_outputs(PUBLISHED)]
+    except ZkitError as error:
+        narrator.say(f"{NONE}: whether these are AlpacaEval's instructions in their order cannot be told: {error}")
+        return {}
+    if [row["instruction"] for row in annotations] != published:
+        narrator.say(f"{NONE}: it is for AlpacaEval's instructions in their order, and others were compared")
         return {}
     try:
         settings = {"save_weights_dir": None, "is_warn_extreme_changes": False}

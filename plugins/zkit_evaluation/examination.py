@@ -69,6 +69,10 @@ class Examination:
                 raise ZkitError(f"suite mt-bench: answers: {name} {why}")
         return found
 
+    def read(self) -> None:
+        """Read every file, so that one that will not do is told before any model is asked."""
+        _ = self.others, self._prompts, self._references
+
     @property
     def names(self) -> list[str]:
         """Of all models."""

@@ -71,16 +71,19 @@ class Asking:
     def _result(self, model: PolicyLM, benchmark: Benchmark, kept: Path) -> dict[str, Any]:
         settings = self.settings
         own = None if benchmark.fewshot < 0 else benchmark.fewshot
+        tasks = self.tasks.read(benchmark.task)
+        # Answers without that word are no answers to a task that looks at it, though the request be the same.
+        file = kept.with_name(f"{kept.name}-likeliest") if self.tasks.asks_for_likeliest() else kept
         found: Any = simple_evaluate(
             model=model,
-            tasks=[benchmark.task],
+            tasks=tasks,
             num_fewshot=own if settings.fewshot is None else settings.fewshot,
             limit=settings.limit,
             apply_chat_template=settings.chat,
             log_samples=False,
             task_manager=self.tasks,
             fewshot_random_seed=settings.seed,
-            use_cache=str(kept),
+            use_cache=str(file),
         )
         results: dict[str, Any] = found["results"]
         return results
@@ -93,6 +96,11 @@ class Tasks(TaskManager):  # type: ignore[misc]
         """See lm_eval."""
         self.loaded: Any = super().load(*arguments, **keys)
         return self.loaded
+
+    def read(self, name: str) -> list[Any]:
+        """A task, a group of them, or all of a tag, loaded."""
+        found = self.load([name])
+        return [found["groups"][name]] if name in found["groups"] else list(found["tasks"].values())
 
     def asks_for_likeliest(self) -> bool:
         """Whether a task that was loaded looks at whether a continuation is the likeliest one."""
@@ -188,13 +196,32 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: FBT001, FBT002
         """What the policy writes after each text, up to the first of the words that end it."""
-        asked = [Request((Message(TEXT, request.args[0]),), _sampling(request.args[1])) for request in requests]
+        asked = [self._request(*request.args) for request in requests]
         found = [""] * len(requests)
         for number, reply in self.policy.generate(asked):
             text, keys = requests[number].args
             found[number] = _until(reply.text, keys.get("until") or [])
             self.cache_hook.add_partial("generate_until", (text, keys), found[number])
         return found
+
+    def _request(self, text: str, keys: Mapping[str, Any]) -> Request:
+        """A text that leaves too little room is cut from the left, as lm_eval's `hf` does."""
+        sampling = _sampling(keys)
+        room = self.max_length - sampling.max_new_tokens
+        if room < 1:
+            told = f"{sampling.max_new_tokens:,} tokens are to be written, and the model has {self.max_length:,} positions"
+            raise ZkitError(f"suite lm-eval: {told}")
+        return Request((Message(TEXT, self._last(text, room)),), sampling)
+
+    def _last(self, text: str, room: int) -> str:
+        """The end of a text that so many tokens have room for, those that the tokenizer adds by itself among them."""
+        encode = self.tokenizer.backend_tokenizer.encode
+        while (over := len((encoding := encode(text)).ids) - room) > 0:
+            begins = [first for first, end in encoding.offsets if end > first]
+            if over >= len(begins):
+                return ""
+            text = text[max(1, begins[over]) :]  # what is left may be other tokens, and more of them
+        return text
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:  # noqa: FBT001, FBT002
         """A dialogue as the model's template writes it, in a process that holds it within limits."""

@@ -96,6 +96,7 @@ class MtBench:
         if self.against is not None and self.against not in (names := [*models, *(Path(place).stem for place in self.answers)]):
             raise ZkitError(f"suite mt-bench: against = {self.against!r}: there is no such model{suggest(self.against, names)}")
         examination = Examination(self, models, folder)
+        examination.read()
         answers = examination.answers()
         singles = examination.singles(answers) if "single" in self.grading else []
         pairs = examination.pairs(answers) if "pairs" in self.grading else []

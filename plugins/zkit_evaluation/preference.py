@@ -56,9 +56,8 @@ class Preference(Scored):
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Measure each model; one that no training is known of has no reward, only likelihoods."""
-        if self.reference is not None and self.reference not in models:
-            known = suggest(self.reference, models)
-            raise ZkitError(f"suite preference: reference = {self.reference!r}: there is no such model{known}")
+        if self.reference is not None:
+            _refuse_other_ids(self.reference, models)
         rows, intervals = {}, {}
         for name, subject in models.items():
             other = subject.before if self.reference is None else models[self.reference]
@@ -100,6 +99,17 @@ class Preference(Scored):
         row: dict[str, float | None] = {name: fmean(values) if values else None for name, values in columns.items()}
         row["calibration error"] = calibration_error(margins) if compared else None
         return row, known({name: interval_of_mean(values) for name, values in columns.items()})
+
+
+def _refuse_other_ids(reference: str, models: Mapping[str, Subject]) -> None:
+    """A reference scores the ids of the model beside it, so each must read text by one tokenizer and one template."""
+    where = f"suite preference: reference = {reference!r}"
+    if reference not in models:
+        raise ZkitError(f"{where}: there is no such model{suggest(reference, models)}")
+    wanted = models[reference].tokenizer.fingerprint()
+    other = next((name for name, subject in models.items() if subject.tokenizer.fingerprint() != wanted), None)
+    if other is not None:
+        raise ZkitError(f"{where}: reads text by another tokenizer or chat template than {other}, so it cannot score the same tokens")
 
 
 def above(difference: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from zephyr_kit.facts import read_run
 from zephyr_kit.markdown import figure, table
 from zephyr_kit.models import NamedModel
 from zephyr_kit.preset import portions_of
@@ -38,7 +39,7 @@ def write_card(folder: Path, model: NamedModel, parities: Sequence[Parity], *, o
 
 
 def _parted(model: NamedModel) -> tuple[list[str], str]:
-    file = (model.start.folder or Path(model.name)) / CARD
+    file = Path(model.place) / CARD
     text = file.read_text("utf-8") if file.is_file() else f"# {model.name}\n"
     if not text.startswith(FRONT):
         return ["tags:", "- zephyr-kit"], text
@@ -64,11 +65,10 @@ def _results(model: NamedModel) -> Iterator[str]:
     """What the run's evaluations say."""
     if model.run is None:
         return
-    for file in sorted(model.run.glob("*/done.json")):
-        for one in (_json(file) or {}).get("evaluations", ()):
-            rows = [(name, *(figure(values.get(column)) for column in one["columns"])) for name, values in one["rows"].items()]
-            yield from (f"## {one['title']}", "", *table(("model", *one["columns"]), rows), "")
-            yield from (*(f"- {name}: {meaning}" for name, meaning in one["columns"].items()), "")
+    for one in read_run(model.run, whole=False).evaluations:
+        rows = [(name, *(figure(values.get(column)) for column in one.columns)) for name, values in one.rows.items()]
+        yield from (f"## {one.title}", "", *table(("model", *one.columns), rows), "")
+        yield from (*(f"- {name}: {meaning}" for name, meaning in one.columns.items()), "")
 
 
 def _told_licence(licence: str | None) -> list[str]:

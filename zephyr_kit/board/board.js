@@ -1,6 +1,6 @@
 // The board: asks for the runs again and again, and draws those that are compared.
 
-import { css, duration, escaped, fill, number, plain, put, query, smoothed, table } from "./parts.js";
+import { asText, css, duration, fill, number, plain, put, query, smoothed, table } from "./parts.js";
 
 const $ = (id) => document.getElementById(id);
 const FIRST = 8, COLOURS = 8, WAIT = 1000, WAIT_AT_REST = 3000;
@@ -92,7 +92,7 @@ function stageOf(run) {
 
 function figureOf(run) {
   const name = $("figure").value;
-  return Object.values(run.stages).findLast((stage) => stage.last[name] != null)?.last[name] ?? null;
+  return Object.values(run.stages).findLast((stage) => stage.last[name] != null)?.last[name] ?? run.measured[name] ?? null;
 }
 
 const SORTS = {
@@ -113,7 +113,7 @@ function listed() {
 }
 
 function drawList() {
-  const figures = Object.values(board.runs).flatMap((run) => Object.values(run.stages).flatMap((stage) => Object.keys(stage.last)));
+  const figures = Object.values(board.runs).flatMap((run) => [run.measured, ...Object.values(run.stages).map((stage) => stage.last)].flatMap(Object.keys));
   const names = [...new Set(figures)].filter((name) => !BESIDE.includes(name)).sort();
   fill($("figure"), names, names.includes("held_out/loss") ? "held_out/loss" : "loss");
   const shown = listed(), body = document.querySelector("#runs tbody");
@@ -221,7 +221,7 @@ function lines(trace) {
   if (!x) return [];
   const colour = css(colourOf(board.curves.runs[run]));
   const dash = held_out ? "dash" : series ? "dot" : "solid";
-  const whole = { ...trace, x, name: escaped(trace.name), line: { color: colour, width: 2, dash }, marker: { color: colour, size: 6, maxdisplayed: 12 } };
+  const whole = { ...asText(trace), x, line: { color: colour, width: 2, dash }, marker: { color: colour, size: 6, maxdisplayed: 12 } };
   if (!noisy || !share) return [whole];
   return [{ ...whole, opacity: 0.25, hoverinfo: "skip", line: { color: colour, width: 1 } }, { ...whole, y: smoothed(trace.y, share) }];
 }

@@ -62,6 +62,13 @@ export function escaped(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 }
 
+// Plotly reads every text as a kind of HTML: names, categories, and what hovers.
+export function asText(trace) {
+  const told = (value) => (Array.isArray(value) ? value.map(told) : typeof value === "string" ? escaped(value) : value);
+  const keys = ["name", "text", "hovertext", "x", "y", "theta"].filter((key) => key in trace);
+  return { ...trace, ...Object.fromEntries(keys.map((key) => [key, told(trace[key])])) };
+}
+
 export function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from zephyr_kit.evaluations import FOLDER, RESULT, cells
 from zephyr_kit.facts import RunFacts, StageFacts, differing, read_run
 from zephyr_kit.facts.stage import is_worked_on
 from zephyr_kit.runs import RunError
@@ -21,7 +22,7 @@ DEPTH = 3
 """How far below the folder runs are looked for: those of a sweep lie in a folder of their own."""
 NUM_POINTS_LISTED = 20
 """Of a run that is only listed: enough for its newest figures and its speed."""
-TELLING = ("run.json", "settings.json", "metrics.jsonl", "done.json", "key.json", "agreement.json")
+TELLING = ("run.json", "settings.json", "metrics.jsonl", "done.json", "key.json", "agreement.json", RESULT)
 """Files of a run, and of its stages, that are written when there is something new."""
 
 
@@ -89,6 +90,7 @@ def summary(runs: Mapping[str, Seen]) -> dict[str, Any]:
             "state": state_of(seen.facts),
             "stages": {stage.name: _stage(stage) for stage in seen.facts.stages},
             "settings": settings,
+            "measured": cells(seen.facts.evaluations),
             "troubles": [trouble.text for trouble in seen.facts.troubles if trouble.weight == "wrong"],
         }
     return told
@@ -130,7 +132,7 @@ def _folders(folder: Path) -> list[str]:
 def _version(run: Path) -> tuple[str, float]:
     """Stands for the state of a run's files, with the newest time among them."""
     stats = []
-    for folder in (str(run), *_folders(run)):
+    for folder in (str(run), *_folders(run), *_folders(run / FOLDER)):
         for name in TELLING:
             with suppress(OSError):
                 stat = os.stat(f"{folder}/{name}")  # noqa: PTH116  thousands of them, each second

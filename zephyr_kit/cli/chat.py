@@ -51,8 +51,8 @@ def chat(
 ) -> None:
     """Talk to a model, or serve it.
 
-    RUN is the folder of a run; MODEL, a folder in Hugging Face format, or owner/name. In the chat, /help tells the commands; an
-    empty line or Ctrl-D ends.
+    RUN is the folder of a run, or RUN/STAGE; MODEL, a folder in Hugging Face format, or owner/name. In the chat, /help tells the
+    commands; an empty line or Ctrl-D ends.
     """
     from zephyr_kit.cli.talk import Talk
     from zephyr_kit.protocols import Sampling

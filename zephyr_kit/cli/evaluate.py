@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from zephyr_kit.protocols import Suite
     from zephyr_kit.subjects import Subject
 
-FOLDER = "evaluations"
 SUITE = "NAME[:KEY=VALUE,…]"
 PLACES = "RUN/evaluations, or evaluations/MODEL"
 EPILOG = """\b
@@ -50,22 +49,23 @@ def evaluate(
     """Measure the models of a run, or any others. What was killed goes on."""
     from zephyr_kit.answers import Answers
     from zephyr_kit.cache import cache_folder, cache_in_use
-    from zephyr_kit.cli.models import find_models, run_of
+    from zephyr_kit.cli.models import find_subjects, run_of
     from zephyr_kit.cli.suites import read_suites
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.devices import find_device
     from zephyr_kit.disk import disk_errors_told
     from zephyr_kit.evaluating import evaluate_once
+    from zephyr_kit.evaluations import FOLDER
     from zephyr_kit.preset import bound_suite
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.subjects import Subject
 
     teller, place, run = Teller(), find_device(device), run_of(models[0])
-    folder = output or (Path(run) / FOLDER if run else Path(FOLDER) / Path(models[0]).name)
+    folder = output or (run / FOLDER if run else Path(FOLDER) / Path(models[0]).name)
     wanted = [(name, bound_suite(suite, run) if run else suite, settings) for name, suite, settings in read_suites(suites, plugins.offers)]
     with cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
         make = partial(Subject, device=place, answers=answers, narrator=teller)
-        subjects = find_models(models, plugins, make, stages=stages, base=base, keys=keys)
+        subjects = find_subjects(models, plugins, make, stages=stages, base=base, keys=keys)
         _refuse([suite for _, suite, _ in wanted], subjects)
         with disk_errors_told(folder), RunFolder(folder).locked():
             for name, suite, settings in wanted:

@@ -128,7 +128,10 @@ def _refuse_failures(failed: Sequence[Outcome], num_all: int) -> None:
 
 
 def _state(run: Path, preset: Preset) -> str:
-    return "finished" if all((run / stage.name / "done.json").exists() for stage in preset.stages) else "not finished"
+    from zephyr_kit.sweep.spread import stages_of
+
+    states = {stage.name: stage.state for stage in stages_of(run)}
+    return "finished" if all(states.get(stage.name) == "done" for stage in preset.stages) else "not finished"
 
 
 def _queue(preset: Preset, one: Combination) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.facts.cost import Session
+from zephyr_kit.facts.evaluations import measured_since
 from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.facts.stage import OF_KEY, StageFacts, StageReader
 from zephyr_kit.facts.troubles import Trouble, troubles_of
@@ -34,6 +35,8 @@ class RunFacts:
     """Inputs that had changed, which was accepted: `accepted`, the name, and what it `was` and `is`."""
     superseded: Sequence[str] = ()
     """Folders of results that were made before the present ones."""
+    measured: Sequence[Evaluation] = ()
+    """What `zkit evaluate` has found of it."""
     complaints: Sequence[str] = ()
     """Of files of the run itself that cannot be read."""
     label: str = ""
@@ -46,8 +49,8 @@ class RunFacts:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Of all stages that measure."""
-        return [evaluation for stage in self.stages for evaluation in stage.evaluations]
+        """Of all stages that measure, and what `zkit evaluate` has found."""
+        return [*(evaluation for stage in self.stages for evaluation in stage.evaluations), *self.measured]
 
     @cached_property
     def troubles(self) -> list[Trouble]:
@@ -71,15 +74,17 @@ def read_run(folder: Path, *, most: int = 1000, whole: bool = True) -> RunFacts:
     settings = read_tables(folder / "settings.json", complaints.append)
     notes = read_tables(folder / "run.json", complaints.append)
     values = {each["path"]: each["value"] for each in settings}
+    stages = list(_stages(folder, preset, values, notes, most=most, whole=whole))
     return RunFacts(
         folder,
         str(preset.get("name", folder.name)),
         str(preset.get("description", "")),
-        list(_stages(folder, preset, values, notes, most=most, whole=whole)),
+        stages,
         values,
         {each["path"]: each["origin"] for each in settings},
         [note for note in notes if "accepted" in note],
         sorted(path.name for path in (folder / "superseded").glob("*")),
+        measured_since(folder, [evaluation for stage in stages for evaluation in stage.evaluations], complaints.append),
         complaints,
         folder.absolute().name,
     )

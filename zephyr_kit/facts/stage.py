@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from zephyr_kit.facts.cost import Cost, Session, spent_in
 from zephyr_kit.facts.curves import Curves, read_curves
+from zephyr_kit.facts.evaluations import readable
 from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.lengths import Bar, Lengths
 from zephyr_kit.protocols import Evaluation
@@ -102,7 +103,7 @@ class StageReader:
             {part: [_lengths(one) for one in read_tables(path / f"{part}.lengths.json", complaints.append)] for part in ledgers},
             curves,
             {key: value for key, value in (done or {}).items() if key not in ("files", "evaluations")},
-            [_evaluation(one) for one in (done or {}).get("evaluations", ())],
+            readable((done or {}).get("evaluations"), "done.json", complaints.append),
             read_tables(path / "agreement.json", complaints.append),
             read_table(path / "judges.json", complaints.append) or {},
             self.sessions,
@@ -153,11 +154,6 @@ def _use_beside(key: str) -> str:
 
 def _lengths(found: Mapping[str, Any]) -> Lengths:
     return Lengths(found["name"], found["mean"], tuple(found["quantiles"]), tuple(Bar(**bar) for bar in found["bars"]))
-
-
-def _evaluation(found: Mapping[str, Any]) -> Evaluation:
-    known = {each.name for each in fields(Evaluation)}
-    return Evaluation(**{name: value for name, value in found.items() if name in known})
 
 
 def is_worked_on(folder: Path) -> bool:

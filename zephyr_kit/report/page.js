@@ -44,6 +44,9 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const series = (number) => colour("--c" + (number % 8));
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  // Plotly reads every text as a kind of HTML: names, categories, and what hovers.
+  const told = (value) => (Array.isArray(value) ? value.map(told) : typeof value === "string" ? escaped(value) : value);
+  const asText = (trace) => ({ ...trace, ...Object.fromEntries(["name", "text", "hovertext", "x", "y", "theta"].filter((key) => key in trace).map((key) => [key, told(trace[key])])) });
   function smoothed(values, share) {
     const half = Math.floor((share * values.length) / 6);
     if (half < 1) return values;
@@ -71,7 +74,7 @@
   function drawn(trace) {
     const { run, series: number } = trace.meta;
     if (chosen.hidden.has(run)) return [];
-    const own = { ...trace, name: escaped(trace.name) }, tint = series(several && run !== undefined ? run : number);
+    const own = asText(trace), tint = series(several && run !== undefined ? run : number);
     if (trace.meta.axis) return lines(own, tint);
     if (trace.type === "scatterpolar") {
       const dash = ["solid", "dash", "dot", "dashdot"][several ? number % 4 : 0];

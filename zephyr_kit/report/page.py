@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -32,9 +34,22 @@ def rendered(template: str, filters: Mapping[str, Callable[..., Any]], **about: 
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= filters
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.policies |= {"json.dumps_kwargs": {"separators": (",", ":")}, "json.dumps_function": _dumps}
     own = {name: Markup(_text(f"page.{name}")) for name in ("css", "js")}  # noqa: S704  our own files
     return environment.from_string(template).render(version=__version__, plotly=_plotly(), **about, **own)
+
+
+def _dumps(value: Any, **keys: Any) -> str:
+    """JSON as a browser reads it, null for what is not finite."""
+    return json.dumps(_finite(value), allow_nan=False, **keys)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(name: str) -> str:

@@ -28,8 +28,13 @@ def _lines(view: View) -> Iterator[str]:
         yield from (f"## {measured.title}", "", *table(*phrases.measures(measured)), "")
         yield from (*(f"- {name}: {meaning}" for name, meaning in measured.of_runs[0][2].columns.items()), "")
     for answer in view.answers:
-        yield from (*(f"> {line}" for line in answer.prompt.splitlines()), "")
-        yield from (*(f"- **{model}**: {' '.join(reply.split())}" for model, reply in answer.replies), "")
+        yield from (*(f"> {line}" for line in _literal(answer.prompt).splitlines()), "")
+        yield from (*(f"- **{model}**: {' '.join(_literal(reply).split())}" for model, reply in answer.replies), "")
+
+
+def _literal(text: str) -> str:
+    """What others wrote: Markdown takes HTML as it stands."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _run(run: RunFacts, *, several: bool) -> Iterator[str]:

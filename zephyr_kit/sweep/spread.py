@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from zephyr_kit.evaluations import cells
+from zephyr_kit.facts import StageFacts, read_run
 from zephyr_kit.metrics import HELD_OUT
+from zephyr_kit.runs import RunError
 from zephyr_kit.sweep.grid import Combination, short_names
 
 BESIDE = ("epoch", "gradient_norm", "learning_rate", "steps")
@@ -32,7 +33,7 @@ class Spread:
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def __str__(self) -> str:
-        if self.deviation is None:
+        if self.deviation is None or not math.isfinite(self.deviation):
             return f"{self.mean:.4g}"
         digits = 4 if not self.deviation else max(0, min(6, 1 - math.floor(math.log10(self.deviation))))
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
@@ -78,10 +79,16 @@ def settings_of(outcomes: Sequence[Outcome]) -> list[Setting]:
 
 
 def figures_of(run: Path) -> dict[str, dict[str, float]]:
-    """For each finished stage of a run, the figures that it ended with."""
-    marks = sorted(run.glob("*/done.json"))
-    found = {mark.parent.name: _figures(json.loads(mark.read_text("utf-8"))) for mark in marks}
-    return {stage: figures for stage, figures in found.items() if figures}
+    """For each finished stage of a run, the figures that it ended with; none of what cannot be read."""
+    return {stage.name: figures for stage in stages_of(run) if stage.state == "done" and (figures := _figures(stage))}
+
+
+def stages_of(run: Path) -> Sequence[StageFacts]:
+    """What is known of a run's stages, but for their curves; nothing, if it has not begun or is damaged."""
+    try:
+        return read_run(run, most=2, whole=False).stages
+    except RunError:
+        return ()
 
 
 def _spreads(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Spread]]:
@@ -94,15 +101,11 @@ def _spreads(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Spread]]:
     return spreads
 
 
-def _figures(done: Mapping[str, Any]) -> dict[str, float]:
+def _figures(stage: StageFacts) -> dict[str, float]:
     """Numbers of a stage's last word; of an evaluation, each model's in each column."""
-    cells = {
-        f"{model}: {name}": value
-        for evaluation in done.get("evaluations", ())
-        for model, row in evaluation["rows"].items()
-        for name, value in row.items()
-    }
-    return {name: float(value) for name, value in {**done, **cells}.items() if type(value) in (int, float) and name not in BESIDE}
+    told = {**stage.figures, **cells(stage.evaluations)}
+    numbers = {name: float(value) for name, value in told.items() if type(value) in (int, float) and name not in BESIDE}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def shown(figures: Mapping[str, Spread]) -> list[str]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from zephyr_kit.facts import RunFacts, read_run
-from zephyr_kit.journal import Journal
+from zephyr_kit.facts.files import read_tables
 from zephyr_kit.sweep.spread import Outcome, Setting, settings_of, shown
 
 NONE = "–"
@@ -79,4 +79,5 @@ class View:
 
 def taken(outcome: Outcome) -> dict[str, str]:
     """The stages that a run took from others, and from where."""
-    return {note["stage"]: note["taken_from"] for note in Journal(outcome.folder / "run.json").notes() if "taken_from" in note}
+    notes = read_tables(outcome.folder / "run.json", lambda _: None)
+    return {note["stage"]: note["taken_from"] for note in notes if "stage" in note and "taken_from" in note}

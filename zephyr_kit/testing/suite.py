@@ -14,7 +14,8 @@ import torch
 
 from zephyr_kit.answers import Answers
 from zephyr_kit.config import plain
-from zephyr_kit.evaluating import evaluate, read_evaluation
+from zephyr_kit.evaluating import evaluate
+from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.observe import Silent
 from zephyr_kit.protocols import Evaluation, Policy, Start, Suite
 from zephyr_kit.subjects import Subject
