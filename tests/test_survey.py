@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from zkit_optimizers.adamw import AdamW
 from zephyr_kit import Unit
 from zephyr_kit.batch import lay_out
 from zephyr_kit.engine import Trainer
-from zephyr_kit.mismatched import Mismatched
+from zephyr_kit.mismatched import Mismatched, OnePromptError
 from zephyr_kit.protocols import Outcome, Scores
 
 TREES = random_trees(7, completions=2, vocabulary=16)
@@ -105,3 +105,23 @@ def test_prompts_with_the_completions_of_others() -> None:
         lengths = [len(lay_out([mismatched[index]], share_prompts=shared).tokens_T) for index in range(len(TREES))]
         assert mismatched.row_lengths(share_prompts=shared).tolist() == lengths
     assert any(len(completion) > 14 - len(own.prompt) for own in TREES for tree in TREES for completion in tree.completions)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 0, 1, 0, 0], [2, 1, 0, 0, 0, 0, 0], [0, 1]])
+def test_no_prompt_gets_completions_of_its_own(order: list[int]) -> None:
+    """Good replies followed by bad ones to the same prompts, say, of which each has its like half the data away."""
+    prompts = [np.array([3, 4 + number], np.int32) for number in range(4)]
+    trees = [replace(tree, prompt=prompts[number]) for number, tree in zip(order, random_trees(len(order), completions=1), strict=True)]
+    mismatched = Mismatched(ListCorpus(trees), 30)  # type: ignore[arg-type]
+    for place, number in enumerate(order):
+        after = [(place + len(order) // 2 + step) % len(order) for step in range(len(order))]
+        expected = next(other for other in after if order[other] != number)
+        assert np.array_equal(mismatched[place].prompt, prompts[number])
+        assert np.array_equal(mismatched[place].completions[0], trees[expected].completions[0])
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_prompt_has_no_others(count: int) -> None:
+    trees = [replace(tree, prompt=TREES[0].prompt) for tree in random_trees(count, completions=1)]
+    with pytest.raises(OnePromptError, match=rf"stages.kto.data: its {count} examples have one and the same prompt"):
+        Mismatched(ListCorpus(trees), 30, "stages.kto.data")  # type: ignore[arg-type]
