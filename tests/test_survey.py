@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -14,10 +15,12 @@ from objectives import feed_of
 from tiny import ListCorpus, TablePolicy, random_trees
 from torch import Tensor
 from zkit_optimizers.adamw import AdamW
+from zkit_preference.bco import Bco
 
 from zephyr_kit import Unit
 from zephyr_kit.batch import lay_out
 from zephyr_kit.engine import Trainer
+from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.mismatched import Mismatched, OnePromptError
 from zephyr_kit.protocols import Outcome, Scores
 
@@ -50,12 +53,45 @@ class Listening:
         return Outcome((policy.sums() - mean).square().sum())
 
 
-def step(objective: Any, capacity: int) -> tuple[float, Tensor]:
+class OfTokens(Listening):
+    """The same, by the token."""
+
+    unit: ClassVar[Unit] = Unit.TOKEN
+
+
+@dataclass
+class Held:
+    """Work made anew each time, of which no more than two steps' may be held."""
+
+    feed: Feed
+    held: list[weakref.ref[Tensor]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[StepWork]:
+        for index in range(len(TREES)):
+            assert sum(each() is not None for each in self.held) <= 2
+            work = self.feed.step([index])
+            self.held.append(weakref.ref(work.works[0].batch.tokens_T))
+            yield work
+
+
+class Counting(TablePolicy):
+    """Counts how often its reference is asked."""
+
+    asked = 0
+
+    def reference(self) -> Any:
+        self.asked += 1
+        return super().reference()
+
+
+def step(
+    objective: Any, capacity: int, policy: TablePolicy | None = None, indices: Sequence[int] = range(len(TREES))
+) -> tuple[float, Tensor]:
     """The loss of a step, and the parameters after it."""
-    policy = TablePolicy(dtype=torch.float64)
+    policy = policy or TablePolicy(dtype=torch.float64)
     factory = partial(AdamW().build, learning_rate=1e-2)
     trainer = Trainer(policy, objective, optimizer=factory, learning_rate=lambda _: 1e-2, seed=0)
-    work = feed_of(objective, ListCorpus(TREES), capacity).step(range(len(TREES)))
+    work = feed_of(objective, ListCorpus(TREES), capacity).step(indices)
     loss = float(trainer.step(work).means["loss"])
     return loss, policy.module.logits_VV.detach()
 
@@ -80,11 +116,35 @@ def test_held_out_data_has_one_mean(surveys: Literal["own", "mismatched"]) -> No
     objective = Listening(surveys)
     trainer = Trainer(TablePolicy(dtype=torch.float64), objective, optimizer=torch.optim.SGD, learning_rate=lambda _: 0.1, seed=0)
     feed = feed_of(objective, ListCorpus(TREES), 30)
-    groups = ([range(7)], [range(3), range(3, 7)])
-    losses = [trainer.evaluate(feed.step(group) for group in each)["loss"] for each in groups]
+    losses = [trainer.evaluate(works)["loss"] for works in ([feed.step(range(7))], Held(feed))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     assert objective.heard[0] == pytest.approx(objective.heard[1], rel=1e-12)
     assert len(objective.heard) == 2
+
+
+@pytest.mark.parametrize("surveys", ["own", "mismatched"])
+def test_dropout_has_no_part_in_the_mean(surveys: Literal["own", "mismatched"]) -> None:
+    """Its draws depend on how the step is cut; the loss, of which one learns, has it all the same."""
+    dropping, plain = Listening(surveys), Listening(surveys)
+    losses = [step(dropping, capacity, TablePolicy(dtype=torch.float64, dropout=0.5))[0] for capacity in (1000, 30)]
+    loss, _ = step(plain, 1000)
+    assert dropping.heard == pytest.approx([plain.heard[0]] * 2, rel=1e-12)
+    assert loss not in losses
+
+
+def test_tokens_are_counted_where_they_are_measured() -> None:
+    objective = OfTokens("mismatched")
+    step(objective, 30, indices=range(3))
+    mismatched: Any = Mismatched(ListCorpus(TREES), 30)  # type: ignore[arg-type]
+    logp_M = TablePolicy(dtype=torch.float64).score(lay_out([mismatched[i] for i in range(3)])).detach()
+    assert objective.heard == [pytest.approx(float(logp_M.mean()), rel=1e-12)]
+
+
+def test_a_live_reference_is_asked_once_of_each_batch() -> None:
+    policy = Counting(dtype=torch.float64)
+    works = feed_of(Bco(), ListCorpus(TREES), 30).step(range(len(TREES))).works
+    step(Bco(), 30, policy)
+    assert policy.asked == len(works) > 1
 
 
 def test_without_a_survey_it_is_called_plainly() -> None:

@@ -44,6 +44,8 @@ class StepWork:
     num_targets: int
     mismatched: Sequence[Work] = ()
     """Its examples with the completions of others, for an objective that surveys these."""
+    num_mismatched: int = 0
+    """Units of these, of the whole step over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Feed:
             sum(len(work.batch.tokens_T) for work in whole if work.batch.num_sequences),
             sum(len(work.batch.target_M) for work in whole),
             self._mine(mismatched),
+            sum(num_units(self.objective, work.batch) for work in mismatched),
         )
 
     def _works(self, indices: Sequence[int], capacity: int) -> list[Work]:

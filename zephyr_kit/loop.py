@@ -195,7 +195,7 @@ class Loop:
         assert feed is not None, "it is asked whether to look"
         with self.stop.at_once() if self.world.size == 1 else nullcontext():
             packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-            means = self.trainer.evaluate(feed.step(group) for group in together(packs, self.world.size))
+            means = self.trainer.evaluate(_Works(feed, list(together(packs, self.world.size))))
         if self.world.leads:
             self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
         self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])
@@ -210,6 +210,17 @@ class Loop:
             return
         for complaint in self.plugins.tell(hook, **facts):
             self.narrator.say(complaint)
+
+
+@dataclass(frozen=True)
+class _Works:
+    """Work made each time that it is gone through, so that little of it is on the device at once."""
+
+    feed: Feed
+    groups: Sequence[Sequence[int]]
+
+    def __iter__(self) -> Iterator[StepWork]:
+        return map(self.feed.step, self.groups)
 
 
 def _not_finite(report: Report) -> str:

@@ -114,7 +114,7 @@ class _Rehearsing:
         self.footprint.begin()
         units = num_units(self.planned.objective, self.batch)
         work = [Work(self.batch, scores)]
-        trainer.step(StepWork(work, units, len(self.batch.tokens_T), len(self.batch.target_M), mismatched=work))
+        trainer.step(StepWork(work, units, len(self.batch.tokens_T), len(self.batch.target_M), work, units))
         return Rehearsal(
             self.shape,
             dict(self.footprint.peak),
