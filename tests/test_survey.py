@@ -23,6 +23,7 @@ from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.mismatched import Mismatched, OnePromptError
 from zephyr_kit.protocols import Outcome, Scores
+from zephyr_kit.testing import ObjectiveLaws
 
 TREES = random_trees(7, completions=2, vocabulary=16)
 
@@ -185,3 +186,31 @@ def test_one_prompt_has_no_others(count: int) -> None:
     trees = [replace(tree, prompt=TREES[0].prompt) for tree in random_trees(count, completions=1)]
     with pytest.raises(OnePromptError, match=rf"stages.kto.data: its {count} examples have one and the same prompt"):
         Mismatched(ListCorpus(trees), 30, "stages.kto.data")  # type: ignore[arg-type]
+
+
+class MeasuresMeans(Listening):
+    """Of the batch that it sees."""
+
+    def measure(self, policy: Scores, reference: Scores | None) -> Tensor:
+        return policy.sums().mean()
+
+
+class LearnsMeans(Listening):
+    """A loss that is a mean, once there is one to compare with."""
+
+    def _loss(self, mean: Tensor, policy: Scores, reference: Scores | None) -> Outcome:
+        return Outcome((policy.sums() - mean).square().mean())
+
+
+def test_the_laws_tell_what_does_not_add_up() -> None:
+    laws = ObjectiveLaws()
+    for laws.objective in (Listening("own"), LearnsMeans("own"), LearnsMeans(None)):
+        laws.test_its_measure_adds_up_over_examples()
+    for laws.objective in (Listening("own"), MeasuresMeans("own"), LearnsMeans(None)):
+        laws.test_keeps_its_laws_against_a_mean()
+    laws.objective = MeasuresMeans("own")
+    with pytest.raises(AssertionError, match="not close"):
+        laws.test_its_measure_adds_up_over_examples()
+    laws.objective = LearnsMeans("own")
+    with pytest.raises(AssertionError, match="not close"):
+        laws.test_keeps_its_laws_against_a_mean()

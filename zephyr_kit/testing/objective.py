@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import Objective, Outcome, Scores
+from zephyr_kit.protocols import Objective, Outcome, Scores, survey_of
 from zephyr_kit.testing.random_data import random_scores, random_trees
 
 
@@ -81,6 +82,36 @@ class ObjectiveLaws:
         policy, reference = self._scores(3)
         assert torch.equal(self._call(policy, reference).loss, self._call(policy, reference).loss)
 
+    def test_its_measure_adds_up_over_examples(self) -> None:
+        """What is measured of A and B is what is measured of A plus that of B.
+
+        Without it, the mean that an objective compares with depends on how the step is cut.
+        """
+        survey, (learning, reference) = survey_of(self.objective), self._scores(6)
+        if survey is not None:
+            policy = dataclasses.replace(learning, logp_M=learning.logp_M.detach())
+            pairs = [(policy, reference), *((self._only(policy, i), self._only(reference, i)) for i in range(6))]
+            whole, *parts = (survey.measure(one, other if self.objective.needs_reference else None) for one, other in pairs)
+            assert whole.ndim == 0
+            torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+    def test_keeps_its_laws_against_a_mean(self) -> None:
+        """Given the mean over a step, an objective that compares with one is like any other.
+
+        Without it, the laws hold only for what it is called as outside of training.
+        """
+        survey = survey_of(self.objective)
+        for mean in (-1.5, 0.0, 0.7) if survey is not None else ():
+            given = copy.copy(self)
+            given.objective = _Given(self.objective, mean)
+            given.test_adds_up_over_examples()
+            given.test_does_not_look_at_the_order_of_examples()
+            given.test_gradient_is_finite_and_not_zero()
+            given.test_metrics_hold_no_graph()
+            given.test_is_a_scalar_sum()
+            given.test_survives_extreme_scores()
+            given.test_is_the_same_each_time()
+
     def _scores(self, count: int, scale: float = 4.0) -> tuple[Scores, Scores]:
         trees = random_trees(count, self.objective.completions)
         return random_scores(trees, seed=0, scale=scale, needs_gradient=True), random_scores(trees, seed=1, scale=scale)
@@ -97,3 +128,27 @@ class ObjectiveLaws:
 
     def _call(self, policy: Scores, reference: Scores) -> Outcome:
         return self.objective(policy, reference if self.objective.needs_reference else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """An objective with the mean over a step."""
+
+    objective: Any
+    mean: float
+
+    @property
+    def completions(self) -> int:
+        return int(self.objective.completions)
+
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.objective.unit)
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.objective.needs_reference)
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        outcome: Outcome = self.objective.given(torch.tensor(self.mean, dtype=torch.float64))(policy, reference)
+        return outcome
