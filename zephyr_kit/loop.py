@@ -13,9 +13,10 @@ import torch
 
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.devices import give_back_memory, memory_in_use
-from zephyr_kit.engine import Meter, NumbersError, Totals, Trainer, TrainingError
+from zephyr_kit.engine import NumbersError, Totals, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed, StepWork
+from zephyr_kit.meter import Meter
 from zephyr_kit.metrics import HELD_OUT, MetricLog, as_text
 from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack, together
