@@ -60,7 +60,7 @@ def measure(case: Case, work: Work) -> dict[str, Any]:
 
 def _steps(trainer: Any, feed: Any, work: Work, folder: Path) -> dict[str, float]:
     """Mean seconds of each part of a step but the first; batches are made in the foreground, so that they count."""
-    from zephyr_kit.engine import Meter
+    from zephyr_kit.meter import Meter
     from zephyr_kit.metrics import MetricLog
 
     meter, log = Meter(num_steps=work.num_steps, epoch=work.epoch, every=0), MetricLog(folder / "metrics.jsonl")

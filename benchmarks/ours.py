@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(case: Case, work: Work, watch: Watch) -> Trace:
     """Take the steps, report each as a run does, and note when it ends."""
-    from zephyr_kit.engine import Meter
+    from zephyr_kit.meter import Meter
     from zephyr_kit.metrics import MetricLog
 
     with tempfile.TemporaryDirectory() as folder:

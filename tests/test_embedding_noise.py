@@ -65,5 +65,7 @@ def test_there_is_none_where_nothing_is_learnt(weights: Path) -> None:
 def test_a_length_is_that_of_the_example() -> None:
     batch = lay_out([*random_trees(2, seed=3), *PAIRS])
     own = dict(enumerate(batch.lengths))
-    whole = [own[s] + (own[p] if p >= 0 else 0) for s, p in enumerate(batch.parents)]
+    longest = {p: max(own[s] for s, parent in enumerate(batch.parents) if parent == p) for p in batch.parents if p >= 0}
+    whole = [own[s] + own.get(p, 0) + longest.get(s, 0) for s, p in enumerate(batch.parents)]
+    assert longest
     assert lengths(batch).tolist() == [whole[s] for s in batch.segment_T.tolist()]

@@ -20,9 +20,10 @@ from zkit_sft.objective import Sft
 
 from zephyr_kit.batch import lay_out
 from zephyr_kit.checkpoint import Checkpoints, read
-from zephyr_kit.engine import Meter, NumbersError, Totals, Trainer, TrainingError, seed_everything
+from zephyr_kit.engine import NumbersError, Totals, Trainer, TrainingError, seed_everything
 from zephyr_kit.feed import Feed, StepWork, Work, ahead
 from zephyr_kit.masters import Masters
+from zephyr_kit.meter import Meter
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.plan import Plan
 from zephyr_kit.schedule import Schedule, learning_rate

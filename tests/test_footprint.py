@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from zkit_optimizers.adamw import AdamW, AdamW8bit
 from zkit_preference.dpo import Dpo
+from zkit_preference.kto_pair import KtoPair
 from zkit_sft.objective import Sft
 
 from tests.tiny import Table, TablePolicy, random_trees
@@ -64,6 +65,15 @@ class Toy:
         return Skeleton(policy, V)
 
 
+class Multiplying(Toy):
+    """One that multiplies its table by itself on the way, which is arithmetic that counts."""
+
+    def skeleton(self, start: Start) -> Skeleton:
+        found = super().skeleton(start)
+        found.policy.module.register_forward_hook(lambda module, _, logp: logp + (module.logits_VV @ module.logits_VV).sum())
+        return found
+
+
 def _copy(module: Table) -> Table:
     import copy
 
@@ -114,6 +124,13 @@ def test_a_live_reference_is_a_second_model_and_a_cached_one_is_a_pass():
     assert not live.reference_pass
     assert live.training[REFERENCE] == MATRIX + 3 * 4
     assert not rehearse(planned_step(objective=Sft())).reference_pass
+
+
+def test_mismatched_pairs_are_scored_by_the_reference_and_once_more_in_each_step():
+    steps = [planned_step(backend=Multiplying(), objective=KtoPair(reference_point=point)) for point in ("step", "zero")]
+    surveying, plain = map(rehearse, steps)
+    assert surveying.reference_flops == 2 * plain.reference_flops > 0
+    assert surveying.flops == plain.flops + plain.reference_flops
 
 
 def test_a_checkpoint_is_the_weights_and_the_optimizers_state():

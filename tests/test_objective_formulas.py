@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from objectives import RPO
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from zkit_preference.bco import Bco
 from zkit_preference.dpo import Dpo
 from zkit_preference.f_dpo import FDpo
@@ -147,6 +150,33 @@ def test_tokens_are_counted_where_all_parts_count_them() -> None:
     assert both.unit is Unit.TOKEN
     agree(both, Sft()(policy, None).loss / 2 + Dft()(policy, None).loss, policy, None)
     assert Sum((Part(Sft()), Part(Dpo(reference_free=True)))).unit is Unit.EXAMPLE
+
+
+class Splits(TorchDispatchMode):
+    """Counts how often a tensor is split."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "split" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_scores_are_split_into_examples_once_however_many_there_are() -> None:
+    counts = []
+    for num_examples in (2, 9):
+        scores = random_scores(random_trees(num_examples, 2), seed=0)
+        for each in (scores, replace(scores, rating_N=None)):
+            for n, one in enumerate(each.examples(2)):
+                other = each.only([2 * n, 2 * n + 1])
+                assert torch.equal(one.logp_M, other.logp_M)
+                assert torch.equal(one.sequence_M, other.sequence_M)
+                assert (one.num_sequences, one.counts) == (other.num_sequences, other.counts)
+                assert one.rating_N is other.rating_N is None or torch.equal(one.rating_N, other.rating_N)
+        with Splits() as splits:
+            Sum((Part(Dpo(reference_free=True)), Part(Sft())))(scores, None)
+        counts.append(splits.count)
+    assert counts[0] == counts[1]
 
 
 def test_what_compares_with_the_step_is_no_part() -> None:

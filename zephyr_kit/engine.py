@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 
 from zephyr_kit import ZkitError
 from zephyr_kit.checkpoint import State
-from zephyr_kit.comparison import Comparison
+from zephyr_kit.comparison import Comparison, Measured
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import StepWork
 from zephyr_kit.masters import Masters
-from zephyr_kit.observe import Report
-from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, survey_of
+from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, Surveying, survey_of
 from zephyr_kit.shares import like, local, share_of, whole
 from zephyr_kit.world import World
 
@@ -108,12 +106,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, works: Iterable[StepWork]) -> dict[str, float]:
-        """Means of the loss and of the metrics, without learning from them."""
+        """Means of the loss and of the metrics, without learning from them; gone through twice where the objective wants a survey."""
         self.policy.module.eval()
         totals: dict[str, Tensor] = {}
         count = 0
-        # Gone through twice where a mean over all of them is wanted.
-        works = works if survey_of(self.objective) is None else list(works)
         loss_of = self._surveyed(works)
         for work in works:
             for item in work.works:
@@ -142,7 +138,12 @@ class Trainer:
 
     def _summed(self, work: StepWork) -> dict[str, Tensor]:
         """The sums of loss and metrics, with gradients; memory that lacks on one rank lacks on all, and nothing is left of the step."""
-        totals, lack = self._gradients(work, self._surveyed([work]))
+        loss_of: Loss = self.objective
+        survey = survey_of(self.objective)
+        if survey is not None:
+            measured = self._measured(survey, work)
+            loss_of, work = survey.given(self.world.total(measured.total) / measured.num_units), replace(work, works=measured.works)
+        totals, lack = self._gradients(work, loss_of)
         self._share_lack(lack)
         return totals
 
@@ -151,10 +152,17 @@ class Trainer:
         survey = survey_of(self.objective)
         if survey is None:
             return self.objective
-        items = [item for work in works for item in (work.mismatched if survey.surveys == "mismatched" else work.works)]
-        measured, lack = self.comparison.measured(survey, items, device=self.parameters[0].device)
-        self._share_lack(lack)
-        return survey.given(self.world.total(measured) / sum(work.num_units for work in works))
+        assert iter(works) is not works, "what is gone through twice must be more than an iterator"
+        total, count = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device), 0
+        for work in works:
+            measured = self._measured(survey, work)
+            total, count = total + measured.total, count + measured.num_units
+        return survey.given(self.world.total(total) / count)
+
+    def _measured(self, survey: Surveying, work: StepWork) -> Measured:
+        measured = self.comparison.measured(survey, work, device=self.parameters[0].device)
+        self._share_lack(measured.lack)
+        return measured
 
     def _share_lack(self, lack: str) -> None:
         """Stop on all ranks where memory lacked on one."""
@@ -229,65 +237,6 @@ class Trainer:
             flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
             for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
                 parameter.grad = piece.view_as(parameter)
-
-
-class Meter:
-    """Turns totals on the device into reports, waiting for the device at most about once a second."""
-
-    def __init__(
-        self,
-        *,
-        num_steps: int,
-        epoch: Callable[[int], float],
-        rows: Callable[[int], Sequence[str]] = lambda _: (),
-        every: float = 1.0,
-        num_skipped: int = 0,
-        memory: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self._num_steps, self._epoch, self._rows, self._every, self._memory = num_steps, epoch, rows, every, memory
-        self.num_skipped = num_skipped
-        self._waiting: list[Totals] = []
-        self._since = time.monotonic()
-
-    def add(self, totals: Totals) -> list[Report]:
-        """Take the totals of a step; return the reports that are due."""
-        self._waiting.append(totals)
-        return self.flush() if time.monotonic() - self._since >= self._every else []
-
-    def restart(self) -> None:
-        """Forget the time since the last reports: it went into something other than steps."""
-        self._since = time.monotonic()
-
-    def flush(self) -> list[Report]:
-        """All reports that are waiting."""
-        if not self._waiting:
-            return []
-        waiting, self._waiting = self._waiting, []
-        rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values()]) for t in waiting]).tolist()
-        seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        speed, memory = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9), self._memory()
-        return [self._report(totals, row, speed, memory) for totals, row in zip(waiting, rows, strict=True)]
-
-    def _report(self, totals: Totals, row: list[float], speed: float, memory: int) -> Report:
-        norm, *values = row
-        means = dict(zip(totals.means, values, strict=True))
-        loss = means.pop("loss")
-        self.num_skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else self.num_skipped + 1
-        return Report(
-            totals.step,
-            self._num_steps,
-            self._epoch(totals.step - 1),
-            loss,
-            means,
-            norm,
-            totals.learning_rate,
-            totals.num_tokens,
-            totals.num_targets,
-            speed,
-            self.num_skipped,
-            tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
-            memory,
-        )
 
 
 def seed_everything(*numbers: int) -> None:

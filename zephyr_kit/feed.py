@@ -46,6 +46,8 @@ class StepWork:
     num_targets: int
     mismatched: Sequence[Work] = ()
     """Its examples with the completions of others, for an objective that surveys these."""
+    num_mismatched: int = 0
+    """Units of these, of the whole step over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Feed:
             sum(len(work.batch.tokens_T) for work in whole if work.batch.num_sequences),
             sum(len(work.batch.target_M) for work in whole),
             self._mine(mismatched),
+            sum(num_units(self.objective, work.batch) for work in mismatched),
         )
 
     def _works(self, indices: Sequence[int], cut: Cut) -> list[Work]:

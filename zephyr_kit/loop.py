@@ -13,9 +13,10 @@ import torch
 
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.devices import give_back_memory, memory_in_use
-from zephyr_kit.engine import Meter, NumbersError, Totals, Trainer, TrainingError
+from zephyr_kit.engine import NumbersError, Totals, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed, StepWork
+from zephyr_kit.meter import Meter
 from zephyr_kit.metrics import HELD_OUT, MetricLog, as_text
 from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack, together
@@ -195,7 +196,7 @@ class Loop:
         assert feed is not None, "it is asked whether to look"
         with self.stop.at_once() if self.world.size == 1 else nullcontext():
             packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-            means = self.trainer.evaluate(feed.step(group) for group in together(packs, self.world.size))
+            means = self.trainer.evaluate(_Works(feed, list(together(packs, self.world.size))))
         if self.world.leads:
             self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
         self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])
@@ -210,6 +211,17 @@ class Loop:
             return
         for complaint in self.plugins.tell(hook, **facts):
             self.narrator.say(complaint)
+
+
+@dataclass(frozen=True)
+class _Works:
+    """Work made each time that it is gone through, so that little of it is on the device at once."""
+
+    feed: Feed
+    groups: Sequence[Sequence[int]]
+
+    def __iter__(self) -> Iterator[StepWork]:
+        return map(self.feed.step, self.groups)
 
 
 def _not_finite(report: Report) -> str:

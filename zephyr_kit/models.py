@@ -51,8 +51,8 @@ class NamedModel:
     @property
     def place(self) -> str:
         """Where it is."""
-        backend: Any = self.backend
-        return str(self.start.folder or getattr(backend, "weights", self.name))
+        weights: str = getattr(self.backend, "weights", self.name)
+        return str(self.start.folder or weights)
 
 
 def find_model(given: str, plugins: Plugins, *, stage: str | None = None) -> NamedModel:

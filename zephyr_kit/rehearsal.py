@@ -16,7 +16,7 @@ from zephyr_kit.batch import Batch, Tree, lay_out
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import StepWork, Work
 from zephyr_kit.footprint import ACTIVATIONS, GRADIENTS, MASTERS, OPTIMIZER, REFERENCE, WEIGHTS, Footprint, nbytes
-from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Skeleton, Start, num_units, updates_bfloat16
+from zephyr_kit.protocols import Backend, Objective, OptimizerFactory, Skeleton, Start, num_units, survey_of, updates_bfloat16
 
 Parts = Mapping[str, int]
 """Bytes of each part."""
@@ -67,7 +67,7 @@ class Rehearsal:
     flops: int
     """Of the batch: forward and backward, and a live reference."""
     reference_flops: int
-    """Of the batch, in the pass of the reference."""
+    """Of the batch, in the pass of the reference, and in that of its mismatched pairs where the objective surveys these."""
     mapped: int
     """See `Skeleton`."""
     remark: str
@@ -114,7 +114,7 @@ class _Rehearsing:
         self.footprint.begin()
         units = num_units(self.planned.objective, self.batch)
         work = [Work(self.batch, scores)]
-        trainer.step(StepWork(work, units, len(self.batch.tokens_T), len(self.batch.target_M), mismatched=work))
+        trainer.step(StepWork(work, units, len(self.batch.tokens_T), len(self.batch.target_M), work, units))
         return Rehearsal(
             self.shape,
             dict(self.footprint.peak),
@@ -141,7 +141,9 @@ class _Rehearsing:
         self.skeleton.policy.module.eval()
         with torch.no_grad():
             scores = self.skeleton.policy.score(self.batch)
-        return dict(self.footprint.peak), self.footprint.flops, scores
+        survey = survey_of(self.planned.objective)
+        passes = 2 if survey is not None and survey.surveys == "mismatched" else 1
+        return dict(self.footprint.peak), passes * self.footprint.flops, scores
 
     def _trainer(self) -> Trainer:
         factory = self.planned.optimizer

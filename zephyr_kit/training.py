@@ -43,9 +43,6 @@ from zephyr_kit.stopping import Stop
 from zephyr_kit.trees import Examples
 from zephyr_kit.world import World
 
-MISMATCHED = ", mismatched"
-"""Added to the name of a corpus."""
-
 
 @dataclass(frozen=True)
 class Training:
@@ -76,14 +73,16 @@ class Training:
         plan = self.task.train.plan(corpus.lengths, self.seed)
         # What the stage before it held goes before this one's comes.
         give_back_memory()
+        corpora = {"data": corpus, **({"held_out": held_out} if held_out is not None else {})}
+        mismatched = self._mismatched(corpora)
         with self.narrator.track("loading the model"):
             policy = self._policy()
-        corpora = {"data": corpus, **({"held_out": held_out} if held_out is not None else {})}
-        references = self._references(policy, {**corpora, **self._mismatched(corpora)})
+        references = self._references(policy, corpora)
+        others = self._feeds(mismatched, self._references(policy, mismatched, ", mismatched"))
         trainer = self._trainer(policy, plan)
         checkpoints = self._checkpoints()
         self._resume(trainer, checkpoints)
-        feeds = self._feeds(corpora, references)
+        feeds = self._feeds(corpora, references, others)
         self._loop(trainer, plan, feeds["data"], feeds.get("held_out"), checkpoints).run()
         self._finish(policy, corpus, plan)
         best = checkpoints.best()
@@ -127,16 +126,17 @@ class Training:
         survey = survey_of(self.task.objective)
         if survey is None or survey.surveys != "mismatched":
             return {}
-        return {name + MISMATCHED: Mismatched(trees, self.task.max_length) for name, trees in corpora.items()}
+        where = f"stages.{self.stage.name}"
+        return {name: Mismatched(trees, self.task.max_length, f"{where}.{name}") for name, trees in corpora.items()}
 
-    def _references(self, policy: Policy, corpora: Mapping[str, Examples]) -> dict[str, ReferenceScores]:
+    def _references(self, policy: Policy, corpora: Mapping[str, Examples], kind: str = "") -> dict[str, ReferenceScores]:
         """Reference scores of every corpus, before the first step, if the stage wants them cached."""
-        if not self.task.objective.needs_reference or self.task.reference == "live":
+        if not corpora or not self.task.objective.needs_reference or self.task.reference == "live":
             return {}
         train = self.task.train
         with closing(self._score_store()) as store:
             scoring = Scoring(policy, store, self.device, train.capacity, train.share_prompts, self.narrator, self.world)
-            return {name: scoring.scores_of(corpus, name) for name, corpus in corpora.items()}
+            return {name: scoring.scores_of(corpus, name + kind) for name, corpus in corpora.items()}
 
     def _score_store(self) -> ScoreStore:
         began = "" if self.start.folder is None else f", which starts from {self.start.folder.absolute()}"
@@ -181,15 +181,16 @@ class Training:
             self.narrator.say(f"going on after step {step}{again}")
         log.rewind(step)
 
-    def _feeds(self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores]) -> dict[str, Feed]:
-        train, mismatched = self.task.train, self._mismatched(corpora)
+    def _feeds(
+        self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores], mismatched: Mapping[str, Feed] | None = None
+    ) -> dict[str, Feed]:
+        train, others = self.task.train, mismatched or {}
 
-        def feed(name: str, trees: Examples, others: Feed | None = None) -> Feed:
-            reference = references.get(name)
-            return Feed(trees, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, reference, others)
+        def feed(name: str, trees: Examples) -> Feed:
+            scores, other = references.get(name), others.get(name)
+            return Feed(trees, self.task.objective, train.capacity, train.share_prompts, self.device, self.world, scores, other)
 
-        surveyed = {name: feed(name, trees) for name, trees in mismatched.items()}
-        return {name: feed(name, trees, surveyed.get(name + MISMATCHED)) for name, trees in corpora.items()}
+        return {name: feed(name, trees) for name, trees in corpora.items()}
 
     def _loop(self, trainer: Trainer, plan: Plan, feed: Feed, held_out: Feed | None, checkpoints: Checkpoints) -> Loop:
         about = Run(self.run_name, self.stage.name, self.folder.path, plan.num_steps, trainer.num_steps_taken, self.stage.settings)

@@ -16,7 +16,8 @@ from zephyr_kit.batch import Batch
 def noisy(embedding: nn.Module, batch: Batch, alpha: float) -> Iterator[None]:
     """Within it, the embeddings of the batch get noise, uniform within alpha / sqrt(L D).
 
-    L is the length of a token's own example: its segment, and the prompt that this shares.
+    L is the length of a token's own example: its segment, and the prompt that this shares; of a shared prompt, with the longest
+    of its completions.
     """
     limit_T = alpha / lengths(batch).sqrt()
 
@@ -33,9 +34,11 @@ def noisy(embedding: nn.Module, batch: Batch, alpha: float) -> Iterator[None]:
 
 
 def lengths(batch: Batch) -> Tensor:
-    """Tokens of the segment of each token, with those of its parent, (T,)."""
+    """Tokens of the segment of each token, with those of its parent and of the longest of its children, (T,)."""
     one_T = torch.ones_like(batch.segment_T, dtype=torch.float32)
     own_S = one_T.new_zeros(len(batch.lengths)).index_add(0, batch.segment_T, one_T)
-    shared_S = torch.where(batch.parent_S >= 0, own_S[batch.parent_S.clamp(min=0)], torch.zeros_like(own_S))
-    length_S: Tensor = own_S + shared_S
+    is_child_S, parent_S = batch.parent_S >= 0, batch.parent_S.clamp(min=0)
+    shared_S = torch.where(is_child_S, own_S[parent_S], 0)
+    longest_S = torch.zeros_like(own_S).scatter_reduce(0, parent_S, torch.where(is_child_S, own_S, 0), "amax")
+    length_S: Tensor = own_S + shared_S + longest_S
     return length_S[batch.segment_T]

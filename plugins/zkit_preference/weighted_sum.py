@@ -81,8 +81,9 @@ class Sum:
         theirs = None if reference is None else part.share_of(reference, self.completions)
         if part.objective.unit is self.unit or not own.num_sequences:  # a rank without examples takes part all the same
             return part.outcome(own, theirs)
-        examples = [range(first, first + size) for first in range(0, own.num_sequences, size)]
-        by_example = [part.outcome(own.only(n), None if theirs is None else theirs.only(n)) for n in examples]
+        examples = own.examples(size)
+        others = [None] * len(examples) if theirs is None else theirs.examples(size)
+        by_example = [part.outcome(*each) for each in zip(examples, others, strict=True)]
         return _mean_by_token(own, by_example, size)
 
 

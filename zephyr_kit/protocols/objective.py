@@ -57,14 +57,29 @@ class Scores:
         """Those of some completions, in this order."""
         import torch
 
-        one_M = self.sequence_M.new_ones(self.sequence_M.shape)
-        counts = tuple(self._by_sequence(one_M).tolist()) if self.counts is None else self.counts
+        counts = self._counts()
         pieces, mine = torch.split(self.logp_M, list(counts)), tuple(counts[n] for n in sequences)
         # Each begins with an empty piece, since nothing cannot be joined.
         logp_M = torch.cat([self.logp_M[:0], *(pieces[n] for n in sequences)])
         sequence_M = torch.cat([self.sequence_M[:0], *(self.sequence_M.new_full((count,), i) for i, count in enumerate(mine))])
         rating_N = None if self.rating_N is None else torch.cat([self.rating_N[:0], *(self.rating_N[n : n + 1] for n in sequences)])
         return Scores(logp_M, sequence_M, len(mine), rating_N, mine)
+
+    def examples(self, size: int) -> list[Scores]:
+        """Those of each example of so many completions."""
+        import torch
+
+        counts = self._counts()
+        mine = [counts[first : first + size] for first in range(0, len(counts), size)]
+        lengths = [sum(each) for each in mine]
+        logp, sequences = torch.split(self.logp_M, lengths), torch.split(self.sequence_M, lengths)
+        ratings = [None] * len(mine) if self.rating_N is None else torch.split(self.rating_N, size)
+        pieces = zip(logp, sequences, ratings, mine, strict=True)
+        return [Scores(one, own - n * size, size, rating, each) for n, (one, own, rating, each) in enumerate(pieces)]
+
+    def _counts(self) -> tuple[int, ...]:
+        """Number of target tokens of each completion, on the host."""
+        return tuple(self._by_sequence(self.sequence_M.new_ones(self.sequence_M.shape)).tolist()) if self.counts is None else self.counts
 
     def __getattr__(self, name: str) -> Any:
         """Say what there is in place of what there is not."""

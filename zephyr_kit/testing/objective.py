@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws
+from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws, survey_of
 from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.random_data import random_scores, random_trees
@@ -136,6 +138,38 @@ class ObjectiveLaws(OfferLaws):
         policy, reference = self._scores(3)
         assert torch.equal(self._call(policy, reference).loss, self._call(policy, reference).loss)
 
+    def test_its_measure_adds_up_over_examples(self) -> None:
+        """What is measured of A and B is what is measured of A plus that of B.
+
+        Without it, the mean that an objective compares with depends on how the step is cut.
+        """
+        survey, (learning, reference) = survey_of(self.objective), self._scores(6)
+        if survey is None:
+            raise DoesNotApply("it measures nothing over a step")
+        policy = dataclasses.replace(learning, logp_M=learning.logp_M.detach())
+        pairs = [(policy, reference), *((self._only(policy, i), self._only(reference, i)) for i in range(6))]
+        whole, *parts = (survey.measure(one, other if self.objective.needs_reference else None) for one, other in pairs)
+        assert whole.ndim == 0
+        torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+    def test_keeps_its_laws_against_a_mean(self) -> None:
+        """Given the mean over a step, an objective that compares with one is like any other.
+
+        Without it, the laws hold only for what it is called as outside of training.
+        """
+        if survey_of(self.objective) is None:
+            raise DoesNotApply("it compares with no mean over a step")
+        for mean in (-1.5, 0.0, 0.7):
+            given = copy.copy(self)
+            given.objective = _Given(self.objective, mean)
+            given.test_adds_up_over_examples()
+            given.test_does_not_look_at_the_order_of_examples()
+            given.test_gradient_is_finite_and_not_zero()
+            given.test_metrics_hold_no_graph()
+            given.test_is_a_scalar_sum()
+            given.test_survives_extreme_scores()
+            given.test_is_the_same_each_time()
+
     def _draws(self) -> Iterator[tuple[int, Scores, Scores]]:
         """How many examples, and their scores under policy and reference."""
         for seed in range(self.cases):
@@ -158,3 +192,27 @@ class ObjectiveLaws(OfferLaws):
 
     def _call(self, policy: Scores, reference: Scores) -> Outcome:
         return self.objective(policy, reference if self.objective.needs_reference else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """An objective with the mean over a step."""
+
+    objective: Any
+    mean: float
+
+    @property
+    def completions(self) -> int:
+        return int(self.objective.completions)
+
+    @property
+    def unit(self) -> Unit:
+        return Unit(self.objective.unit)
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.objective.needs_reference)
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        outcome: Outcome = self.objective.given(torch.tensor(self.mean, dtype=torch.float64))(policy, reference)
+        return outcome
