@@ -51,7 +51,7 @@ class NamedModel:
     @property
     def place(self) -> str:
         """Where it is."""
-        return str(self.start.folder or getattr(self.backend, "weights", self.name))
+        return str(self.start.folder) if self.start.folder else str(getattr(self.backend, "weights", self.name))
 
 
 def find_model(given: str, plugins: Plugins, *, stage: str | None = None) -> NamedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,5 +35,9 @@ def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) 
 def _measured(run: Path, complain: Complain) -> Iterator[tuple[str, Sequence[Evaluation]]]:
     for file in sorted((run / FOLDER).glob(f"*/{RESULT}")):
         where = f"{FOLDER}/{file.parent.name}"
-        table = read_table(file, lambda text, where=where: complain(f"{where}/{text}")) or {}
+        table = read_table(file, partial(_complain_of, where, complain)) or {}
         yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
+
+
+def _complain_of(where: str, complain: Complain, text: str) -> None:
+    complain(f"{where}/{text}")
