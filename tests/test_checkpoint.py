@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+from zkit_sft.objective import Sft
 
 from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointError, Checkpoints, Manifest, State, read
 from zephyr_kit.disk import checksum
@@ -413,7 +414,7 @@ class _Quadratic:
 
 def trainer(factory: AdamW, dtype: torch.dtype = torch.float32) -> Trainer:
     policy: Any = _Quadratic(dtype)
-    return Trainer(policy, None, optimizer=partial(factory.build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)  # type: ignore[arg-type]
+    return Trainer(policy, Sft(), optimizer=partial(factory.build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)
 
 
 def advance(trainer: Trainer, steps: int) -> None:

@@ -76,7 +76,7 @@ def train(case: Case, world: World, weights: Path, folder: Path) -> dict[str, An
     plan = Plan(corpus.lengths, 5, examples_per_step=8, epochs=None, steps=STEPS)
     totals = [trainer.step(feed.step(plan.step(number))) for number in range(STEPS)]
     policy.module.eval()
-    held_out = trainer.evaluate(iter([feed.step(range(3))]))
+    held_out = trainer.evaluate([feed.step(range(3))])
     return {
         "losses": [float(each.means["loss"]) for each in totals],
         "norms": [float(each.gradient_norm) for each in totals],

@@ -97,6 +97,14 @@ class TestLaws(BackendLaws):
     def _backend(self, weights: Path, stand_in: type[FastLanguageModel]) -> None:
         self.backend = unsloth(weights, **self.options)
 
+    def test_has_no_problems_where_it_loads(self) -> None:
+        (told,) = self.backend.problems(self.device, start=Start())
+        assert "needs an NVIDIA" in told
+
+    def test_miniature_is_the_same_kind_of_model(self, tmp_path: Path) -> None:
+        """It is mistral's, which runs anywhere."""
+        assert type(self.backend.miniature(tmp_path)) is type(self.backend.mistral)
+
     def test_answers_every_request_once(self) -> None:
         with pytest.raises(ZkitError, match="writes no replies"):
             self._policy().generate(self._requests())

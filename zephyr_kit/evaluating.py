@@ -19,10 +19,15 @@ from zephyr_kit.subjects import Subject
 
 def evaluate(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:
     """What a suite finds; None for what is not finite."""
+    return [finite(one) for one in as_found(suite, models, folder)]
+
+
+def as_found(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:
+    """The same as the suite says it, figures that are not finite included."""
     last = list(models.values())[-1]
     folder.mkdir(parents=True, exist_ok=True)
     found = suite.evaluate(models, last.tokenizer, folder)
-    return [finite(one) for one in ([found] if isinstance(found, Evaluation) else found)]
+    return [found] if isinstance(found, Evaluation) else list(found)
 
 
 def evaluate_once(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,15 @@ import torch
 
 from zephyr_kit.answers import Answers
 from zephyr_kit.config import plain
-from zephyr_kit.evaluating import evaluate
+from zephyr_kit.evaluating import as_found, evaluate
 from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.observe import Silent
 from zephyr_kit.protocols import Evaluation, Policy, Start, Suite
 from zephyr_kit.subjects import Subject
 from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.stand_ins import TableBackend
+
+Measure = Callable[[Suite, Mapping[str, Subject], Path], list[Evaluation]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class SuiteLaws(OfferLaws):
     def test_measures_are_numbers(self, tmp_path: Path) -> None:
         """A cell is a finite number, or None where the measure does not apply; and is in a column that is explained.
 
-        Without it, the report says `nan`, or hides what was measured.
+        Without it, the report says that nothing was measured, or hides what was.
         """
-        for evaluation in self._evaluations(tmp_path):
+        for evaluation in self._evaluations(tmp_path, measure=as_found):
             for model, row in evaluation.rows.items():
                 assert set(row) <= set(evaluation.columns), f"{model}: {set(row) - set(evaluation.columns)} is no column"
                 assert all(value is None or math.isfinite(value) for value in row.values()), f"{model}: {row}"
@@ -116,11 +118,11 @@ class SuiteLaws(OfferLaws):
         """
         assert not self.suite.problems(), self.suite.problems()
 
-    def _evaluations(self, folder: Path, told: list[str] | None = None) -> list[Evaluation]:
+    def _evaluations(self, folder: Path, told: list[str] | None = None, measure: Measure = evaluate) -> list[Evaluation]:
         folder.mkdir(exist_ok=True)
         small = self.suite.miniature(folder / "miniature")
         with closing(Answers(folder / "answers")) as answers:
-            return evaluate(small, self._models(answers, [] if told is None else told), folder / "evaluation")
+            return measure(small, self._models(answers, [] if told is None else told), folder / "evaluation")
 
     def _models(self, answers: Answers, told: list[str]) -> Mapping[str, Subject]:
         found: dict[str, Subject] = {}
