@@ -33,11 +33,17 @@ ALLOWED = {
     "pickle": {"zephyr_kit/workers.py", *(f"zephyr_kit/testing/{name}.py" for name in ("backend", "filter", "optimizer"))},
     # The safe loader alone, with line numbers.
     "yaml": {"plugins/zkit_import/yaml_file.py"},
-    # The meeting of one machine's ranks, on loopback.
-    # And the chat server's, there too.
-    "a listener": {"plugins/zkit_launchers/meeting.py", "zephyr_kit/serving/server.py"},
-    # A child of ours, the scheduler's own sbatch, and llama.cpp's programs: none by a shell.
-    "a process": {"zephyr_kit/template_process.py", "plugins/zkit_export/llama_cpp.py", "plugins/zkit_launchers/slurm.py"},
+    # What ranks that a certificate has started leave for it: tensors, read as nothing else.
+    "torch.load": {"zephyr_kit/spawned.py"},
+    # The meeting of one machine's ranks, the chat server and the board, on loopback.
+    "a listener": {"plugins/zkit_launchers/meeting.py", "zephyr_kit/serving/server.py", "zephyr_kit/cli/board.py"},
+    # Children of ours, the scheduler's own sbatch, and llama.cpp's programs: none by a shell.
+    "a process": {
+        "zephyr_kit/cli/child.py",
+        "zephyr_kit/template_process.py",
+        "plugins/zkit_export/llama_cpp.py",
+        "plugins/zkit_launchers/slurm.py",
+    },
     "models read elsewhere than where they are seen to": {
         "plugins/zkit_mistral/opening.py",
         # An adapter's configuration, looked at before; and what was just written here, read as a server would.
