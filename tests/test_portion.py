@@ -138,7 +138,7 @@ def test_nothing_left_after_filters(tmp_path: Path) -> None:
 
 
 def test_a_portion_in_miniature_keeps_what_its_rows_pass(tmp_path: Path) -> None:
-    (small,) = smoke._takes((Portion(pairs("q|a"), limit=3, filters=(NoLetter("x"),), binarise=Against()),), tmp_path)
+    (small,) = smoke.small_portions((Portion(pairs("q|a"), limit=3, filters=(NoLetter("x"),), binarise=Against()),), tmp_path)
     assert small == Portion(pairs("q|a"), filters=(NoLetter("#"),), binarise=Against())
 
 
