@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from browser import barriers, chromium, opened
+from tiny_presets import FROM_SCRATCH
 
 from zephyr_kit.board.server import Board
 from zephyr_kit.board.watch import Watch, summary
@@ -204,20 +205,7 @@ def browser():
 
 TRAINING = """
 name = "live"
-[model]
-use = "mistral"
-dtype = "float32"
-template = "zephyr"
-[model.scratch]
-vocabulary = 300
-width = 16
-layers = 1
-heads = 2
-kv_heads = 1
-mlp_width = 16
-context = 512
-text = [{ use = "quickstart", part = "text", count = 20 }]
-[stages.sft]
+""" + FROM_SCRATCH + """[stages.sft]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
 max_length = 512

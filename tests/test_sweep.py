@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from browser import barriers, chromium, opened
 from made_runs import write_run
+from tiny_presets import FROM_SCRATCH
 
 from zephyr_kit import cli
 from zephyr_kit.cli import child
@@ -28,20 +29,7 @@ from zephyr_kit.sweep.view import View, taken
 
 TINY = """
 name = "tiny"
-[model]
-use = "mistral"
-dtype = "float32"
-template = "zephyr"
-[model.scratch]
-vocabulary = 300
-width = 16
-layers = 1
-heads = 2
-kv_heads = 1
-mlp_width = 16
-context = 512
-text = [{ use = "quickstart", part = "text", count = 20 }]
-[stages.sft]
+""" + FROM_SCRATCH + """[stages.sft]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
 max_length = 512

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_presets import FROM_SCRATCH
 from zkit_trackers.mlflow import MLflow
 from zkit_trackers.reach import identity
 from zkit_trackers.tensorboard import TensorBoard
@@ -24,20 +25,7 @@ from zephyr_kit.tracking import Tracking
 PRESET = """
 name = "tracked"
 track = ["tensorboard"]
-[model]
-use = "mistral"
-dtype = "float32"
-template = "zephyr"
-[model.scratch]
-vocabulary = 300
-width = 16
-layers = 1
-heads = 2
-kv_heads = 1
-mlp_width = 16
-context = 512
-text = [{ use = "quickstart", part = "text", count = 20 }]
-[stages.sft]
+""" + FROM_SCRATCH + """[stages.sft]
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
 held_out = [{ use = "quickstart", part = "chat", split = "held_out", count = 2 }]
