@@ -89,9 +89,10 @@ def test_what_learns_otherwise_when_it_is_compiled_is_refused(tmp_path: Path, mo
 
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, through=torch.clone))
     model.load(CPU, start=Start(seed=1), train=True)
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, through=lambda hidden: hidden + (hidden.detach() - hidden) / 2))
-    with pytest.raises(ZkitError, match=r"\[model\] compile: what torch .* away from what it is without; leave `compile` out"):
-        model.load(CPU, start=Start(seed=1), train=True)
+    for wrong in (lambda hidden: hidden + (hidden.detach() - hidden) / 2, lambda hidden: hidden * torch.nan):
+        monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, through=wrong))
+        with pytest.raises(ZkitError, match=r"\[model\] compile: what torch .* away from what it is without; leave `compile` out"):
+            model.load(CPU, start=Start(seed=1), train=True)
 
 
 def test_what_selective_keeps_is_not_chosen_by_a_compiler() -> None:

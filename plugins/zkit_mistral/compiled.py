@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,4 +80,6 @@ def _results(scorer: Scorer) -> list[Tensor]:
 
 def _gap(one: Tensor, other: Tensor) -> float:
     apart = float((one - other).double().norm())
+    if not math.isfinite(apart):
+        return math.inf
     return apart / max(float(other.double().norm()), torch.finfo(torch.float32).tiny) if apart else 0.0
