@@ -131,7 +131,7 @@ PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 def test_the_folder_of_a_run_holds_no_pickle(done: Done) -> None:
     found = done.files()
-    known = {".safetensors", ".json", ".jsonl", ".toml", ".md", ".jinja", ""}
+    known = {".safetensors", ".json", ".jsonl", ".toml", ".md", ".html", ".jinja", ""}
     assert {path.suffix for path in found if path.is_relative_to(done.folder / "run")} <= known
     assert len([path for path in found if path.suffix == ".safetensors"]) >= 4
     heads = {path: path.read_bytes()[:9] for path in found}

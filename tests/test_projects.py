@@ -38,14 +38,15 @@ def test_the_example_is_what_is_written():
 
 def test_every_kind_passes_its_own_tests_as_written(projects):
     """Without warnings; all in one process, which imports torch once."""
-    start = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+    start = [sys.executable, "-m", "pytest", "-q", "-rs", "-W", "error", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
     paths = {"PYTHONPATH": os.pathsep.join(map(str, projects.values())), "PYTHONDONTWRITEBYTECODE": "1"}
     tests = [str(folder / "tests") for folder in projects.values()]
     place, environment = next(iter(projects.values())).parent, {**os.environ, **paths}
     done = subprocess.run([*start, *tests], cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10 * len(KINDS)
-    assert "skipped" not in done.stdout
+    skipped = re.findall(r"^SKIPPED .*", done.stdout, re.MULTILINE)
+    assert [line for line in skipped if "zephyr_kit/testing/laws.py" not in line] == []  # but for laws that do not apply
 
 
 def test_a_project_is_small_and_whole(projects):

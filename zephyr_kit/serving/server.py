@@ -10,6 +10,7 @@ import hmac
 import json
 import secrets
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message
@@ -111,8 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             long = "longer than the model's positions" in str(error)
             self._send(400, ApiError(str(error), param="messages", code="context_length_exceeded" if long else None).body())
         except Exception as error:
+            traceback.print_exc()  # told before it is answered: who asks reads both, and the server goes on
             self._send(500, ApiError(f"{type(error).__name__}: {error}", status=500).body())
-            raise
 
     def _route(self, method: str, path: str) -> None:
         if (method, path) == ("GET", PAGE):
