@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import tomli_w
 import torch
 
-from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
@@ -24,7 +23,7 @@ from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
-from zephyr_kit.inputs import Change, changes, refuse
+from zephyr_kit.inputs import refuse
 from zephyr_kit.journal import Journal
 from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
@@ -32,10 +31,11 @@ from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
-from zephyr_kit.protocols import Bench, Evaluation, Policy, Start
-from zephyr_kit.runs import RunFolder, StageFolder, as_json, digest, surroundings, write_json, write_text
+from zephyr_kit.protocols import Bench, Evaluation, Start
+from zephyr_kit.runs import RunFolder, StageFolder, digest, surroundings, write_json, write_text
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
+from zephyr_kit.standing import Outdated, Standing, Trained
 from zephyr_kit.stopping import Stop
 from zephyr_kit.subjects import Subject, lineage
 from zephyr_kit.training import Training
@@ -43,24 +43,6 @@ from zephyr_kit.world import World
 
 CHANGES = {"before": "the stage before it changed", **{name: f"its {name} changed" for name in ("data", "prompts")}}
 """Why a stage runs again, where the keys themselves would say little."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training stage."""
-
-    stage: Stage
-    folder: Path
-    key: str
-
-
-@dataclass(frozen=True)
-class Outdated:
-    """What stands in the folder and would not be made so now."""
-
-    stages: Sequence[str]
-    changes: Sequence[tuple[str, Change]]
-    """The inputs that have changed, each with the stage that it is one of."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +62,15 @@ class Pipeline:
     def run(self) -> list[Evaluation]:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
-            outdated = self._refuse_changes(answers)
-            self._take_over(answers)
-            forecasts = self._check_data(answers)
+            standing = self._standing(answers)
+            outdated = standing.outdated()
+            refuse([change for _, change in outdated.changes], self.accepted)
+            self._take_over(standing)
+            forecasts = self._check_data(standing)
             tasks = {stage.name: stage.task for stage in self._stages if isinstance(stage.task, TrainStage)}
             refuse_full_disk([(tasks[name], forecast) for name, forecast in forecasts.items()], self.folder)
             self._set_aside(outdated)
-            self._take_over(answers)
+            self._take_over(standing)
             self._note_preset()
             trained: list[Trained] = []
             evaluations: list[Evaluation] = []
@@ -97,7 +81,7 @@ class Pipeline:
                 elif isinstance(stage.task, EvaluateStage):
                     evaluations += self._evaluate(stage, stage.task, trained, answers)
                 else:
-                    self._gather(stage, stage.task, self._bench(stage, answers, trained[-1] if trained else None))
+                    self._gather(stage, stage.task, standing.bench(stage, trained[-1] if trained else None))
             self.world.word()
             return evaluations
 
@@ -112,49 +96,19 @@ class Pipeline:
             task = replace(stage.task, train=replace(stage.task.train, **call["train"]))
             self._training(stage, task, self.folder.stage(stage.name), start).run()
 
+    @property
+    def _stages(self) -> list[Stage]:
+        """With the rows that one takes from another found in the run's folder."""
+        return [bound(stage, self.folder.path) for stage in self.preset.stages]
+
+    def _standing(self, answers: Answers) -> Standing:
+        return Standing(self._stages, self.preset.seed, self.folder, self.plugins, self.device, answers)
+
     def check(self) -> None:
         """Refuse, before anything is loaded, what this machine cannot do."""
         with closing(Answers(cache_folder("answers"))) as answers:
-            gathered = self._gathered(answers)
+            gathered = self._standing(answers).gathered()
         refuse_what_cannot_run(self.preset, [stage for stage in self._stages if stage.name not in gathered], self.folder, self.device)
-
-    def _gathered(self, answers: Answers) -> set[str]:
-        """Stages that have asked already, and will ask nobody again: no endpoint need be there for them."""
-        before: Trained | None = None
-        found: set[str] = set()
-        for stage in self._stages:
-            folder = self.folder.stage(stage.name)
-            if isinstance(stage.task, TrainStage):
-                before = Trained(stage, folder.model, digest(folder.key() or {}))
-            elif isinstance(stage.task, (FeedbackStage, DistillStage)) and folder.done() is not None:
-                with suppress(ZkitError):  # what is not there is told with all other problems
-                    key = gathering_key(stage.task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
-                    found |= {stage.name} if folder.is_done(key) else set()
-        return found
-
-    def _keys(self, answers: Answers, *, standing: bool = False) -> Iterator[tuple[Stage, dict[str, Any]]]:
-        """Every stage with its key: after the stages before it as they will be, or as they stand in the folder."""
-        before: Trained | None = None
-        models: dict[str, str] = {}
-        for stage in self._stages:
-            folder, task = self.folder.stage(stage.name), stage.task
-            if isinstance(task, TrainStage):
-                start = Start(before.folder if before else None, stage.changed, self.preset.seed)
-                key = training_key(stage, task, start, before=before.key if before else None, plugins=self.plugins)
-                models[stage.name] = digest((folder.key() if standing else None) or key)
-                before = Trained(stage, folder.model, models[stage.name])
-            elif isinstance(task, EvaluateStage):
-                key = evaluation_key(stage, task, models)
-            else:
-                key = gathering_key(task, self._bench(stage, answers, before), seed=self.preset.seed, plugins=self.plugins)
-            yield stage, key
-
-    def _refuse_changes(self, answers: Answers) -> Outdated:
-        """What stands in the folder and would not be made so now; raises where inputs have changed and nobody has accepted that."""
-        names = [stage.name for stage in self._outdated(answers)]
-        found = list({change.name: (name, change) for name, change in self._changes(answers)}.values()) if names else []
-        refuse([change for _, change in found], self.accepted)
-        return Outdated(names, found)
 
     def _set_aside(self, outdated: Outdated) -> None:
         """Make room for what is made anew, the last stage first: cut short, that leaves a change which the same command accepts again."""
@@ -165,9 +119,9 @@ class Pipeline:
         for name in reversed(outdated.stages):
             self.folder.set_aside(name)
 
-    def _take_over(self, answers: Answers) -> None:
+    def _take_over(self, standing: Standing) -> None:
         """Stages that another run has finished are taken from it, up to the first that has to be made."""
-        for stage, key in self._keys(answers) if self.folder.pool else ():
+        for stage, key in standing.with_keys() if self.folder.pool else ():
             place = self.folder.take_over(stage.name, key)
             if place is not None:
                 self.narrator.say(f"stage {stage.name}: the very same was made in {place}, and is taken from there")
@@ -176,29 +130,7 @@ class Pipeline:
             elif not self.folder.stage(stage.name).is_done(key):
                 break
 
-    def _outdated(self, answers: Answers) -> Iterator[Stage]:
-        """Stages that stand in the folder as they would not be made now."""
-        names: set[str] = set()
-        for stage, key in self._keys(answers):
-            standing = self.folder.stage(stage.name).key()
-            portions = [portion for each in portions_of(stage.task).values() for portion in each]
-            if standing is not None and (standing != as_json(key) or gathered_by(portions) & names):
-                names.add(stage.name)
-                yield stage
-
-    def _changes(self, answers: Answers) -> Iterator[tuple[str, Change]]:
-        for stage, key in self._keys(answers, standing=True):
-            folder = self.folder.stage(stage.name)
-            if folder.is_begun:
-                found = changes(stage.name, folder.key() or {}, as_json(key), stage.changed)
-                yield from ((stage.name, change) for change in found)
-
-    @property
-    def _stages(self) -> list[Stage]:
-        """With the rows that one takes from another found in the run's folder."""
-        return [bound(stage, self.folder.path) for stage in self.preset.stages]
-
-    def _check_data(self, answers: Answers) -> dict[str, Forecast | None]:
+    def _check_data(self, standing: Standing) -> dict[str, Forecast | None]:
         """Read and tokenise the data of every stage to come, and foresee its memory: neither must be found out after a day of training.
 
         Nor after an earlier result has been set aside for it. What a stage has yet to gather is checked when it is there.
@@ -206,7 +138,7 @@ class Pipeline:
         forecasts: dict[str, Forecast | None] = {}
         latest: Path | None = None
         to_come: set[str] = set()
-        for stage, key in self._keys(answers):
+        for stage, key in standing.with_keys():
             folder, task = self.folder.stage(stage.name), stage.task
             portions = [portion for each in portions_of(task).values() for portion in each]
             there = are_there(portions) and not gathered_by(portions) & to_come
@@ -285,9 +217,7 @@ class Pipeline:
             self.stop,
         )
 
-    def _foresee_late(
-        self, stage: Stage, task: TrainStage, start: Start, forecasts: Mapping[str, Forecast | None]
-    ) -> Forecast | None:
+    def _foresee_late(self, stage: Stage, task: TrainStage, start: Start, forecasts: Mapping[str, Forecast | None]) -> Forecast | None:
         """Of a stage whose data was gathered by a stage before it."""
         give_back_memory()
         # What this process held before its first model: now it holds as well what that one left.
@@ -305,14 +235,6 @@ class Pipeline:
             else:
                 Distilling(stage.name, task, folder, bench, self.preset.seed, self.narrator).run()
 
-    def _bench(self, stage: Stage, answers: Answers, before: Trained | None) -> Bench:
-        """With the model of the stage before; where none trains before, with that of [model] itself."""
-        # Two trainings by one key may end in different bits: on a GPU, in other batches, under another torch.
-        made = self.folder.stage(before.stage.name).done() if before else None
-        own_key = digest({"key": before.key, "files": (made or {}).get("files")} if before else stage.model.fingerprint())
-        start = Start(before.folder if before else None, seed=self.preset.seed)
-        return Bench(self.device, answers, self._opener(before.stage if before else stage, start), own_key)
-
     def _evaluate(self, stage: Stage, task: EvaluateStage, trained: Sequence[Trained], answers: Answers) -> list[Evaluation]:
         folder = self._open(stage, evaluation_key(stage, task, {one.stage.name: one.key for one in trained}))
         done = folder.done()
@@ -329,14 +251,6 @@ class Pipeline:
                 done = {"evaluations": [plain(evaluation) for evaluation in found]}
                 folder.finish(done)
         return [read_evaluation(evaluation) for evaluation in done["evaluations"]]
-
-    def _opener(self, stage: Stage, start: Start) -> Callable[[], AbstractContextManager[Policy]]:
-        @contextmanager
-        def opened() -> Iterator[Policy]:
-            give_back_memory()
-            yield stage.model.load(self.device, start=start, train=False)
-
-        return opened
 
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
         opened = self.folder.open_stage(stage.name, key)
