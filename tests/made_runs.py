@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.runs import digest
+from zephyr_kit.records import digest
 
 PRESET = """
 name = "made"

@@ -21,7 +21,8 @@ from zephyr_kit.gathered import write_turns
 from zephyr_kit.observe import Narrator
 from zephyr_kit.prompts import Dialogue, Prompt, read_prompts
 from zephyr_kit.protocols import Bench, Failure, Reply
-from zephyr_kit.runs import StageFolder, write_json
+from zephyr_kit.records import write_json
+from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import DistillStage, Writer
 from zephyr_kit.tally import countable
 from zephyr_kit.writing import GatherFiles, apart, request, seed_of, who_writes

@@ -13,8 +13,9 @@ from zephyr_kit.evaluations import RESULT, finite, read_evaluation
 from zephyr_kit.keys import what_is_read
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite
-from zephyr_kit.runs import as_json, digest, surroundings, write_json
+from zephyr_kit.records import as_json, digest, write_json
 from zephyr_kit.subjects import Subject
+from zephyr_kit.surroundings import surroundings
 
 
 def evaluate(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:

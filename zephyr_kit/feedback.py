@@ -29,7 +29,8 @@ from zephyr_kit.gathered import write_row, write_turns
 from zephyr_kit.observe import Narrator
 from zephyr_kit.prompts import Prompt, read_prompts
 from zephyr_kit.protocols import Bench, Case, Failure, Judge, Judgement, Reply
-from zephyr_kit.runs import StageFolder, write_json
+from zephyr_kit.records import write_json
+from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import FeedbackStage
 from zephyr_kit.writing import SEEDS, GatherFiles, apart, request, seed_of, who_writes
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.exits import Exit
+from zephyr_kit.records import as_json, differences, write_json
 from zephyr_kit.redaction import redacted
-from zephyr_kit.runs import as_json, differences, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -32,12 +32,14 @@ from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_r
 from zephyr_kit.preset import Preset, Stage, bound, portions_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Start
-from zephyr_kit.runs import RunFolder, StageFolder, digest, surroundings, write_json, write_text
+from zephyr_kit.records import digest, write_json, write_text
+from zephyr_kit.runs import RunFolder, StageFolder
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.standing import Outdated, Standing, Trained
 from zephyr_kit.stopping import Stop
 from zephyr_kit.subjects import Subject, lineage
+from zephyr_kit.surroundings import surroundings
 from zephyr_kit.training import Training
 from zephyr_kit.world import World
 

@@ -14,7 +14,7 @@ from zephyr_kit.corpus import DataError
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
 from zephyr_kit.gathered import write_turns
 from zephyr_kit.portion import Portion
-from zephyr_kit.runs import write_text
+from zephyr_kit.records import write_text
 from zephyr_kit.tally import count, countable
 
 Dialogue = tuple[Message, ...]

@@ -19,26 +19,21 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit import ZkitError, __version__
+from zephyr_kit import ZkitError
 from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
-from zephyr_kit.redaction import redacted
+from zephyr_kit.records import as_json, differences, write_json
 
 BROKEN_LAWS = "broken_laws.json"
-PACKAGES = ("bitsandbytes", "datasets", "peft", "tokenizers", "torch", "transformers", "unsloth")
 
 
 class RunError(ZkitError):
@@ -238,64 +233,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, a line each: `path: was …, is …`."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        lines = []
-        for key in sorted({*before, *after}):
-            inside = f"{path}.{key}" if path else str(key)
-            if key not in before or key not in after:
-                told = f"was {_short(before[key])}, is gone" if key in before else f"is new, {_short(after[key])}"
-                lines.append(f"{inside}: {told}")
-            else:
-                lines += differences(before[key], after[key], inside)
-        return lines
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        pairs = enumerate(zip(before, after, strict=True))
-        return [line for number, (old, new) in pairs for line in differences(old, new, f"{path}[{number}]")]
-    return [] if before == after else [f"{path}: was {_short(before)}, is {_short(after)}"]
-
-
-def as_json(value: Any) -> Any:
-    """A value as it comes back from a JSON file: tuples are lists."""
-    return json.loads(json.dumps(value))
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """Stands for a key."""
-    return hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
-    return {
-        "zephyr-kit": __version__,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "system": platform.platform(),
-        "processors": os.cpu_count(),
-        "command": [redacted(word) for word in sys.argv[1:]],
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; one that says the same already is left alone."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; one that says the same already is left alone."""
-    if path.exists() and path.read_text("utf-8") == text:
-        return
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.rename(path)
-    sync(path.parent)
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
@@ -304,15 +241,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); remove the folder it is in to run that stage again") from error
     return facts
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

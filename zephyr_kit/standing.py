@@ -19,7 +19,8 @@ from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import Stage, portions_of
 from zephyr_kit.protocols import Bench, Policy, Start
-from zephyr_kit.runs import RunFolder, as_json, digest
+from zephyr_kit.records import as_json, digest
+from zephyr_kit.runs import RunFolder
 from zephyr_kit.stages import DistillStage, EvaluateStage, FeedbackStage, TrainStage
 
 

@@ -33,8 +33,9 @@ from zephyr_kit.plugins import Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Policy, Start, Tokenizer, broken_laws, survey_of, updates_bfloat16
+from zephyr_kit.records import write_json
 from zephyr_kit.reference import ReferenceScores, Scoring, scorer_of
-from zephyr_kit.runs import BROKEN_LAWS, StageFolder, write_json
+from zephyr_kit.runs import BROKEN_LAWS, StageFolder
 from zephyr_kit.schedule import learning_rate
 from zephyr_kit.score_store import ScoreStore
 from zephyr_kit.stage_data import list_quarantined, prepare_part, summary

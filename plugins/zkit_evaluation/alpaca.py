@@ -17,7 +17,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.fingerprint import file_fingerprint, folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Judge, Request, Sampling, Tokenizer
-from zephyr_kit.runs import write_text
+from zephyr_kit.records import write_text
 from zkit_evaluation.located import located, located_problems, read_text
 from zkit_evaluation.replies import NUM_SAMPLES, Writing, ask, desk_for, file_of
 

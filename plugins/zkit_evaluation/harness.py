@@ -19,7 +19,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.config import did_you_mean
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Tokenizer
-from zephyr_kit.runs import write_text
+from zephyr_kit.records import write_text
 
 if TYPE_CHECKING:
     from zephyr_kit.subjects import Subject

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.protocols import Bench, Case, Failure, Judgement
-from zephyr_kit.runs import write_text
+from zephyr_kit.records import write_text
 
 if TYPE_CHECKING:
     import torch

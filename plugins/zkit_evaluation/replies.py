@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.protocols import Bench, Failure, Reply, Request
+from zephyr_kit.records import write_text
 from zephyr_kit.replying import replies_of
-from zephyr_kit.runs import write_text
 from zephyr_kit.subjects import Subject
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from zephyr_kit.disk import disk_errors_told, let_others_read, put
 from zephyr_kit.models import ADAPTER_FILE, NamedModel
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import MergingBackend, Start, Tokenizer
-from zephyr_kit.runs import write_json
+from zephyr_kit.records import write_json
 from zephyr_kit.weights import CONFIG
 from zkit_export import llama_cpp
 from zkit_export.card import write_card

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zephyr_kit import ZkitError
 from zephyr_kit.protocols import Start
-from zephyr_kit.runs import write_json
+from zephyr_kit.records import write_json
 from zephyr_kit.weights import INDEX_FILE, WEIGHTS_FILE, weight_files
 from zkit_mistral.adapters import WEIGHTS_FILE as ADAPTER_FILE
 from zkit_mistral.adapters import check_adapter, is_adapter

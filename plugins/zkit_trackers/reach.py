@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from zephyr_kit.observe import Run
-from zephyr_kit.runs import StageFolder, write_text
+from zephyr_kit.records import write_text
+from zephyr_kit.runs import StageFolder
 
 
 def missing(package: str) -> Sequence[str]:

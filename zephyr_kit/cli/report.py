@@ -28,8 +28,8 @@ def report(runs: tuple[Path, ...], ending: str, out: Path | None, opens: bool) -
     finished or not. Several are laid over each other, with where their presets differ.
     """
     from zephyr_kit.facts import read_run, told_apart
+    from zephyr_kit.records import write_text
     from zephyr_kit.report import FORMATS
-    from zephyr_kit.runs import write_text
 
     found = told_apart([read_run(run) for run in runs])
     path = out or (runs[0] if len(runs) == 1 else Path()) / f"report.{ending}"

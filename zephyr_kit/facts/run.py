@@ -15,7 +15,8 @@ from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.facts.stage import OF_KEY, StageFacts, StageReader
 from zephyr_kit.facts.troubles import Trouble, troubles_of
 from zephyr_kit.protocols import Evaluation
-from zephyr_kit.runs import RunError, RunFolder, digest
+from zephyr_kit.records import digest
+from zephyr_kit.runs import RunError, RunFolder
 
 
 @dataclass(frozen=True)

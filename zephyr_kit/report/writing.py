@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from zephyr_kit.facts import RunFacts, read_run
+from zephyr_kit.records import write_text
 from zephyr_kit.report.page import page
 from zephyr_kit.report.text import text
-from zephyr_kit.runs import write_text
 
 FORMATS: Mapping[str, Callable[[Sequence[RunFacts]], str]] = {"html": page, "md": text}
 """By the ending of the file."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
-from zephyr_kit.runs import write_json, write_text
+from zephyr_kit.records import write_json, write_text
 from zephyr_kit.sweep.page import page
 from zephyr_kit.sweep.spread import Outcome, figures_of
 from zephyr_kit.sweep.text import text
