@@ -9,7 +9,8 @@ from typing import Any
 
 from zephyr_kit.config import plain
 from zephyr_kit.gathered import portions_in
-from zephyr_kit.plugins import DISTRIBUTION, OFFERS, Plugins
+from zephyr_kit.origin import DISTRIBUTION
+from zephyr_kit.plugins import OFFERS, Plugins
 from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage, portions_of
 from zephyr_kit.protocols import Bench, Start, Suite

@@ -8,10 +8,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -19,6 +17,7 @@ import pluggy
 
 from zephyr_kit import NAME, ZkitError, hookspecs, protocols
 from zephyr_kit.config import Offered, Offers, suggest
+from zephyr_kit.origin import Origin, origin_of
 
 if TYPE_CHECKING:
     import click
@@ -39,39 +38,12 @@ OFFERS: Mapping[type, tuple[str, str]] = {
 """For each protocol: what its offers are called, and the hook that offers them."""
 BLOCK = "ZKIT_BLOCK_PLUGINS"
 """Environment variable: names of plugins, with commas between them, that are not loaded."""
-
-
-DISTRIBUTION = "zephyr-kit"
 ONLY_OURS = "ZKIT_NO_THIRD_PARTY"
 """Environment variable: set, no plugin of another distribution is loaded, here or in a process that is started here."""
 
 
-OUR_PLACES = (Path(__file__).parents[1], Path(__file__).parents[1] / "plugins")
-"""Beside this package: where it is installed, and in a checkout."""
-
-
 class PluginError(ZkitError):
     """Two plugins disagree, or one is written wrongly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a plugin comes from."""
-
-    name: str
-    distribution: str
-    version: str
-    module: str
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it lies where this package does: a distribution may call itself anything."""
-        found = find_spec(self.module.partition(":")[0].partition(".")[0])
-        place = Path(found.origin).parent.parent if found is not None and found.origin else None
-        return self.distribution == DISTRIBUTION and place in OUR_PLACES
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.distribution} {self.version})"
 
 
 class Plugins:
@@ -204,7 +176,7 @@ class Plugins:
         for name in blocked - {entry.name for entry in entries}:
             raise PluginError(f"{BLOCK} names {name!r}, which is no plugin{suggest(name, (entry.name for entry in entries))}")
         for entry in self._without_third_parties(entries) if os.environ.get(ONLY_OURS) else entries:
-            origin, known = _origin(entry), self.origins.get(entry.name)
+            origin, known = origin_of(entry), self.origins.get(entry.name)
             if known is not None and known != origin and entry.name not in blocked:
                 raise PluginError(f"two plugins are named {entry.name!r}: {known} and {origin}; {_way_out(entry.name)}")
             self.origins[entry.name] = origin
@@ -215,8 +187,8 @@ class Plugins:
 
     def _without_third_parties(self, entries: Sequence[EntryPoint]) -> list[EntryPoint]:
         """Ours; of the others nothing is imported, and they are named as blocked."""
-        ours = [entry for entry in entries if _origin(entry).is_ours]
-        theirs = {entry.name: _origin(entry) for entry in entries if entry not in ours and entry.name not in {one.name for one in ours}}
+        ours = [entry for entry in entries if origin_of(entry).is_ours]
+        theirs = {entry.name: origin_of(entry) for entry in entries if entry not in ours and entry.name not in {one.name for one in ours}}
         self.origins.update(theirs)
         self.blocked.update(theirs)
         return ours
@@ -302,12 +274,6 @@ def _hooks_of(plugin: object) -> list[str]:
 def hook_names() -> list[str]:
     """Every hook that there is."""
     return [name for name in vars(hookspecs) if name.startswith("zkit_")]
-
-
-def _origin(entry: EntryPoint) -> Origin:
-    distribution = entry.dist
-    name, version = (distribution.name, distribution.version) if distribution else ("?", "?")
-    return Origin(entry.name, name, version, entry.value)
 
 
 def _way_out(plugin: str) -> str:
