@@ -15,7 +15,7 @@ from zephyr_kit.facts import read_run
 from zephyr_kit.report import FORMATS, write_reports
 from zephyr_kit.report.page import rendered
 from zephyr_kit.report.views import View
-from zephyr_kit.report.words import duration, figure, operations, short
+from zephyr_kit.words import duration, figure, operations, short
 
 FORGED = '</script><script>alert("no")</script><img src="https://example.org/x.png">'
 CATEGORIES = ("writing", "roleplay", "reasoning", "math")

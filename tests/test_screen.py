@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_cli import RUN, call
 
-from zephyr_kit.cli.screen import MOST_KEPT, Curve, Screen, duration
+from zephyr_kit.cli.screen import MOST_KEPT, Curve, Screen
 from zephyr_kit.cli.sparkline import BLOCKS, GAP, sparkline
 from zephyr_kit.cli.tell import Teller
 from zephyr_kit.observe import Report, Run
 from zephyr_kit.protocols import Evaluation
+from zephyr_kit.words import duration
 
 ABOUT = Run("zephyr", "dpo", Path("runs/zephyr/dpo"), 100)
 
@@ -61,7 +62,7 @@ def test_a_long_curve_is_thinned_out_and_keeps_its_ends():
     assert curve.last == 10 * MOST_KEPT - 1
 
 
-DURATIONS = [(0.4, "0 s"), (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")]
+DURATIONS = [(0.4, "0.4 s"), (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")]
 
 
 @pytest.mark.parametrize(("seconds", "text"), DURATIONS)

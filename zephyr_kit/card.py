@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.markdown import figure, table
+from zephyr_kit.markdown import table
+from zephyr_kit.words import figure
 
 COUNTS = {
     "read": "rows read",

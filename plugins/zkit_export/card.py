@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.facts import read_run
-from zephyr_kit.markdown import figure, table
+from zephyr_kit.markdown import table
 from zephyr_kit.models import NamedModel
 from zephyr_kit.preset import portions_of
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.weights import local_file
+from zephyr_kit.words import figure
 from zkit_export.parity import HEAD, Parity, told
 
 CARD = "README.md"

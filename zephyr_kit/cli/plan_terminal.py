@@ -13,6 +13,7 @@ from zephyr_kit.devices import CPU_EFFICIENCY, GPU_EFFICIENCY, Device
 from zephyr_kit.forecast import Forecast
 from zephyr_kit.preset import Preset
 from zephyr_kit.sizes import in_words
+from zephyr_kit.words import duration, short
 from zephyr_kit.workload import Workload
 
 BAR = 40
@@ -75,7 +76,7 @@ def _figures(forecast: Forecast) -> Table:
 def _lines(forecast: Forecast) -> Iterator[tuple[str, str]]:
     shape, work = forecast.rehearsal.shape, forecast.workload
     share = shape.num_trained / shape.num_parameters
-    yield "model", f"{_count(shape.num_parameters)} parameters, {_count(shape.num_trained)} of them trained ({share:.1%})"
+    yield "model", f"{short(shape.num_parameters)} parameters, {short(shape.num_trained)} of them trained ({share:.1%})"
     by = "chosen" if forecast.chosen else "set"
     yield "batches", f"{by} to {forecast.tokens_per_batch:,} tokens at most, the largest has {forecast.rehearsal.num_tokens:,}"
     if work is not None:
@@ -83,7 +84,7 @@ def _lines(forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "a checkpoint", f"{in_words(forecast.rehearsal.state)} on the disk"
     yield "speed", _speed(forecast)
     if forecast.seconds is not None:
-        yield "time", f"about {_duration(forecast.seconds)} of training"
+        yield "time", f"about {duration(forecast.seconds)} of training"
 
 
 def _data_lines(work: Workload) -> Iterator[tuple[str, str]]:
@@ -102,17 +103,3 @@ def _speed(forecast: Forecast) -> str:
     tabled = forecast.device.tabled_rate is not None
     basis = f"{GPU_EFFICIENCY} of a datasheet's rate" if tabled else f"{CPU_EFFICIENCY} of a rate measured now"
     return f"about {forecast.rate / per_token:,.0f} tokens/s, from {basis}"
-
-
-def _count(number: int) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -19,6 +19,7 @@ from zephyr_kit.cli.sparkline import sparkline
 from zephyr_kit.metrics import HELD_OUT, as_text
 from zephyr_kit.observe import Report, Run
 from zephyr_kit.sizes import in_words
+from zephyr_kit.words import duration
 
 CURVES = {
     "loss": "loss",
@@ -111,8 +112,8 @@ class Screen:
     def _progress(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))
         speed = f"{self._tokens_per_second:,.0f} tokens/s" if self._tokens_per_second else ""
-        left = "" if self.left is None else f"{duration(self.left)} left"
-        told = [speed, f"{duration(self._clock() - self._began)} gone", left, self._memory()]
+        left = "" if self.left is None else f"{duration(round(self.left))} left"
+        told = [speed, f"{duration(round(self._clock() - self._began))} gone", left, self._memory()]
         bar = ProgressBar(self.run.num_steps, self._step, width=24)
         line.add_row(bar, *(Text(part, no_wrap=True) for part in told if part))
         return line
@@ -127,13 +128,6 @@ class Screen:
                 curve = self._curves[name]
                 table.add_row(label, Text(sparkline(curve.values, WIDTH), style="cyan"), as_text(curve.last))
         return table
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, two of them."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def memory_in_use() -> str:

@@ -14,10 +14,11 @@ from rich.text import Text
 
 from zephyr_kit import hookimpl
 from zephyr_kit.cli.harmless import harmless
-from zephyr_kit.cli.screen import Screen, duration
+from zephyr_kit.cli.screen import Screen
 from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Advance, Report, Run
 from zephyr_kit.protocols import Evaluation
+from zephyr_kit.words import duration
 
 SECONDS_BETWEEN_LINES = 10.0
 REDRAWN_PER_SECOND = 2.0
@@ -77,7 +78,7 @@ class Teller:
         if time.monotonic() - self._told >= SECONDS_BETWEEN_LINES or report.step == report.num_steps:
             self._told = time.monotonic()
             left = self._screen.left
-            rest = f"  {duration(left)} left" if left is not None else ""
+            rest = f"  {duration(round(left))} left" if left is not None else ""
             self.say(f"{run.stage} step {report.step}/{report.num_steps}  {figures(report)}{rest}")
 
     @hookimpl

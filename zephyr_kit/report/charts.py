@@ -9,7 +9,7 @@ from zephyr_kit.facts import Cost, RunFacts
 from zephyr_kit.lengths import Lengths
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.report.plots import SECONDS_OF_AN_HOUR, Plot
-from zephyr_kit.report.words import duration, figure, operations, short
+from zephyr_kit.words import duration, figure, operations, short
 
 TOKENS = {"title": {"text": "tokens"}, "rangemode": "tozero"}
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

@@ -10,7 +10,7 @@ from zephyr_kit.facts import Cost, RunFacts, StageFacts
 from zephyr_kit.facts.stage import PARTS
 from zephyr_kit.protocols import Evaluation
 from zephyr_kit.report.views import Measured, as_toml
-from zephyr_kit.report.words import duration, figure, hours, money, operations, share, short, size
+from zephyr_kit.words import duration, figure, hours, money, operations, share, short, size
 
 Table = tuple[Sequence[str], list[list[str]]]
 ROWS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from zephyr_kit.facts import Curves, RunFacts, StageFacts
 from zephyr_kit.facts.curves import Column
-from zephyr_kit.report.words import figure
+from zephyr_kit.words import figure
 
 SECONDS_OF_AN_HOUR = 3600
 MARKS = (("at the start", 0.0), ("after ¼", 0.25), ("after ½", 0.5), ("after ¾", 0.75), ("at the end", 1.0))

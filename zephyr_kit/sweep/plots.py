@@ -10,9 +10,9 @@ from typing import Any
 
 from zephyr_kit.facts import RunFacts
 from zephyr_kit.facts.curves import Column
-from zephyr_kit.markdown import figure
 from zephyr_kit.report.plots import BESIDE, GROUPS, Group, Plot, rounded
 from zephyr_kit.sweep.spread import Setting, Spread, shown
+from zephyr_kit.words import figure
 
 BAND = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
 ALIKE = 1e-9

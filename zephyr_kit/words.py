@@ -45,13 +45,13 @@ def duration(seconds: float | None) -> str:
     """A time in its two largest units."""
     if seconds is None:
         return DASH
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
+        return f"{minutes} min {rest:02} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def hours(seconds: float | None) -> str:
