@@ -187,7 +187,7 @@ def test_an_interval_is_drawn_where_there_is_one(run: Path) -> None:
     ("told", "expected"),
     [(figure(None), "–"), (figure(12345), "12,345"), (figure(0.123456), "0.1235"), (short(1_470_000), "1.47 M"), (short(941), "941"),
      (short(None), "–"), (operations(7.06e12), "7.06 TFLOP"), (operations(12), "12 FLOP"), (duration(7.861), "7.86 s"),
-     (duration(141.4), "2 min 21 s"), (duration(7260), "2 h 1 min"), (duration(200_000), "2 d 7 h")],
+     (duration(141.4), "2 min 21 s"), (duration(7260), "2 h 01 min"), (duration(200_000), "2 d 7 h")],
 )  # fmt: skip
 def test_figures_are_in_words(told: str, expected: str) -> None:
     assert told == expected
