@@ -91,3 +91,10 @@ def test_an_adapter_of_no_run_stands_on_the_model_that_it_names(run: Path, tmp_p
 def test_what_is_no_model_is_refused(run: Path, place: str, stage: str | None, told: str):
     with pytest.raises(PresetError, match=told):
         find_model(str(run.parent / place), Plugins(), stage=stage)
+
+
+def test_a_mistyped_run_does_not_become_a_repository_of_a_stranger(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run.parent.parent)
+    place = f"{run.parent.name}/rum"
+    with pytest.raises(PresetError, match=rf"{place}: there is no such folder in .*; did you mean `run`\?; if a repository"):
+        find_model(place, Plugins())

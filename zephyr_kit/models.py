@@ -11,7 +11,7 @@ from typing import Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.changes import apply_changes
-from zephyr_kit.config import USE, Builder, PresetError, suggest
+from zephyr_kit.config import USE, Builder, PresetError, did_you_mean, suggest
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import Stage, bound, load
 from zephyr_kit.protocols import Backend, Start
@@ -131,6 +131,13 @@ def _of_no_run(given: str, plugins: Plugins, keys: Sequence[str]) -> NamedModel:
         return NamedModel(folder.absolute().name, _backend(plugins, base, keys), Start(folder, changed))
     if looks_like_folder(given) and not folder.is_dir():
         raise PresetError(f"{given}: there is no such folder, and it is no name of a repository (OWNER/NAME)")
+    if not folder.is_dir() and folder.parent.is_dir() and local_file(given, CONFIG, revision=None) is None:
+        # A mistyped run must not become whatever a stranger has put on the hub under that name.
+        near = did_you_mean(folder.name, (each.name for each in folder.parent.iterdir() if each.is_dir()))
+        raise PresetError(
+            f"{given}: there is no such folder in {folder.parent}{near}; if a repository of that name is meant, "
+            f"start where there is no folder {folder.parent}"
+        )
     if folder.is_dir() and not (folder / CONFIG).exists():
         raise PresetError(f"{given}: holds neither {PRESET} nor {CONFIG}; {WANTED}")
     return NamedModel(folder.absolute().name, _backend(plugins, given, keys), Start())
