@@ -96,15 +96,53 @@ def test_who_answers_each_hook(capsys):
     assert re.search(r"^zkit_run_started +nobody$", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("name", "kind", "why"), [
-    ("My Loss", "objective", "is made of small letters, digits and dashes"),
-    ("none", "objective", "its class would be called None"),
-    ("scores", "objective", "its class would be called Scores"),
-])
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [
+        ("My Loss", "objective", "is made of small letters, digits and dashes"),
+        ("none", "objective", "its class would be called None"),
+        ("scores", "objective", "its class would be called Scores"),
+    ],
+)
 def test_names_that_cannot_be(name, kind, why, tmp_path, capsys):
     code, _, err = call(capsys, "plugin", "new", name, "--kind", kind, "--into", tmp_path)
     assert (code, why in err) == (1, True), err
     assert not list(tmp_path.iterdir())
+
+
+NO_NAMES = [
+    ("sft", "something of that name is installed already"),
+    ("dpo", "something of that name is installed already"),
+    ("ab-test", "pytest takes a module whose name ends in `_test` for tests"),
+    ("../x", "a plugin's name is made of small letters, digits and dashes"),
+]
+
+
+@pytest.mark.parametrize(("name", "why"), NO_NAMES)
+def test_names_that_would_not_work_are_refused(tmp_path, capsys, name, why):
+    code, _, err = call(capsys, "plugin", "new", name, "--kind", "objective", "--into", tmp_path)
+    assert (code, why in err, list(tmp_path.iterdir())) == (1, True, [])
+
+
+def test_a_place_that_cannot_be_written_is_told(capsys):
+    code, _, err = call(capsys, "plugin", "new", "abc", "--kind", "objective", "--into", "/proc")
+    assert (code, err.startswith("error: /proc/zkit-abc: cannot be written: ")) == (1, True)
+
+
+def test_importing_a_project_imports_no_torch(projects):
+    """`zkit --help` imports every plugin."""
+    tried = f"import sys; {'; '.join(f'import zkit_my_{kind}' for kind in projects)}; print('torch' in sys.modules)"
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, projects.values())), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", tried], env={**os.environ, **paths}, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["zkit-preference", "zkit_preference", "preference"])
+def test_a_plugin_is_known_by_its_project_too(name):
+    from zephyr_kit.cli.plugin import _plugin_named
+    from zephyr_kit.plugins import Plugins
+
+    assert _plugin_named(name, Plugins()) == "preference"
 
 
 def test_nothing_is_written_over(tmp_path, capsys):

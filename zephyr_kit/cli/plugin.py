@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from zephyr_kit import ZkitError
-from zephyr_kit.plugins import Plugins
-from zephyr_kit.projects import KINDS
+from zephyr_kit.plugins import OFFERS, Plugins
+from zephyr_kit.projects import KINDS, NOUNS
 
 if TYPE_CHECKING:
     from zephyr_kit.testing.check import Finding, Subject
@@ -29,14 +29,16 @@ def plugin() -> None:
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What it offers.")
 @click.option("--into", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where its folder goes.  [default: here]")
-def new(name: str, kind: str, into: Path) -> None:
+@click.pass_obj
+def new(plugins: Plugins, name: str, kind: str, into: Path) -> None:
     """Write a project that offers NAME: a module, its laws, its packaging.
 
     It works as written: install it, and go on from there.
     """
     from zephyr_kit.projects import write_project
 
-    folder = write_project(name, kind, into)
+    offered = (plugins.offered(cls) for cls, (noun, _) in OFFERS.items() if noun == NOUNS.get(kind, kind))
+    folder = write_project(name, kind, into, taken={*plugins.origins, *(offer for offers in offered for offer in offers)})
     click.echo(f"{folder}: {KINDS[kind]}, ready to be installed")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         click.echo(f"  {file.relative_to(folder)}")
@@ -58,13 +60,19 @@ def check(plugins: Plugins, target: str, changes: tuple[str, ...]) -> int:
     folder = Path(target)
     if changes and folder.is_dir():
         raise ZkitError(f"--set is for installed plugins; in {folder} the tests say what is tried")
-    subjects = list(subjects_in(folder) if folder.is_dir() else subjects_of(plugins, target, changes))
+    subjects = list(subjects_in(folder) if folder.is_dir() else subjects_of(plugins, _plugin_named(target, plugins), changes))
     if not subjects:
         raise ZkitError(f"plugin {target}: offers nothing that has laws")
     counts = Counter(outcome for subject in subjects for outcome in _shown(subject))
     told = (f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
     click.echo(f"\n{', '.join(told) or 'nothing was tried'}")
     return 1 if counts["broken"] else 0
+
+
+def _plugin_named(target: str, plugins: Plugins) -> str:
+    """A plugin by its name, or by that of its project or module."""
+    name = target.replace("-", "_")
+    return next((each for each in (target, name, name.removeprefix("zkit_")) if each in plugins.origins), target)
 
 
 def _shown(subject: Subject) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = {
     "judge": "a judge of replies",
     "suite": "an evaluation",
     "launcher": "a way to start a run on several devices",
+    "tracker": "a place that figures of training are shown in",
 }
 """What can be begun, and what it is."""
 NOUNS = {"source": "data source"}
@@ -63,15 +64,20 @@ class Names:
         return Template(text).substitute(names, noun=NOUNS.get(self.kind, self.kind), about=KINDS[self.kind])
 
 
-def write_project(name: str, kind: str, into: Path) -> Path:
-    """Write a project that offers `name`, into a folder of its own; returns that."""
+def write_project(name: str, kind: str, into: Path, *, taken: Collection[str] = ()) -> Path:
+    """Write a project that offers `name`, into a folder of its own; returns that. `taken` are names that others have already."""
     names = _names(name, kind)
+    if names.offer in taken:
+        raise ZkitError(f"{name!r}: something of that name is installed already, and two would not work beside each other; choose another")
     folder = into / names.project
     if folder.exists():
         raise ZkitError(f"{folder}: is there already; choose another name, or another place with --into")
-    for path, text in texts(names):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, "utf-8")
+    try:
+        for path, text in texts(names):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, "utf-8")
+    except OSError as error:
+        raise ZkitError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return folder
 
 
@@ -97,6 +103,8 @@ def _names(name: str, kind: str) -> Names:
     offer = name.removeprefix(PREFIX).replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", offer):
         raise ZkitError(f"{name!r}: a plugin's name is made of small letters, digits and dashes, a letter first, as `soft-margin`")
+    if offer.rpartition("_")[2] == "test":
+        raise ZkitError(f"{name!r}: pytest takes a module whose name ends in `_test` for tests; choose another name")
     names = Names(offer, kind)
     module = next(text for path, text in texts(names) if path == f"{names.module}.py")
     if keyword.iskeyword(names.cls) or re.search(rf"import .*\b{names.cls}\b", module):
