@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,30 @@ from hypothesis import HealthCheck, settings
 # thread: two on a busy machine wait for each other, and round differently.
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start need not compile every module of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+LONGEST = (
+    *("test_launch", "test_plan_command", "test_tutorial", "test_report_page", "test_recipe_on_real_data", "test_ranks"),
+    *("test_against_trl", "test_kills", "test_suites", "test_smoke", "test_resume", "test_recipe_over_http", "test_sweep"),
+    *("test_gathering_pipeline", "test_compiled", "test_reference_store", "test_crash_points", "test_stops", "test_disk"),
+    *("test_cli", "test_loop", "test_evaluate", "test_gpu_benchmark", "test_objectives_run", "test_board"),
+)
+"""Files that come first, so that no worker begins a long one when the others are at their end."""
 
 # No test is timed, hypothesis's neither.
 settings.register_profile("zephyr-kit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("zephyr-kit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what all tests have imported: nothing of it is ever garbage, and to look through it takes long
 
 
 @pytest.fixture(scope="session", autouse=True)

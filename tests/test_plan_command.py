@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import CliRunner
+from torch.distributed.device_mesh import DeviceMesh
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral
 from zkit_mistral.shapes import TABLED as SHAPES
@@ -18,7 +20,7 @@ from zkit_mistral.shapes import TABLED as SHAPES
 from benchmarks import memory, models
 from tests.tiny import write_model
 from tests.toys import Listener
-from zephyr_kit import ZkitError
+from zephyr_kit import ZkitError, forecast
 from zephyr_kit.cli import build, main
 from zephyr_kit.devices import TABLED, Device, host_memory, named_device
 from zephyr_kit.forecast import LADDER, Forecast, Outlook, skeleton_start
@@ -26,6 +28,7 @@ from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
 from zephyr_kit.preset import Preset, load
 from zephyr_kit.protocols import Leaner
+from zephyr_kit.rehearsal import PlannedStep, Rehearsal, rehearse
 from zephyr_kit.remedy import find_remedy
 from zephyr_kit.sizes import GIB, MIB, in_words
 from zephyr_kit.stages import TrainStage
@@ -72,6 +75,25 @@ def plugins() -> Plugins:
     return Plugins()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rehearsed_once() -> Iterator[None]:
+    """The same step comes to the same on every device that is alone: no test rehearses again what another has."""
+    known: dict[tuple[str, ...], Rehearsal] = {}
+
+    def rehearse_once(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
+        if mesh is not None:
+            return rehearse(planned, mesh)
+        sizes = [(len(tree.prompt), *map(len, tree.completions), *map(sum, tree.trained)) for tree in planned.trees]
+        key = repr(replace(planned, trees=())), repr(sizes)
+        if key not in known:
+            known[key] = rehearse(planned)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "rehearse", rehearse_once)
+        yield
+
+
 def outlook(preset: Preset, name: str, memory: int, kind: str = "cuda") -> Outlook:
     (stage,) = (each for each in preset.stages if each.name == name)
     assert isinstance(stage.task, TrainStage)
@@ -85,9 +107,9 @@ def test_what_a_preset_of_ours_needs_holds_what_is_planned(file, plugins):
     names = [stage.name for stage in preset.stages if isinstance(stage.task, TrainStage)]
     for name in names:
         view = outlook(preset, name, int((preset.needs.memory or 2) * GIB), preset.needs.device.replace("any", "cpu"))
-        forecast = replace(view, libraries=GIB // 2).with_batches_of(2048)
-        assert forecast.fits
-        assert forecast.rehearsal.shape.num_parameters > 1e6
+        foretold = replace(view, libraries=GIB // 2).with_batches_of(2048)
+        assert foretold.fits
+        assert foretold.rehearsal.shape.num_parameters > 1e6
 
 
 def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
@@ -195,9 +217,9 @@ def test_made_up_batches_are_as_full_as_they_may_be(preset, plugins):
 
 
 def over(count: int, view: Outlook) -> Forecast:
-    forecast = replace(view, device=replace(view.device, count=count)).with_batches_of(2048)
+    foretold = replace(view, device=replace(view.device, count=count)).with_batches_of(2048)
     assert not dist.is_initialized(), "no process group is left behind"
-    return forecast
+    return foretold
 
 
 def test_more_devices_share_all_but_the_activations(preset, plugins):

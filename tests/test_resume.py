@@ -16,10 +16,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import Forked
 from tiny import write_model
 
-ZKIT = Path(sys.executable).with_name("zkit")
 STEPS, LOOKS = 40, 8
 PRESET = """
 name = "tiny"
@@ -73,12 +74,11 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "preset.toml"
 
 
-def start(preset: Path, output: Path) -> subprocess.Popen[str]:
-    command = [str(ZKIT), "run", str(preset), "--output", str(output)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def start(preset: Path, output: Path) -> Forked:
+    return forked.start(["run", str(preset), "--output", str(output)], output.with_name(f"{output.name}.log"))
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Forked) -> str:
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
     return said
@@ -120,7 +120,7 @@ def count_lines(output: Path) -> int:
     return found
 
 
-def kill_at(process: subprocess.Popen[str], output: Path, number: int) -> bool:
+def kill_at(process: Forked, output: Path, number: int) -> bool:
     """Kill the run as soon as it has written so many lines; False if it ended before."""
     while process.poll() is None:
         if count_lines(output) >= number:
