@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
-from torch.multiprocessing import start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from zephyr_kit.world import World
 
