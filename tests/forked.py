@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -167,6 +168,7 @@ def _main(arguments: list[str], environment: Mapping[str, str], prepare: Prepare
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["zkit", *arguments]
+    importlib.invalidate_caches()  # a folder of the path may have come since the server has looked
     from zephyr_kit.cli import main
 
     code = 70

@@ -6,10 +6,9 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -241,15 +240,18 @@ def test_a_result_is_not_set_aside_for_data_that_is_refused(preset: Path, finish
     assert set(after) - set(before) == {"sft.data.quarantine.jsonl"}
 
 
+def no_large_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 def test_a_full_disk_is_told_in_a_line(preset: Path, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
-    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from zephyr_kit.cli import main; main()"
-    arguments = ["run", str(preset), "--output", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 4
-    assert "Traceback" not in done.stderr
-    assert "file too large" in done.stderr
-    assert "the same command goes on" in done.stderr
+    ended = forked.start(["run", str(preset), "--output", str(tmp_path / "run")], tmp_path / "log", prepare=no_large_files)
+    said, _ = ended.communicate(timeout=120)
+    assert ended.returncode == 4, said
+    assert "Traceback" not in said
+    assert "file too large" in said
+    assert "the same command goes on" in said
 
 
 def test_a_changed_first_stage_runs_all_again(preset: Path, finished: Path) -> None:

@@ -106,11 +106,17 @@ def test_wandb_keeps_all_for_later_where_it_is_offline(tmp_path, monkeypatch):
     for name, value in {"WANDB_MODE": "offline", "WANDB__SERVICE_WAIT": "250", "WANDB_INIT_TIMEOUT": "250"}.items():
         monkeypatch.setenv(name, value)
     tell(WandB(), tmp_path, between=lambda: time.sleep(1.01))  # its folders are named by the second
-    kept = list((tmp_path / "a-run" / "dpo" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(kept) == 2
-    text = b"".join(file.read_bytes() for file in kept)
-    for word in (b"reward/accuracy", b"held_out/loss", b"objective.beta", b"a-run/dpo"):
-        assert word in text
+
+    def kept():
+        return [file.read_bytes() for file in (tmp_path / "a-run" / "dpo" / "wandb").glob("offline-run-*/*.wandb")]
+
+    # A process of W&B's writes, and may be at it still.
+    words, until = (b"reward/accuracy", b"held_out/loss", b"objective.beta", b"a-run/dpo"), time.monotonic() + 120
+    while not all(word in b"".join(kept()) for word in words) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(kept()) == 2
+    text = b"".join(kept())
+    assert [word for word in words if word not in text] == []
     assert str(Path(__file__).parent).encode() not in text
 
 
