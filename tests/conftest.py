@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -56,3 +58,24 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data in {folder} (set ZKIT_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def rehearsed_once() -> Iterator[None]:
+    """The same step comes to the same on every device that is alone: no test of the module rehearses again what another has."""
+    from zephyr_kit import forecast, rehearsal
+
+    known: dict[tuple[str, str], rehearsal.Rehearsal] = {}
+
+    def rehearse_once(planned: rehearsal.PlannedStep, mesh: Any = None) -> rehearsal.Rehearsal:
+        if mesh is not None:
+            return rehearsal.rehearse(planned, mesh)
+        sizes = [(len(tree.prompt), *map(len, tree.completions), *map(sum, tree.trained)) for tree in planned.trees]
+        key = repr(replace(planned, trees=())), repr(sizes)
+        if key not in known:
+            known[key] = rehearsal.rehearse(planned)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecast, "rehearse", rehearse_once)
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import CliRunner
-from torch.distributed.device_mesh import DeviceMesh
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral
 from zkit_mistral.shapes import TABLED as SHAPES
@@ -20,7 +18,7 @@ from zkit_mistral.shapes import TABLED as SHAPES
 from benchmarks import memory, models
 from tests.tiny import write_model
 from tests.toys import Listener
-from zephyr_kit import ZkitError, forecast
+from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
 from zephyr_kit.devices import TABLED, Device, host_memory, named_device
 from zephyr_kit.forecast import LADDER, Forecast, Outlook, skeleton_start
@@ -28,11 +26,12 @@ from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
 from zephyr_kit.preset import Preset, load
 from zephyr_kit.protocols import Leaner
-from zephyr_kit.rehearsal import PlannedStep, Rehearsal, rehearse
 from zephyr_kit.remedy import find_remedy
 from zephyr_kit.sizes import GIB, MIB, in_words
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.workload import made_up, most_in_a_step
+
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.toml"))
 
@@ -73,25 +72,6 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plugins() -> Plugins:
     return Plugins()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def rehearsed_once() -> Iterator[None]:
-    """The same step comes to the same on every device that is alone: no test rehearses again what another has."""
-    known: dict[tuple[str, ...], Rehearsal] = {}
-
-    def rehearse_once(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
-        if mesh is not None:
-            return rehearse(planned, mesh)
-        sizes = [(len(tree.prompt), *map(len, tree.completions), *map(sum, tree.trained)) for tree in planned.trees]
-        key = repr(replace(planned, trees=())), repr(sizes)
-        if key not in known:
-            known[key] = rehearse(planned)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast, "rehearse", rehearse_once)
-        yield
 
 
 def outlook(preset: Preset, name: str, memory: int, kind: str = "cuda") -> Outlook:

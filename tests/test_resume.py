@@ -20,6 +20,8 @@ import pytest
 from forked import Forked
 from tiny import write_model
 
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
+
 STEPS, LOOKS = 40, 8
 PRESET = """
 name = "tiny"
