@@ -21,15 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/zkit run presets/quickstart.toml
 
-# A worker for each processor, and a thread for each worker.
+# A worker for each processor, and a thread for each worker; files in the order of tests/conftest.py, the longest first.
+IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL)
 
 # The same tests at the newest versions that unsloth takes: its caps must not reach the core.
 CAPPED := build/unsloth-versions
 
 test-unsloth-versions: $(CAPPED)/.installed
-	OMP_NUM_THREADS=1 $(CAPPED)/bin/python -m pytest -n auto --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(CAPPED)/bin/python -m pytest $(IN_PARALLEL) $(TESTS)
 
 $(CAPPED)/.installed: pyproject.toml constraints-unsloth.txt
 	test -x $(CAPPED)/bin/python || $(PYTHON) -m venv $(CAPPED)

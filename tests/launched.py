@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked, Prepare, start
 from safetensors.torch import load_file
 from tiny import write_model
+
+from zephyr_kit.engine import Trainer
 
 PRESET = """
 name = "tiny"
@@ -48,10 +51,22 @@ max_length = 160
 model.lora = {{ rank = 2 }}
 train = {{ steps = 6, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 2, tokens_per_batch = 128 }}
 """
-SLOW = "import time, zephyr_kit.engine as e; s = e.Trainer.step; e.Trainer.step = lambda self, work: (time.sleep(0.3), s(self, work))[1]"
+STEPS = 12
 
 
-def write_preset(folder: Path, *, num_steps: int = 12) -> Path:
+def slow(starts: int = 1) -> None:
+    """So many starts leave time to strike."""
+    taken = Trainer.step
+
+    def step(self: Trainer, work: Any) -> Any:
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < starts:
+            time.sleep(0.3)
+        return taken(self, work)
+
+    Trainer.step = step
+
+
+def write_preset(folder: Path, *, num_steps: int = STEPS) -> Path:
     """A preset of two stages, with its model and its data beside it."""
     write_model(folder / "model", dtype=torch.float64)
     words = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish"]
@@ -68,21 +83,11 @@ def write_preset(folder: Path, *, num_steps: int = 12) -> Path:
 
 
 @contextmanager
-def started(preset: Path, output: Path, *options: str, first: str = "") -> Iterator[subprocess.Popen[str]]:
-    """`zkit run`, with something done to it before in every process."""
-    surroundings = {**os.environ, "ZKIT_CACHE": str(output.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    if first:
-        (output.parent / "first").mkdir(exist_ok=True)
-        (output.parent / "first" / "sitecustomize.py").write_text(first)
-        surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(output.parent / "first"), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zephyr_kit", "run", str(preset), "--output", str(output), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=surroundings,
-    )
+def started(preset: Path, output: Path, *options: str, prepare: Prepare | None = None) -> Iterator[Forked]:
+    """`zkit run`, with something done in every process before; all are forked."""
+    environment = {**os.environ, "ZKIT_CACHE": str(output.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    arguments = ["run", str(preset), "--output", str(output), *options]
+    process = start(arguments, output.with_name("log"), prepare=prepare, environment=environment, ranks=True)
     try:
         yield process
     finally:
@@ -90,11 +95,20 @@ def started(preset: Path, output: Path, *options: str, first: str = "") -> Itera
             process.kill()
 
 
-def run(preset: Path, output: Path, *options: str, code: int = 0, first: str = "") -> str:
-    with started(preset, output, *options, first=first) as process:
+def run(preset: Path, output: Path, *options: str, code: int = 0, prepare: Prepare | None = None) -> str:
+    with started(preset, output, *options, prepare=prepare) as process:
         said, _ = process.communicate(timeout=200)
     assert process.returncode == code, said
     return said
+
+
+def run_anew(preset: Path, output: Path, *options: str) -> str:
+    """The very command, whose ranks are new processes as well."""
+    environment = {**os.environ, "ZKIT_CACHE": str(output.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "zephyr_kit", "run", str(preset), "--output", str(output), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def figures(output: Path, stage: str) -> list[dict[str, Any]]:
@@ -125,16 +139,9 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 def pid_of(output: Path, rank: int) -> int | None:
     """The process of a rank, once it beats."""
-    if not (output / "logs" / "signs" / f"{rank}.beat").exists():
-        return None
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = dict(word.partition("=")[::2] for word in (folder / "environ").read_text(errors="replace").split("\0"))
-        except OSError:
-            continue
-        if words.get("ZKIT_SIGNS") == str(output / "logs" / "signs") and words.get("RANK") == str(rank):
-            return int(folder.name)
-    return None
+    signs = output / "logs" / "signs"
+    pid = signs / f"{rank}.pid"
+    return int(pid.read_text() or 0) if pid.exists() and (signs / f"{rank}.beat").exists() else None
 
 
 def steps(output: Path, stage: str = "sft") -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 from browser import barriers, chromium, opened
 from tiny_presets import FROM_SCRATCH
@@ -218,19 +216,19 @@ def test_it_follows_a_training_live(browser, tmp_path):
     (tmp_path / "live.toml").write_text(TRAINING, "utf-8")
     runs = tmp_path / "runs"
     runs.mkdir()
-    command = [sys.executable, "-m", "zephyr_kit", "run", str(tmp_path / "live.toml"), "--output", str(runs / "live")]
+    arguments = ["run", str(tmp_path / "live.toml"), "--output", str(runs / "live")]
     expect = pytest.importorskip("playwright.sync_api").expect
-    with served(runs) as board, (tmp_path / "said.txt").open("w") as said, opened(browser, board.address) as page:
+    with served(runs) as board, opened(browser, board.address) as page:
         page.get_by_text("There is no run yet.").wait_for()
-        with subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}) as training:
-            row = page.locator("#runs tbody tr")
-            row.get_by_text("running").wait_for(timeout=120_000)
-            page.locator("progress").wait_for(timeout=120_000)
-            page.locator("#plots .main-svg").first.wait_for()
-            stage = row.locator("td").nth(2)
-            expect(stage).not_to_have_text(stage.inner_text(), timeout=120_000)
-            row.get_by_text("done").wait_for(timeout=120_000)
-            assert training.wait() == 0, (tmp_path / "said.txt").read_text()
+        training = forked.start(arguments, tmp_path / "said.txt")
+        row = page.locator("#runs tbody tr")
+        row.get_by_text("running").wait_for(timeout=120_000)
+        page.locator("progress").wait_for(timeout=120_000)
+        page.locator("#plots .main-svg").first.wait_for()
+        stage = row.locator("td").nth(2)
+        expect(stage).not_to_have_text(stage.inner_text(), timeout=120_000)
+        row.get_by_text("done").wait_for(timeout=120_000)
+        assert training.wait(120) == 0, training.said
         page.get_by_text("sft, step 120").wait_for()
         page.get_by_text("1 done").wait_for()
         assert page.locator("figure figcaption b").all_inner_texts()[:2] == ["Loss", "Gradient norm"]

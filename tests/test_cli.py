@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import click
+import forked
 import pytest
 from distributions import HINGE, write_distribution
 
@@ -261,7 +262,7 @@ def test_presets_and_commands_of_plugins(site):
 
 
 @pytest.mark.slow
-def test_a_run_is_observed_continued_and_talked_to(site, tmp_path):
+def test_a_run_is_observed_continued_and_talked_to(site, tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(TINY, "utf-8")
     done = zkit("run", "tiny.toml", "--output", "out", "--device", "cpu", cwd=tmp_path, path=site)
     assert (done.returncode, done.stderr) == (0, "")
@@ -275,15 +276,18 @@ def test_a_run_is_observed_continued_and_talked_to(site, tmp_path):
         "sft step 1",
         "sft ended None",
     ]
-    again = zkit("run", "tiny.toml", "--output", "out", "--device", "cpu", cwd=tmp_path, path=site)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(tmp_path)
+    again = forked.zkit("run", "tiny.toml", "--output", "out", "--device", "cpu")
     assert "stage base: done before, nothing changed" in again.stdout
     # From another folder, with two turns and an empty line.
-    talk = zkit("chat", tmp_path / "out", "--max-new-tokens", "3", "--temperature", "0", cwd=site, stdin="Hello!\nWhy?\n\nnever read\n")
+    monkeypatch.chdir(site)
+    talk = forked.zkit("chat", tmp_path / "out", "--max-new-tokens", "3", "--temperature", "0", stdin="Hello!\nWhy?\n\nnever read\n")
     assert talk.returncode == 0
     assert talk.stdout.startswith(f"{tmp_path / 'out' / 'sft' / 'model'} (an empty line ends)\n\n> ")
     assert talk.stdout.count("\n> ") == 3
-    at_end = zkit("chat", tmp_path / "out", "--stage", "base", "--max-new-tokens", "3", "--system", "Be brief.", cwd=site, stdin="Hello!")
+    at_end = forked.zkit("chat", tmp_path / "out", "--stage", "base", "--max-new-tokens", "3", "--system", "Be brief.", stdin="Hello!")
     assert at_end.returncode == 0
     assert at_end.stdout.startswith(str(tmp_path / "out" / "base" / "model"))
-    lost = zkit("chat", tmp_path / "out", "--stage", "bsae", cwd=site)
+    lost = forked.zkit("chat", tmp_path / "out", "--stage", "bsae")
     assert (lost.returncode, lost.stderr) == (2, f"error: {tmp_path / 'out'}: has no trained stage `bsae`; did you mean `base`?\n")

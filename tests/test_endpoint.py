@@ -158,8 +158,8 @@ def test_without_a_seed_each_sample_is_still_drawn_by_itself(bench: Bench) -> No
 
 def test_all_that_goes_wrong_is_survived_and_nothing_is_answered_twice(bench: Bench) -> None:
     rates = dict.fromkeys(("limited", "broken", "slow", "silent", "garbled", "truncated", "closed"), 0.1)
-    with Loopback(echo, faults=Faults(rates, seed=3, retry_after=0.01, slowness=0.05, silence=2.5, most=5)) as server:
-        replies = write(completer(server, timeout=2.0), requests(40), bench)
+    with Loopback(echo, faults=Faults(rates, seed=3, retry_after=0.01, slowness=0.05, silence=6.5, most=5)) as server:
+        replies = write(completer(server, timeout=6.0), requests(40), bench)
         assert set(server.struck) == set(rates)
         assert [reply.text for reply in replies if isinstance(reply, Reply)] == [f"I heard: What is {n} and {n}?" for n in range(40)]
         assert list(server.answered.values()) == [1] * 40

@@ -9,6 +9,8 @@ import pytest
 from test_resume import run_here
 from tiny import write_model
 
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
+
 PRESET = """
 name = "gather"
 seed = 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import server
 from oracles.trl_runs import WARNINGS
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,7 +147,7 @@ def _lack() -> None:
 
 
 def test_why_a_run_failed_is_told(tmp_path: Path) -> None:
-    context, log = get_context("spawn"), tmp_path / "log.txt"
+    context, log = server(), tmp_path / "log.txt"
     assert apart(context, log, 60, len, "four") == 4
     with pytest.raises(Failed, match="TypeError: object of type 'int' has no len"):
         apart(context, log, 60, len, 4)

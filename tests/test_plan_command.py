@@ -31,6 +31,8 @@ from zephyr_kit.sizes import GIB, MIB, in_words
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.workload import made_up, most_in_a_step
 
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
+
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.toml"))
 
 PRESET = """
@@ -85,9 +87,9 @@ def test_what_a_preset_of_ours_needs_holds_what_is_planned(file, plugins):
     names = [stage.name for stage in preset.stages if isinstance(stage.task, TrainStage)]
     for name in names:
         view = outlook(preset, name, int((preset.needs.memory or 2) * GIB), preset.needs.device.replace("any", "cpu"))
-        forecast = replace(view, libraries=GIB // 2).with_batches_of(2048)
-        assert forecast.fits
-        assert forecast.rehearsal.shape.num_parameters > 1e6
+        foretold = replace(view, libraries=GIB // 2).with_batches_of(2048)
+        assert foretold.fits
+        assert foretold.rehearsal.shape.num_parameters > 1e6
 
 
 def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
@@ -195,9 +197,9 @@ def test_made_up_batches_are_as_full_as_they_may_be(preset, plugins):
 
 
 def over(count: int, view: Outlook) -> Forecast:
-    forecast = replace(view, device=replace(view.device, count=count)).with_batches_of(2048)
+    foretold = replace(view, device=replace(view.device, count=count)).with_batches_of(2048)
     assert not dist.is_initialized(), "no process group is left behind"
-    return forecast
+    return foretold
 
 
 def test_more_devices_share_all_but_the_activations(preset, plugins):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import spawn
 from objectives import feed_of
 from policies import backend
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
@@ -30,7 +31,6 @@ from zephyr_kit.plan import Plan
 from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
 from zephyr_kit.shares import whole
-from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import Forked
 from loopback import Faults, Loopback, SmallModel
 
-ZKIT = Path(sys.executable).with_name("zkit")
 SEEDS, PROMPTS, SAMPLES, KILLS = 6, 8, 3, 5
 FAULTS = {"limited": 0.12, "broken": 0.05, "slow": 0.1, "garbled": 0.05, "truncated": 0.04, "closed": 0.04, "nonsense": 0.08}
 PRESET = """
@@ -96,21 +94,18 @@ def preset(tmp_path: Path, shared: Path, server: Loopback) -> Path:
     return tmp_path / "preset.toml"
 
 
-def start(preset: Path, cache: Path) -> subprocess.Popen[str]:
-    command = [str(ZKIT), "run", str(preset), "--output", str(preset.parent / "run")]
-    surroundings = {**os.environ, "ZKIT_CACHE": str(cache)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings, start_new_session=True
-    )
+def start(preset: Path, cache: Path) -> Forked:
+    arguments = ["run", str(preset), "--output", str(preset.parent / "run")]
+    return forked.start(arguments, preset.with_name("log"), environment={**os.environ, "ZKIT_CACHE": str(cache)})
 
 
-def end(process: subprocess.Popen[str]) -> str:
+def end(process: Forked) -> str:
     said, _ = process.communicate(timeout=250)
     assert process.returncode == 0, said
     return said
 
 
-def wait_for_answers(server: Loopback, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_answers(server: Loopback, count: int, process: Forked) -> None:
     goal = sum(server.answered.values()) + count
     while sum(server.answered.values()) < goal:
         assert process.poll() is None, process.communicate()[0]
@@ -132,7 +127,7 @@ def test_killed_and_faulty_it_ends_with_everything_accounted_for_and_asks_nothin
             time.sleep(0.3)
             server.start()
             wait_for_answers(server, 2, process)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
     end(start(preset, cache))
     run = tmp_path / "run"

@@ -6,20 +6,22 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import Forked
 from tiny import write_model
 
-ZKIT = Path(sys.executable).with_name("zkit")
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
+
 STEPS, LOOKS = 40, 8
 PRESET = """
 name = "tiny"
@@ -73,12 +75,11 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "preset.toml"
 
 
-def start(preset: Path, output: Path) -> subprocess.Popen[str]:
-    command = [str(ZKIT), "run", str(preset), "--output", str(output)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def start(preset: Path, output: Path) -> Forked:
+    return forked.start(["run", str(preset), "--output", str(output)], output.with_name(f"{output.name}.log"))
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Forked) -> str:
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
     return said
@@ -120,7 +121,7 @@ def count_lines(output: Path) -> int:
     return found
 
 
-def kill_at(process: subprocess.Popen[str], output: Path, number: int) -> bool:
+def kill_at(process: Forked, output: Path, number: int) -> bool:
     """Kill the run as soon as it has written so many lines; False if it ended before."""
     while process.poll() is None:
         if count_lines(output) >= number:
@@ -241,15 +242,18 @@ def test_a_result_is_not_set_aside_for_data_that_is_refused(preset: Path, finish
     assert set(after) - set(before) == {"sft.data.quarantine.jsonl"}
 
 
+def no_large_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 def test_a_full_disk_is_told_in_a_line(preset: Path, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
-    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from zephyr_kit.cli import main; main()"
-    arguments = ["run", str(preset), "--output", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 4
-    assert "Traceback" not in done.stderr
-    assert "file too large" in done.stderr
-    assert "the same command goes on" in done.stderr
+    ended = forked.start(["run", str(preset), "--output", str(tmp_path / "run")], tmp_path / "log", prepare=no_large_files)
+    said, _ = ended.communicate(timeout=120)
+    assert ended.returncode == 4, said
+    assert "Traceback" not in said
+    assert "file too large" in said
+    assert "the same command goes on" in said
 
 
 def test_a_changed_first_stage_runs_all_again(preset: Path, finished: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import spawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import backend
@@ -24,7 +25,6 @@ from zephyr_kit.checkpoint import Checkpoints, read
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.protocols import Start, updates_bfloat16
-from zephyr_kit.spawned import spawn
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")

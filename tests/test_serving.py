@@ -184,7 +184,7 @@ def test_a_mistake_of_ours_is_told_and_the_next_request_is_answered(client, capf
 
 def ask(server: ChatServer, method: str, path: str, body: str | None = None, **headers: str) -> tuple[int, dict, str]:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as connection:
         connection.request(method, path, body, names)
         response = connection.getresponse()
         return response.status, dict(response.headers), response.read().decode("utf-8")

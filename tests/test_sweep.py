@@ -27,6 +27,8 @@ from zephyr_kit.sweep.plots import curve_plots
 from zephyr_kit.sweep.spread import Outcome, Spread, figures_of
 from zephyr_kit.sweep.view import View, taken
 
+pytestmark = pytest.mark.usefixtures("rehearsed_once")
+
 TINY = """
 name = "tiny"
 """ + FROM_SCRATCH + """[stages.sft]

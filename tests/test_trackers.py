@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,12 +47,13 @@ def a_run(folder: Path, first: int = 0) -> Run:
     return Run("name", "dpo", folder / "a-run" / "dpo", 3, first, {"objective.beta": 0.1, "data[0].use": "jsonl"})
 
 
-def tell(tracker, folder: Path) -> None:
+def tell(tracker, folder: Path, between=lambda: None) -> None:
     """Killed after two steps, of which the second is lost, and continued."""
     first = tracker.open(a_run(folder))
     for report in STEPS[:2]:
         first.write(report.step, report.facts() | {"step": report.step})
     first.close(RuntimeError("killed"))
+    between()
     again = tracker.open(a_run(folder, 1))
     for report in STEPS[1:]:
         again.write(report.step, {"loss": report.loss, **report.metrics})
@@ -101,13 +103,20 @@ def test_mlflow_reads_what_was_written_and_a_stage_goes_on_in_its_run(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_keeps_all_for_later_where_it_is_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    tell(WandB(), tmp_path)
-    kept = list((tmp_path / "a-run" / "dpo" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(kept) == 2
-    text = b"".join(file.read_bytes() for file in kept)
-    for word in (b"reward/accuracy", b"held_out/loss", b"objective.beta", b"a-run/dpo"):
-        assert word in text
+    for name, value in {"WANDB_MODE": "offline", "WANDB__SERVICE_WAIT": "250", "WANDB_INIT_TIMEOUT": "250"}.items():
+        monkeypatch.setenv(name, value)
+    tell(WandB(), tmp_path, between=lambda: time.sleep(1.01))  # its folders are named by the second
+
+    def kept():
+        return [file.read_bytes() for file in (tmp_path / "a-run" / "dpo" / "wandb").glob("offline-run-*/*.wandb")]
+
+    # A process of W&B's writes, and may be at it still.
+    words, until = (b"reward/accuracy", b"held_out/loss", b"objective.beta", b"a-run/dpo"), time.monotonic() + 120
+    while not all(word in b"".join(kept()) for word in words) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(kept()) == 2
+    text = b"".join(kept())
+    assert [word for word in words if word not in text] == []
     assert str(Path(__file__).parent).encode() not in text
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from forked import zkit
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(sh|python|toml)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.S | re.M)
 BLOCKS = [match.groups() for match in BLOCK.finditer(TEXT)]
-RUN = "import sys; from zephyr_kit.cli import main; main(sys.argv[1:])"
 MINUTES = "zkit run quickstart"
 """What takes too long for a test; the miniature stands in its place."""
 INSTALL = "pip install -e 'zkit-hinge[test]'"
@@ -40,7 +38,7 @@ def loosely(line: str) -> str:
 @pytest.mark.timeout(600)
 def test_the_tutorial_works_as_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "zkit-hinge"))
+    monkeypatch.syspath_prepend(tmp_path / "zkit-hinge")
     assert sum(language == "sh" for language, *_ in BLOCKS) >= 12
     for language, code, promised in BLOCKS:
         if language == "python" and "hookimpl" in code:
@@ -72,7 +70,7 @@ def follow(code: str, promised: str | None) -> None:
         elif line != EARNEST and not line.startswith(ELSEWHERE):
             words = shlex.split(line)
             assert words[0] == "zkit"
-            done = subprocess.run([sys.executable, "-c", RUN, *words[1:]], capture_output=True, text=True, timeout=300, check=False)
+            done = zkit(*words[1:])
             printed = done.stdout + (done.stderr if done.returncode else "")
             assert promised is None or fits(promised, printed), f"{line}\n{printed}\n{done.stderr}"
 

@@ -81,7 +81,7 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache of the hub, and a hub that does not answer."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("zkit_sources.hub_cache.request", lambda *_: time.sleep(20))
+    monkeypatch.setattr("zkit_sources.hub_cache.request", lambda *_: time.sleep(200))
     monkeypatch.setattr("zkit_sources.hub_cache.PROBE_SECONDS", 0.2)
 
 

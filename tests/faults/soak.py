@@ -125,7 +125,7 @@ def _damage(place: Path, draw: random.Random) -> None:
 
 def _end(going: Going) -> int:
     """However long it takes."""
-    going.process.join()
+    going.process.wait()
     return going.end()
 
 

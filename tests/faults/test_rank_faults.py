@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from launched import SLOW, assert_same_run, pid_of, run, started, steps, wait_until, write_preset
+from forked import Forked
+from launched import assert_same_run, pid_of, run, slow, started, steps, wait_until, write_preset
 
 from .job import full
 
@@ -32,7 +33,7 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def strike(process: subprocess.Popen[str], output: Path, draw: random.Random, number: int) -> float | None:
+def strike(process: Forked, output: Path, draw: random.Random, number: int) -> float | None:
     """Send a signal to one rank when some new steps were taken; seconds until there are more, None if the run was over."""
     before = steps(output)
     wait_until(lambda: process.poll() is not None or steps(output) >= before + draw.randint(1, 6), 120)
@@ -50,7 +51,7 @@ def strike(process: subprocess.Popen[str], output: Path, draw: random.Random, nu
 @pytest.mark.parametrize(("label", "number", "count", "limit"), [("W3", signal.SIGKILL, 50, 30.0), ("S7", signal.SIGSTOP, 20, 60.0)])
 def test_struck_in_one_run(preset, straight, tmp_path, tell: Tell, label: str, number: int, count: int, limit: float) -> None:
     draw, output, back = random.Random(label), tmp_path / "run", []
-    with started(preset, output, "--devices", "2", first=SLOW) as process:
+    with started(preset, output, "--devices", "2", prepare=partial(slow, 10_000)) as process:
         while len(back) < count and (seconds := strike(process, output, draw, number)) is not None:
             back.append(seconds)
         said, _ = process.communicate(timeout=900)
@@ -65,7 +66,7 @@ def test_asked_to_end(preset, straight, tmp_path, tell: Tell, whom: str) -> None
     draw, output, saved, count = random.Random(whom), tmp_path / "run", 0, 20
     for _ in range(count):
         before = steps(output)
-        with started(preset, output, "--devices", "2", first=SLOW) as process:
+        with started(preset, output, "--devices", "2", prepare=partial(slow, 10_000)) as process:
             wait_until(lambda before=before: process.poll() is not None or steps(output) > before + 2, 120)
             pids = [wait_until(lambda rank=rank: pid_of(output, rank)) for rank in (0, 1)]
             asked = time.monotonic()

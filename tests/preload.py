@@ -1,4 +1,4 @@
-"""What a run imports on its way, so that forked ones need not."""
+"""What runs, their launchers and their ranks import on the way, so that forked ones need not."""
 
 import gc
 import importlib
@@ -7,6 +7,7 @@ NAMES = (
     "bitsandbytes",
     "datasets",
     "datasketch",
+    "forked",
     "peft",
     "peft.tuners.lora",
     "pydantic",
@@ -14,6 +15,9 @@ NAMES = (
     "safetensors.torch",
     "tomli_w",
     "torch._subclasses.fake_tensor",
+    "torch.distributed.elastic.agent.server.local_elastic_agent",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
     "torch.utils.flop_counter",
     "transformers",
     "transformers.models.auto.modeling_auto",
@@ -25,6 +29,7 @@ NAMES = (
     "zephyr_kit.smoke",
     "zephyr_kit.cli.tell",
     "zkit_attentions.segments",
+    "zkit_launchers.guard",
     "zkit_mistral.loading",
     "zkit_mistral.skeleton",
     "zkit_optimizers.pages",
