@@ -16,7 +16,12 @@ from zephyr_kit.plugins import Plugins
 @click.option("--stage", help="Whose model.  [default: the last one that is trained]")
 @click.option("--merge", is_flag=True, help="Write an adapter's model whole, from a base in 4 or 8 bits too, instead of the adapter.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of whole weights.  [default: the model's own]")
-@click.option("--gguf", multiple=True, metavar="TYPE", help="Also a GGUF file: F32, F16, BF16, Q8_0; by llama.cpp Q4_K_M … Repeatable; the Modelfile is for the last.")
+@click.option(
+    "--gguf",
+    multiple=True,
+    metavar="TYPE",
+    help="Also a GGUF file: F32, F16, BF16, Q8_0; by llama.cpp Q4_K_M … Repeatable; the Modelfile is for the last.",
+)
 @click.option("--push", "repository", metavar="OWNER/NAME", help="Then hand the folder to the hub.")
 @click.option("--public", is_flag=True, help="Let everybody see what is pushed to a new repository.")
 @click.option("--device", default="auto", show_default=True, help="Where the models are compared.")

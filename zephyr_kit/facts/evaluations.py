@@ -16,8 +16,11 @@ from zephyr_kit.protocols import Evaluation
 
 def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
     """Those of a list from JSON that can be read; the others are told."""
-    read = []
-    for one in found if isinstance(found, list) else ():
+    read: list[Evaluation] = []
+    if not isinstance(found, list):
+        complain(f"{where}: holds no list of evaluations")
+        return read
+    for one in found:
         try:
             read.append(read_evaluation(one))
         except (AttributeError, TypeError, ValueError) as error:
@@ -35,8 +38,9 @@ def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) 
 def _measured(run: Path, complain: Complain) -> Iterator[tuple[str, Sequence[Evaluation]]]:
     for file in sorted((run / FOLDER).glob(f"*/{RESULT}")):
         where = f"{FOLDER}/{file.parent.name}"
-        table = read_table(file, partial(_complain_of, where, complain)) or {}
-        yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
+        table = read_table(file, partial(_complain_of, where, complain))
+        if table is not None:
+            yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
 
 
 def _complain_of(where: str, complain: Complain, text: str) -> None:
