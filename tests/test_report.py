@@ -209,6 +209,21 @@ def test_a_report_is_written_where_it_is_looked_for(run: Path, tmp_path: Path, m
     assert write_reports(run) == [run / "report.html", run / "report.md"]
 
 
+def test_only_a_report_is_replaced_without_a_word_from_the_user(run: Path, tmp_path: Path, capsys) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_bytes(b"mine, about `zkit report` \xff")
+    assert zkit("report", run, "--out", precious) == 1
+    assert f"{precious}: is there already, and is no report of ours; choose another file with --out" in capsys.readouterr().err
+    assert precious.read_bytes().startswith(b"mine")
+    for ending in FORMATS:
+        for told in ("", ", in place of an earlier one"):
+            assert zkit("report", run, "--format", ending, "--out", tmp_path / "report") == 0
+            assert capsys.readouterr().out == f"report   {tmp_path / 'report'}{told}\n"
+        (tmp_path / "report").unlink()
+    assert zkit("report", run, "--out", precious, "--force") == 0
+    assert precious.read_text("utf-8").startswith("<!doctype html>")
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys) -> None:
     assert zkit("report", tmp_path) == 1
     assert "give the folder that `zkit run` wrote" in capsys.readouterr().err

@@ -10,11 +10,14 @@ from zephyr_kit.report import phrases
 from zephyr_kit.report.plots import Plot
 from zephyr_kit.report.views import View
 
+MARK = "<!-- zephyr-kit report -->"
+"""Not to be seen where Markdown is shown."""
+
 
 def text(runs: Sequence[RunFacts]) -> str:
     """The page as Markdown."""
     view = View(runs)
-    return "\n".join([f"# {view.title}", "", *_lines(view)])
+    return "\n".join([f"# {view.title}", "", *_lines(view), MARK, ""])
 
 
 def _lines(view: View) -> Iterator[str]:
