@@ -30,7 +30,11 @@ def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
 
 def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) -> list[Evaluation]:
     """What `zkit evaluate` has found of a run; the folder's name is added where a title alone would not tell it from `others`."""
-    found = list(_measured(run, complain))
+    return told_by_place(list(_measured(run, complain)), others)
+
+
+def told_by_place(found: Sequence[tuple[str, Sequence[Evaluation]]], others: Iterable[Evaluation] = ()) -> list[Evaluation]:
+    """Evaluations by the name of their place, which is added where a title alone would not tell one from the rest, or from `others`."""
     titles = Counter(one.title for one in (*others, *(one for _, ones in found for one in ones)))
     return [one if titles[one.title] == 1 else replace(one, title=f"{one.title} ({name})") for name, ones in found for one in ones]
 

@@ -87,12 +87,13 @@
     const text = colour("--soft"), grid = colour("--line");
     const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid };
     const curves = plot.traces.some((trace) => trace.meta.axis);
+    const radar = plot.traces.some((trace) => trace.type === "scatterpolar");
     const own = plot.layout;
     const polar = { bgcolor: "rgba(0,0,0,0)", radialaxis: { ...axis, angle: 90, rangemode: "tozero" }, angularaxis: axis };
     return {
-      height: own.height || (plot.traces.some((trace) => trace.type === "scatterpolar") ? 420 : 260),
+      height: own.height || (radar ? 420 : 260),
       ...own,
-      margin: { l: 48, r: 14, t: 12, b: 40 },
+      margin: radar ? { l: 48, r: 48, t: 40, b: 40 } : { l: 48, r: 14, t: 12, b: 40 }, // a radar has words all around
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
