@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,12 +163,19 @@ def _lengths(found: Mapping[str, Any]) -> Lengths:
     return Lengths(found["name"], found["mean"], tuple(found["quantiles"]), tuple(Bar(**bar) for bar in found["bars"]))
 
 
-def is_worked_on(folder: Path) -> bool:
-    """Whether a process has locked the folder; never, where the system does not tell (it is asked in a way that disturbs no run)."""
+def is_worked_on(folder: Path, locks: Collection[str] | None = None) -> bool:
+    """Whether a process has locked the folder; `locks` are those that are held, where they are known already."""
     try:
         about = (folder / ".lock").stat()
-        locks = Path("/proc/locks").read_text("ascii").splitlines()
     except OSError:
         return False
-    wanted = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    return any("FLOCK" in lock and wanted in lock.split() for lock in locks)
+    return f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}" in (held_locks() if locks is None else locks)
+
+
+def held_locks() -> frozenset[str]:
+    """Every file that is locked, by device and inode; none, where the system does not tell (it is asked in a way that disturbs no run)."""
+    try:
+        locks = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(part for lock in locks if "FLOCK" in lock for part in lock.split() if part.count(":") == 2)
