@@ -26,7 +26,7 @@ FRONT = "---\n"
 
 
 def write_card(folder: Path, model: NamedModel, parities: Sequence[Parity], *, origin: str, whole: bool) -> None:
-    """Write `README.md` of an export, from that of the model if it has one; no path of this machine stands in it."""
+    """Write `README.md` of an export, from that of the model if it has one; places on this machine are left out."""
     front, body = _parted(model)
     front = [line for line in front if not ((found := BASE.match(line)) and looks_like_folder(found[1]))]
     licence = _licence(model)
@@ -43,9 +43,10 @@ def write_card(folder: Path, model: NamedModel, parities: Sequence[Parity], *, o
 
 
 def _without_places(text: str, model: NamedModel) -> str:
-    """Every path of this machine that the run's settings name, by its last part alone."""
+    """Every path of this machine that settings name, of all stages of the run, by its last part alone."""
     settings = {} if model.run is None else read_run(model.run, most=2, whole=False).settings
-    given = {place for place in _texts([settings, *(stage.settings for stage in model.stages)]) if _is_of_this_machine(place)}
+    known = [getattr(model.backend, "weights", None), settings, *(stage.settings for stage in model.stages)]
+    given = {place for place in _texts(known) if _is_of_this_machine(place)}
     for place in sorted(given, key=len, reverse=True):
         for written in (place, json.dumps(place)[1:-1]):  # settings are written as JSON
             text = text.replace(written, Path(place).name)
@@ -64,7 +65,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _is_of_this_machine(value: str) -> bool:
     """Whether this is a path that says where somebody keeps things: `/think` is none, nor is `data/chat.jsonl`."""
-    return value.startswith(("~/", "./", "../")) or (value.startswith("/") and value.count("/") > 1)
+    elsewhere = value.startswith(("~/", "./", "../")) or (value.startswith("/") and value.count("/") > 1)
+    return elsewhere and Path(value).name not in ("", "..")
 
 
 def _parted(model: NamedModel) -> tuple[list[str], str]:
