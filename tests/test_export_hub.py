@@ -21,7 +21,8 @@ def logged_in(monkeypatch, **repository) -> None:
 
 def test_a_name_that_is_none_is_told_before(monkeypatch, tmp_path, capsys):
     logged_in(monkeypatch)
-    code, _, err = call(capsys, "export", tmp_path / "no-run", "--to", tmp_path / "out", "--push", "me/a/b")
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    code, _, err = call(capsys, "export", tmp_path, "--to", tmp_path / "out", "--push", "me/a/b")
     assert code == 1
     assert "--push me/a/b: is no name of a repository" in err
 

@@ -166,11 +166,11 @@ def test_what_was_measured_afterwards_is_read_too(run: Path) -> None:
     facts = read_run(run)
     assert [each.title for each in facts.evaluations] == ["Wishes", "Wishes (wishes-1)", "Others"]
     assert facts.measured[1].rows == {"dpo": {"wins": None, "loss": 2.0}}
-    for number, text in enumerate(["{", '{"evaluations": [{}, 3]}']):
+    for number, text in enumerate(["{", '{"evaluations": [{}, 3]}', '{"evaluations": 5}', "{}"]):
         (run / "evaluations" / "wishes-1" / "evaluation.json").write_text(text)
         facts = read_run(run)
         assert [each.title for each in facts.evaluations] == ["Wishes"]
-        assert sum("evaluations/wishes-1/evaluation.json" in trouble.text for trouble in facts.troubles) == number + 1
+        assert sum("evaluations/wishes-1/evaluation.json" in trouble.text for trouble in facts.troubles) == (1, 2, 1, 1)[number]
 
 
 def test_a_damaged_evaluation_of_a_stage_is_told(run: Path) -> None:
@@ -183,6 +183,23 @@ def test_a_damaged_evaluation_of_a_stage_is_told(run: Path) -> None:
 def test_a_missing_result_is_told(run: Path) -> None:
     put(run / "dpo" / "done.json", {"steps": 20, "files": {"model/model.safetensors": "digest"}})
     assert "model/model.safetensors is missing" in [trouble.text for trouble in read_run(run).troubles]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("metrics.jsonl", "metrics.jsonl ends at step 4, but the stage ended at step 20: curves, tokens and times lack the rest"),
+        ("data.json", "data.json is missing"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_finished_stage_has_lost_is_told(run: Path, name: str, told: str, whole: bool) -> None:
+    file = run / "sft" / name
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.unlink()
+    if name == "metrics.jsonl":
+        file.write_bytes(b"".join(lines[:4]) + lines[4][:-9])
+    assert ("sft", told, "wrong") in [(one.stage, one.text, one.weight) for one in read_run(run, whole=whole).troubles]
 
 
 def test_a_folder_without_a_preset_is_none_of_a_run(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class FakePolicy:
         assert {request.sampling.temperature for request in requests} == {0.7}
         assert len({request.sampling.seed for request in requests}) == len(requests)
         self.num_asked += len(requests)
-        yield from ((number, Reply(self.text)) for number in reversed(range(len(requests))))
+        yield from ((number, Reply(self.text, finished=self.text.endswith("."))) for number in reversed(range(len(requests))))
 
     def keep_reference(self) -> None: ...
 
@@ -305,6 +305,8 @@ def test_the_suite_compares_models(tmp_path: Path) -> None:
     assert set(lines[0]) == {"model", "prompt", "reply", "points"}
     assert len(found.samples) == 3
     assert set(found.samples[0]) == {"prompt", "base", "sft", "dpo"}
+    assert found.samples[0]["base"] == "Zwrk."
+    assert found.samples[0]["dpo"] == f"{STORY} Sweet dreams! …", "one that was cut says so"
 
 
 def held_out_pairs(count: int) -> list[Example]:

@@ -177,6 +177,32 @@ def test_categories_make_a_radar(tmp_path: Path) -> None:
     assert [plot.title for plot in view.measured[0].plots] == list(EVALUATION["columns"])
 
 
+def test_counts_and_tables_without_a_value_are_not_drawn(tmp_path: Path) -> None:
+    rows = {"sft": {"points": 5.0, "compared": 80}, "dpo": {"points": 6.0, "compared": 80}}
+    made = write_run(tmp_path / "x", columns={"points": "higher is better", "compared": "how many"}, rows=rows)
+    empty = {"columns": dict.fromkeys(CATEGORIES, ""), "rows": {"sft": dict.fromkeys(CATEGORIES)}}
+    put(made / "evaluations" / "a-1" / "evaluation.json", {"evaluations": [{**EVALUATION, **empty, "title": "By category"}]})
+    counted, radar = View([read_run(made)]).measured
+    assert [plot.title for plot in counted.plots] == ["points"]
+    assert (counted.unplotted, radar.plots) == ({"compared": "how many"}, [])
+    assert "how many" in FORMATS["html"]([read_run(made)])
+
+
+def test_answers_stand_by_their_evaluation_and_each_prompt_alone(tmp_path: Path) -> None:
+    again = [{"prompt": "Tell a story.", "dpo": "Twice."}] * 2
+    made = write_run(tmp_path / "x")
+    for number in range(2):
+        evaluation = {**EVALUATION, "samples": again}
+        put(made / "evaluations" / f"wishes-{number}" / "evaluation.json", {"evaluations": [evaluation]})
+    answers = View([read_run(made)]).answers
+    assert {title: [len(one.replies) for one in own] for title, own in answers.items()} == {
+        "Wishes": [2],
+        "Wishes (wishes-0)": [1, 1],
+        "Wishes (wishes-1)": [1, 1],
+    }
+    assert FORMATS["md"]([read_run(made)]).count("\n## Answers of Wishes (wishes-0)\n") == 1
+
+
 def test_an_interval_is_drawn_where_there_is_one(run: Path) -> None:
     wins, loss = View([read_run(run)]).measured[0].plots
     assert (wins.traces[0]["error_x"]["array"], wins.traces[0]["error_x"]["arrayminus"]) == ([0.125], [0.125])
@@ -207,6 +233,21 @@ def test_a_report_is_written_where_it_is_looked_for(run: Path, tmp_path: Path, m
     assert zkit("report", run, tmp_path / "other", "--format", "md") == 0
     assert Path("report.md").exists()
     assert write_reports(run) == [run / "report.html", run / "report.md"]
+
+
+def test_only_a_report_is_replaced_without_a_word_from_the_user(run: Path, tmp_path: Path, capsys) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_bytes(b"mine, about `zkit report` \xff")
+    assert zkit("report", run, "--out", precious) == 1
+    assert f"{precious}: is there already, and is no report of ours; choose another file with --out" in capsys.readouterr().err
+    assert precious.read_bytes().startswith(b"mine")
+    for ending in FORMATS:
+        for told in ("", ", in place of an earlier one"):
+            assert zkit("report", run, "--format", ending, "--out", tmp_path / "report") == 0
+            assert capsys.readouterr().out == f"report   {tmp_path / 'report'}{told}\n"
+        (tmp_path / "report").unlink()
+    assert zkit("report", run, "--out", precious, "--force") == 0
+    assert precious.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys) -> None:

@@ -19,7 +19,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; one that says the same already is left alone."""
-    if path.exists() and path.read_text("utf-8") == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     with staging.open("w", encoding="utf-8") as file:

@@ -16,7 +16,12 @@ from zephyr_kit.plugins import Plugins
 @click.option("--stage", help="Whose model.  [default: the last one that is trained]")
 @click.option("--merge", is_flag=True, help="Write an adapter's model whole, from a base in 4 or 8 bits too, instead of the adapter.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of whole weights.  [default: the model's own]")
-@click.option("--gguf", multiple=True, metavar="TYPE", help="Also a GGUF file: F32, F16, BF16, Q8_0; by llama.cpp Q4_K_M … Repeatable.")
+@click.option(
+    "--gguf",
+    multiple=True,
+    metavar="TYPE",
+    help="Also a GGUF file: F32, F16, BF16, Q8_0; by llama.cpp Q4_K_M … Repeatable; the Modelfile is for the last.",
+)
 @click.option("--push", "repository", metavar="OWNER/NAME", help="Then hand the folder to the hub.")
 @click.option("--public", is_flag=True, help="Let everybody see what is pushed to a new repository.")
 @click.option("--device", default="auto", show_default=True, help="Where the models are compared.")
@@ -53,12 +58,15 @@ def export(
         raise ZkitError("\n".join(problems))
     if public and repository is None:
         raise ZkitError("--public: is for what is pushed; name the repository with --push OWNER/NAME")
-    if repository is not None:
-        check_hub(repository, public=public)
     model = find_model(run, plugins, stage=stage)
     teller = Teller()
+    leaving = Export(model, wish, find_device(device), teller)
+    if repository is not None:
+        if leaving.tied_to:
+            raise ZkitError(f"--push {repository}: the adapter stands on {leaving.tied_to}, which nobody else has; add --merge")
+        check_hub(repository, public=public)
     teller.say(f"{model.place} to {to}")
-    found = Export(model, wish, find_device(device), teller).run()
+    found = leaving.run()
     for line in lines(found):
         teller.say(line)
     teller.say("the folder's template, and the tokens that its tokenizer makes of prompts, are as trained")

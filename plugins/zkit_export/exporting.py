@@ -20,7 +20,7 @@ from zephyr_kit.models import ADAPTER_FILE, NamedModel
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import MergingBackend, Start, Tokenizer
 from zephyr_kit.records import write_json
-from zephyr_kit.weights import CONFIG
+from zephyr_kit.weights import CONFIG, looks_like_folder
 from zkit_export import llama_cpp
 from zkit_export.card import write_card
 from zkit_export.gguf_file import TYPES, Source, check_gguf, is_ours, write_gguf
@@ -48,8 +48,19 @@ class Export:
     device: torch.device
     narrator: Narrator
 
+    @property
+    def tied_to(self) -> Path | None:
+        """The folder of this machine that the adapter to be written stands on; None if it may go anywhere."""
+        folder = self.model.start.folder
+        if self._whole or folder is None:
+            return None
+        base = str(json.loads((folder / ADAPTER_FILE).read_text("utf-8")).get("base_model_name_or_path"))
+        return Path(base).expanduser() if looks_like_folder(base) else None
+
     def run(self) -> list[Parity]:
         """Write the folder, check it, and put it in its place."""
+        if self.tied_to:
+            self.narrator.say(f"an adapter on {self.tied_to}: it loads only where that folder is; --merge writes the model whole")
         tokenizer = self.model.backend.tokenizer(self.model.start)
         probes = find_probes(self.model, tokenizer)
         with self.narrator.track("asking the model as it was trained"):

@@ -9,7 +9,7 @@ import torch
 
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.example import Example, Message
-from zephyr_kit.protocols import Policy, Request, Sampling, Scores, Tokenizer
+from zephyr_kit.protocols import Policy, Reply, Request, Sampling, Scores, Tokenizer
 
 TOKENS_PER_BATCH = 2000
 
@@ -22,7 +22,12 @@ class Measured:
     """Per token of the held-out answers."""
     margins: tuple[float, ...]
     """Log-probability of the chosen completion less that of the rejected one, of each pair."""
-    replies: tuple[str, ...]
+    replies: tuple[Reply, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Of the replies."""
+        return [reply.text for reply in self.replies]
 
 
 def measure(
@@ -73,8 +78,8 @@ def in_batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
         yield batch
 
 
-def write_replies(policy: Policy, dialogues: Sequence[tuple[Message, ...]], sampling: Sampling) -> tuple[str, ...]:
+def write_replies(policy: Policy, dialogues: Sequence[tuple[Message, ...]], sampling: Sampling) -> tuple[Reply, ...]:
     """The policy's reply to each dialogue, another seed for each of them."""
     requests = [Request(dialogue, replace(sampling, seed=sampling.seed + number)) for number, dialogue in enumerate(dialogues)]
     replies = dict(policy.generate(requests))
-    return tuple(replies[number].text for number in range(len(requests)))
+    return tuple(replies[number] for number in range(len(requests)))

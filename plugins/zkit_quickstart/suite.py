@@ -70,8 +70,8 @@ class QuickstartSuite:
                 device = next(policy.module.parameters()).device
                 answers[name] = measure(policy, tokenizer, chats, pairs, dialogues=dialogues, sampling=sampling)
             del policy  # or two models would be held at once
-        scores = judge_replies(self.judge, dialogues, {name: given.replies for name, given in answers.items()}, device=device)
-        keep_replies(folder / "replies.jsonl", dialogues, {name: given.replies for name, given in answers.items()})
+        scores = judge_replies(self.judge, dialogues, {name: given.texts for name, given in answers.items()}, device=device)
+        keep_replies(folder / "replies.jsonl", dialogues, {name: given.texts for name, given in answers.items()})
         rows = {name: self._row(name, answers, scores) for name in answers}
         return Evaluation("Stories never asked for in training", self._columns(), rows, samples(dialogues, answers))
 
@@ -147,7 +147,8 @@ def keep_replies(path: Path, dialogues: Sequence[Sequence[Message]], replies: Ma
 def samples(dialogues: Sequence[Sequence[Message]], answers: Mapping[str, Measured]) -> list[dict[str, str]]:
     """The first few wishes of a single turn, with each model's reply."""
     short = [number for number, dialogue in enumerate(dialogues) if len(dialogue) == 1][:NUM_SAMPLES]
-    return [{"prompt": as_text(dialogues[number]), **{name: given.replies[number] for name, given in answers.items()}} for number in short]
+    said = [{name: given.replies[number].shown for name, given in answers.items()} for number in short]
+    return [{"prompt": as_text(dialogues[number]), **replies} for number, replies in zip(short, said, strict=True)]
 
 
 def as_text(dialogue: Sequence[Message]) -> str:

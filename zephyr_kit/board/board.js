@@ -1,6 +1,6 @@
 // The board: asks for the runs again and again, and draws those that are compared.
 
-import { asText, css, duration, fill, number, plain, put, query, smoothed, table } from "./parts.js";
+import { duration, fill, inWords, legend, plain, put, query, table } from "./parts.js";
 
 const $ = (id) => document.getElementById(id);
 const FIRST = 8, COLOURS = 8, WAIT = 1000, WAIT_AT_REST = 3000;
@@ -31,6 +31,7 @@ async function look() {
       put($("folder"), folder);
       await update();
     }
+    else drawList(); // how long a stage has been at it goes on without a word from its files
     tellStatus();
   } catch (error) {
     put($("status"), `The board does not answer (${error.message}). To start it again: zkit board`);
@@ -90,9 +91,19 @@ function stageOf(run) {
   return stages.find(([, stage]) => ONGOING.includes(stage.state)) ?? stages.findLast(([, stage]) => stage.kind === "trains") ?? stages[0];
 }
 
+// The stage that has trained last: a figure of another would be compared with what it is not.
+function trainedOf(run) {
+  return Object.entries(run.stages).findLast(([, stage]) => stage.step) ?? ["", null];
+}
+
 function figureOf(run) {
-  const name = $("figure").value;
-  return Object.values(run.stages).findLast((stage) => stage.last[name] != null)?.last[name] ?? run.measured[name] ?? null;
+  const name = $("figure").value, [, stage] = trainedOf(run);
+  return stage?.last[name] ?? run.measured[name] ?? null;
+}
+
+function nameOfFigure(run) {
+  const name = $("figure").value, [stage] = trainedOf(run);
+  return name in run.measured ? name : `${stage} ${name}`;
 }
 
 const SORTS = {
@@ -108,6 +119,10 @@ function listed() {
   return Object.keys(board.runs).filter((name) => matches(name, board.runs[name])).sort((a, b) => {
     const [x, y] = [value(a), value(b)];
     if (x === null || y === null) return (x === null) - (y === null); // what has none comes last either way
+    if (value === SORTS.figure) {
+      const [own, other] = [nameOfFigure(board.runs[a]), nameOfFigure(board.runs[b])];
+      if (own !== other) return own < other ? -1 : 1; // figures of two stages are not compared
+    }
     return sign * (x < y ? -1 : x > y ? 1 : 0);
   });
 }
@@ -115,7 +130,8 @@ function listed() {
 function drawList() {
   const figures = Object.values(board.runs).flatMap((run) => [run.measured, ...Object.values(run.stages).map((stage) => stage.last)].flatMap(Object.keys));
   const names = [...new Set(figures)].filter((name) => !BESIDE.includes(name)).sort();
-  fill($("figure"), names, names.includes("held_out/loss") ? "held_out/loss" : "loss");
+  const held_out = Object.values(board.runs).some((run) => trainedOf(run)[1]?.last["held_out/loss"] != null);
+  fill($("figure"), names, held_out ? "held_out/loss" : "loss");
   const shown = listed(), body = document.querySelector("#runs tbody");
   put($("count"), `${shown.length} of ${Object.keys(board.runs).length} listed, ${compared().length} compared`);
   const rows = shown.map(rowOf);
@@ -132,7 +148,7 @@ function drawList() {
 function rowOf(name) {
   const run = board.runs[name], [stageName, stage] = stageOf(run) ?? ["", {}];
   if (!board.rows.has(name)) board.rows.set(name, newRow(name));
-  const row = board.rows.get(name), [box, title, status, where, figure, changed] = row.cells;
+  const row = board.rows.get(name), [box, title, status, where, value, changed] = row.cells;
   const input = box.querySelector("input"), badge = status.firstChild;
   input.checked = board.compared.has(name);
   title.querySelector(".swatch").style.background = input.checked ? `var(${colourOf(name)})` : "none";
@@ -140,14 +156,16 @@ function rowOf(name) {
   badge.className = `badge ${run.state}`;
   badge.title = run.troubles.join("\n");
   tellProgress(where, stageName, stage);
-  put(figure, number(figureOf(run)));
+  const found = figureOf(run);
+  put(value.firstChild, inWords($("figure").value, found));
+  put(value.lastChild, found === null ? "" : nameOfFigure(run));
   put(changed, new Date(run.changed * 1000).toLocaleString());
   return row;
 }
 
 function newRow(name) {
   const row = document.createElement("tr");
-  row.innerHTML = `<td><input type="checkbox"></td><th scope="row"><span class="swatch" aria-hidden="true"></span></th><td><span></span></td><td></td><td class="number"></td><td class="number"></td>`;
+  row.innerHTML = `<td><input type="checkbox"></td><th scope="row"><span class="swatch" aria-hidden="true"></span></th><td><span></span></td><td></td><td class="number"><span></span> <span class="soft"></span></td><td class="number"></td>`;
   const input = row.querySelector("input");
   input.setAttribute("aria-label", `compare ${name}`);
   input.addEventListener("change", () => compare(input.checked ? [...board.compared, name] : [...board.compared].filter((each) => each !== name)));
@@ -157,7 +175,8 @@ function newRow(name) {
 
 function tellProgress(cell, name, stage) {
   const left = stage.seconds_left == null ? "" : `, ${duration(stage.seconds_left)} left`;
-  const text = stage.step ? `${name}, step ${stage.step}${left}` : name;
+  const since = stage.began == null ? "" : `, for ${duration(Math.max(0, Date.now() / 1000 - stage.began))}`;
+  const text = stage.step ? `${name}, step ${stage.step}${left}` : `${name}${since}`;
   const bar = stage.state === "running" && stage.progress != null;
   if (bar !== Boolean(cell.querySelector("progress"))) cell.innerHTML = bar ? `<progress max="1"></progress> <span></span>` : "";
   if (!bar) return put(cell, text);
@@ -197,6 +216,7 @@ function drawCurves() {
     if (!board.charts.has(plot.id)) board.charts.set(plot.id, newChart(plot));
     const figure = board.charts.get(plot.id), box = figure.querySelector(".plot");
     box.setAttribute("aria-label", plot.told);
+    figure.querySelector(".legend").replaceChildren(...legend(plot.traces));
     table(figure.querySelector("table"), plot.head, plot.rows);
     Plotly.react(box, plot.traces.flatMap(lines), layout(plot.layout), { displayModeBar: false, responsive: true });
   }
@@ -206,7 +226,7 @@ function drawCurves() {
 
 function newChart(plot) {
   const figure = document.createElement("figure");
-  figure.innerHTML = `<figcaption><b></b></figcaption><div class="plot" role="img"></div><details><summary>The same as a table</summary>
+  figure.innerHTML = `<figcaption><b></b></figcaption><div class="legend"></div><div class="plot" role="img"></div><details><summary>The same as a table</summary>
     <div class="scroll" tabindex="0" role="region"><table></table></div></details>`;
   figure.querySelector("b").textContent = plot.title;
   figure.querySelector("figcaption").append(plot.meaning);
@@ -216,11 +236,11 @@ function newChart(plot) {
 }
 
 function lines(trace) {
-  const { axis, held_out, noisy, run, series } = trace.meta;
+  const { axis, noisy, run } = trace.meta;
   const x = board.curves.axes[axis][$("axis").value], share = Number($("smooth").value) / 100;
   if (!x) return [];
   const colour = css(colourOf(board.curves.runs[run]));
-  const dash = held_out ? "dash" : series ? "dot" : "solid";
+  const dash = dashOf(trace.meta);
   const whole = { ...asText(trace), x, line: { color: colour, width: 2, dash }, marker: { color: colour, size: 6, maxdisplayed: 12 } };
   if (!noisy || !share) return [whole];
   return [{ ...whole, opacity: 0.25, hoverinfo: "skip", line: { color: colour, width: 1 } }, { ...whole, y: smoothed(trace.y, share) }];
@@ -249,7 +269,7 @@ function drawSettings(names) {
 function drawFigures(names) {
   const last = (name) => board.runs[name].stages[$("stage").value]?.last ?? {};
   const keys = [...new Set(names.flatMap((name) => Object.keys(last(name))))].filter((key) => !BESIDE.includes(key));
-  table($("figures"), [`stage ${$("stage").value}`, ...names], keys.map((key) => [key, ...names.map((name) => number(last(name)[key]))]));
+  table($("figures"), [`stage ${$("stage").value}`, ...names], keys.map((key) => [key, ...names.map((name) => inWords(key, last(name)[key]))]));
 }
 
 // The controls

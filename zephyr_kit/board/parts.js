@@ -1,16 +1,5 @@
 // Pieces of the page, and words, which know nothing of runs.
 
-// A moving mean over so large a share of the curve.
-export function smoothed(values, share) {
-  const half = Math.floor((share * values.length) / 6);
-  if (half < 1) return values;
-  return values.map((value, place) => {
-    const reach = Math.min(half, place, values.length - 1 - place);
-    const near = values.slice(place - reach, place + reach + 1).filter((each) => each !== null);
-    return value === null ? null : near.reduce((sum, each) => sum + each, 0) / near.length;
-  });
-}
-
 export function table(place, head, rows) {
   const line = (cells, tag) => {
     const row = document.createElement("tr");
@@ -27,6 +16,18 @@ export function table(place, head, rows) {
   top.append(line(head, "th"));
   body.append(...(rows.length ? rows.map((cells) => line(cells, "td")) : [line(["none"], "td")]));
   place.replaceChildren(top, body);
+}
+
+// What the lines of a plot mean beside their colours; nothing where all mean the same.
+export function legend(traces) {
+  const words = ({ means, held_out }) => [means, held_out && "held-out"].filter(Boolean).join(", ") || "training";
+  const named = new Map(traces.map(({ meta }) => [dashOf(meta), words(meta)]));
+  return named.size < 2 ? [] : [...named].map(([dash, told]) => {
+    const entry = document.createElement("span");
+    entry.innerHTML = `<svg width="28" height="6" aria-hidden="true"><line class="${dash}" x2="28" y1="3" y2="3"/></svg> `;
+    entry.append(told);
+    return entry;
+  });
 }
 
 export function query(names) {
@@ -49,6 +50,11 @@ export function number(value) {
   return Math.abs(value) >= 1e6 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }
 
+// A figure by its name: bytes are told in GiB, as they are drawn.
+export function inWords(name, value) {
+  return name === "memory" && value != null ? `${number(value / 2 ** 30)} GiB` : number(value);
+}
+
 export function plain(value) {
   return value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value);
 }
@@ -56,19 +62,4 @@ export function plain(value) {
 export function duration(seconds) {
   const minutes = Math.round(seconds / 60);
   return minutes < 1 ? `${Math.round(seconds)} s` : minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-}
-
-export function escaped(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-}
-
-// Plotly reads every text as a kind of HTML: names, categories, and what hovers.
-export function asText(trace) {
-  const told = (value) => (Array.isArray(value) ? value.map(told) : typeof value === "string" ? escaped(value) : value);
-  const keys = ["name", "text", "hovertext", "x", "y", "theta"].filter((key) => key in trace);
-  return { ...trace, ...Object.fromEntries(keys.map((key) => [key, told(trace[key])])) };
-}
-
-export function css(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

@@ -58,6 +58,7 @@ class Board(LoopbackServer):
             return _file("zephyr_kit.board", OWN[path])
         made: Mapping[str, Callable[[], Answer | None]] = {
             "/page.css": lambda: _file("zephyr_kit.report", "page.css"),
+            "/drawing.js": lambda: _file("zephyr_kit.report", "drawing.js"),
             "/plotly.js": _plotly,
             "/runs": self._runs,
             "/curves": lambda: self._curves(query),

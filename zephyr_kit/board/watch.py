@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from zephyr_kit.evaluations import FOLDER, RESULT, cells
 from zephyr_kit.facts import RunFacts, StageFacts, differing, read_run
-from zephyr_kit.facts.stage import is_worked_on
+from zephyr_kit.facts.stage import held_locks, is_worked_on
 from zephyr_kit.runs import RunError
 
 MARK = "preset.toml"
@@ -54,9 +55,10 @@ class Watch:
             found = {str(run.relative_to(self.folder)): run for run in _runs_below(self.folder, DEPTH)}
             for name in self._seen.keys() - found.keys():
                 del self._seen[name]
+            locks = held_locks()
             for name, run in found.items():
                 with suppress(RunError):  # it is just being made, or removed
-                    self._look(name, run)
+                    self._look(name, run, locks)
             return dict(sorted(self._seen.items(), key=lambda one: -one[1].changed))
 
     def known(self, names: Iterable[str]) -> list[str]:
@@ -70,8 +72,8 @@ class Watch:
             known = self._read[name] = replace(seen, facts=read_run(seen.facts.folder, most=most, whole=False), most=most)
         return known.facts
 
-    def _look(self, name: str, run: Path) -> None:
-        version, changed = _version(run)
+    def _look(self, name: str, run: Path, locks: Collection[str]) -> None:
+        version, changed = _version(run, locks)
         known = self._seen.get(name)
         if known is None or known.version != version:
             self._seen[name] = Seen(version, read_run(run, most=NUM_POINTS_LISTED, whole=False), changed)
@@ -111,8 +113,16 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
         "step": curves.num_steps,
         "progress": progress,
         "seconds_left": curves.seconds * (1 / progress - 1) if stage.state == "running" and progress else None,
+        "began": _began(stage),
         "last": {name: curves.last(name) for name in names if not name.endswith("step")},
     }
+
+
+def _began(stage: StageFacts) -> float | None:
+    """When what is running was begun, in seconds since the epoch: all that is known of a stage that counts no steps."""
+    with suppress(ValueError, IndexError):
+        return datetime.fromisoformat(stage.sessions[-1].began).timestamp() if stage.state == "running" else None
+    return None
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -129,7 +139,7 @@ def _folders(folder: Path) -> list[str]:
     return []
 
 
-def _version(run: Path) -> tuple[str, float]:
+def _version(run: Path, locks: Collection[str]) -> tuple[str, float]:
     """Stands for the state of a run's files, with the newest time among them."""
     stats = []
     for folder in (str(run), *_folders(run), *_folders(run / FOLDER)):
@@ -137,5 +147,5 @@ def _version(run: Path) -> tuple[str, float]:
             with suppress(OSError):
                 stat = os.stat(f"{folder}/{name}")  # noqa: PTH116  thousands of them, each second
                 stats.append((folder, name, stat.st_mtime_ns, stat.st_size))
-    about = repr((stats, is_worked_on(run)))
+    about = repr((stats, is_worked_on(run, locks)))
     return hashlib.blake2b(about.encode(), digest_size=8).hexdigest(), max((each[2] for each in stats), default=0) / 1e9

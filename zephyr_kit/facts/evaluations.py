@@ -16,8 +16,11 @@ from zephyr_kit.protocols import Evaluation
 
 def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
     """Those of a list from JSON that can be read; the others are told."""
-    read = []
-    for one in found if isinstance(found, list) else ():
+    read: list[Evaluation] = []
+    if not isinstance(found, list):
+        complain(f"{where}: holds no list of evaluations")
+        return read
+    for one in found:
         try:
             read.append(read_evaluation(one))
         except (AttributeError, TypeError, ValueError) as error:
@@ -27,7 +30,11 @@ def readable(found: Any, where: str, complain: Complain) -> list[Evaluation]:
 
 def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) -> list[Evaluation]:
     """What `zkit evaluate` has found of a run; the folder's name is added where a title alone would not tell it from `others`."""
-    found = list(_measured(run, complain))
+    return told_by_place(list(_measured(run, complain)), others)
+
+
+def told_by_place(found: Sequence[tuple[str, Sequence[Evaluation]]], others: Iterable[Evaluation] = ()) -> list[Evaluation]:
+    """Evaluations by the name of their place, which is added where a title alone would not tell one from the rest, or from `others`."""
     titles = Counter(one.title for one in (*others, *(one for _, ones in found for one in ones)))
     return [one if titles[one.title] == 1 else replace(one, title=f"{one.title} ({name})") for name, ones in found for one in ones]
 
@@ -35,8 +42,9 @@ def measured_since(run: Path, others: Iterable[Evaluation], complain: Complain) 
 def _measured(run: Path, complain: Complain) -> Iterator[tuple[str, Sequence[Evaluation]]]:
     for file in sorted((run / FOLDER).glob(f"*/{RESULT}")):
         where = f"{FOLDER}/{file.parent.name}"
-        table = read_table(file, partial(_complain_of, where, complain)) or {}
-        yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
+        table = read_table(file, partial(_complain_of, where, complain))
+        if table is not None:
+            yield file.parent.name, readable(table.get("evaluations"), f"{where}/{RESULT}", complain)
 
 
 def _complain_of(where: str, complain: Complain, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit.facts.cost import Session
-from zephyr_kit.facts.evaluations import measured_since
+from zephyr_kit.facts.evaluations import measured_since, told_by_place
 from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.facts.stage import OF_KEY, StageFacts, StageReader
 from zephyr_kit.facts.troubles import Trouble, troubles_of
@@ -50,8 +50,8 @@ class RunFacts:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Of all stages that measure, and what `zkit evaluate` has found."""
-        return [*(evaluation for stage in self.stages for evaluation in stage.evaluations), *self.measured]
+        """Of all stages that measure, told apart by them where titles do not, and what `zkit evaluate` has found."""
+        return [*told_by_place([(stage.name, stage.evaluations) for stage in self.stages]), *self.measured]
 
     @cached_property
     def troubles(self) -> list[Trouble]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ Kind = Literal["trains", "gathers", "distills", "measures"]
 State = Literal["done", "running", "failed", "unfinished", "to come"]
 OF_KEY: Mapping[str, Kind] = dict(zip(KINDS, ("trains", "gathers", "distills", "measures"), strict=True))
 PARTS = ("data", "held_out")
+LEDGER = "data.json"
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ class StageReader:
             {part: [_lengths(one) for one in read_tables(path / f"{part}.lengths.json", complaints.append)] for part in ledgers},
             curves,
             {key: value for key, value in (done or {}).items() if key not in ("files", "evaluations")},
-            readable((done or {}).get("evaluations"), "done.json", complaints.append),
+            readable(done.get("evaluations"), "done.json", complaints.append) if done is not None and self.kind == "measures" else (),
             read_tables(path / "agreement.json", complaints.append),
             read_table(path / "judges.json", complaints.append) or {},
             self.sessions,
             read_table(path / BROKEN_LAWS, complaints.append) or {},
-            complaints=(*complaints, *self._missing(done)),
+            complaints=(*complaints, *(self._missing(done, curves) if done is not None else ())),
         )
         return replace(facts, cost=_cost(facts))
 
@@ -121,10 +122,16 @@ class StageReader:
             return "running"
         return "failed" if self.sessions[-1].failed else "unfinished"
 
-    def _missing(self, done: Mapping[str, Any] | None) -> Iterator[str]:
-        for name in (done or {}).get("files", {}):
+    def _missing(self, done: Mapping[str, Any], curves: Curves) -> Iterator[str]:
+        """What a stage that has ended ought to have left."""
+        left = () if self.kind == "measures" else (LEDGER,)
+        for name in (*left, *done.get("files", {})):
             if not (self.folder.path / name).exists():
                 yield f"{name} is missing"
+        steps = done.get("steps")
+        if self.kind == "trains" and isinstance(steps, int) and curves.num_steps < steps:
+            lines = f"ends at step {curves.num_steps:,}" if curves.num_steps else "has no step that can be read"
+            yield f"{self.folder.metrics.name} {lines}, but the stage ended at step {steps:,}: curves, tokens and times lack the rest"
 
 
 def _cost(facts: StageFacts) -> Cost:
@@ -156,12 +163,19 @@ def _lengths(found: Mapping[str, Any]) -> Lengths:
     return Lengths(found["name"], found["mean"], tuple(found["quantiles"]), tuple(Bar(**bar) for bar in found["bars"]))
 
 
-def is_worked_on(folder: Path) -> bool:
-    """Whether a process has locked the folder; never, where the system does not tell (it is asked in a way that disturbs no run)."""
+def is_worked_on(folder: Path, locks: Collection[str] | None = None) -> bool:
+    """Whether a process has locked the folder; `locks` are those that are held, where they are known already."""
     try:
         about = (folder / ".lock").stat()
-        locks = Path("/proc/locks").read_text("ascii").splitlines()
     except OSError:
         return False
-    wanted = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    return any("FLOCK" in lock and wanted in lock.split() for lock in locks)
+    return f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}" in (held_locks() if locks is None else locks)
+
+
+def held_locks() -> frozenset[str]:
+    """Every file that is locked, by device and inode; none, where the system does not tell (it is asked in a way that disturbs no run)."""
+    try:
+        locks = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(part for lock in locks if "FLOCK" in lock for part in lock.split() if part.count(":") == 2)

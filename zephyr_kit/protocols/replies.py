@@ -50,6 +50,11 @@ class Reply:
     num_written: int | None = field(default=None, compare=False)
     """Tokens of the reply, with the one that ends it."""
 
+    @property
+    def shown(self) -> str:
+        """The text for a reader, who sees where it was cut."""
+        return self.text if self.finished else f"{self.text.rstrip()} …"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

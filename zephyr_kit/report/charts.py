@@ -58,8 +58,8 @@ def is_of_categories(evaluation: Evaluation) -> bool:
     return len(columns) > 2 and ("categor" in evaluation.title.casefold() or sum(name in columns for name in MT_BENCH) > 2)
 
 
-def radar(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) -> Plot:  # noqa: A002  as HTML calls it
-    """An evaluation by categories, of some runs: their number, what tells each from others, and what it found."""
+def radar(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) -> Iterator[Plot]:  # noqa: A002  as HTML calls it
+    """An evaluation by categories, of some runs: their number, what tells each from others, and what it found; none without a value."""
     first = evaluations[0][2]
     names = list(first.columns)
     traces = []
@@ -69,13 +69,16 @@ def radar(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) -> Plot: 
             meta = {"run": number, "series": series}
             label = f"{run} · {model}" if run else model
             traces.append({"type": "scatterpolar", "name": label, "r": around, "theta": [*names, names[0]], "fill": "toself", "meta": meta})
-    return Plot(id, first.title, "The further out, the better in that category.", traces)
+    if any(value is not None for trace in traces for value in trace["r"]):
+        yield Plot(id, first.title, "The further out, the better in that category.", traces)
 
 
 def column_plots(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) -> Iterator[Plot]:  # noqa: A002  as HTML calls it
-    """One plot for each measure of an evaluation: a point for each model, with its interval if it has one."""
+    """One plot for each measure of an evaluation but counts: a point for each model, with its interval if it has one."""
     columns = {name: meaning for _, _, evaluation in evaluations for name, meaning in evaluation.columns.items()}
     for place, (name, meaning) in enumerate(columns.items()):
+        if all(_counts(evaluation, name) for _, _, evaluation in evaluations):
+            continue
         traces = [_points(number, run, evaluation, name) for number, run, evaluation in evaluations]
         models = dict.fromkeys(model for trace in traces for model in trace["y"])
         height = 70 + (34 if len(traces) == 1 else 14 + 16 * len(traces)) * len(models)
@@ -90,6 +93,12 @@ def column_plots(evaluations: Sequence[tuple[int, str, Evaluation]], id: str) ->
         }
         if models:
             yield Plot(f"{id}-{place}", name, meaning, traces, layout)
+
+
+def _counts(evaluation: Evaluation, name: str) -> bool:
+    """Whether a column counts something rather than measures it: whole numbers, without an interval."""
+    whole = all(values.get(name) is None or isinstance(values[name], int) for values in evaluation.rows.values())
+    return whole and not any(name in ends for ends in evaluation.intervals.values())
 
 
 def _reach(trace: Mapping[str, Any]) -> Iterator[tuple[float, float]]:

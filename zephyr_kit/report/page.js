@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const page = JSON.parse(document.getElementById("page-data").textContent);
   const several = page.runs.length > 1;
@@ -41,31 +40,13 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
 
   // What is drawn.
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const series = (number) => colour("--c" + (number % 8));
-  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-  // Plotly reads every text as a kind of HTML: names, categories, and what hovers.
-  const told = (value) => (Array.isArray(value) ? value.map(told) : typeof value === "string" ? escaped(value) : value);
-  const asText = (trace) => ({ ...trace, ...Object.fromEntries(["name", "text", "hovertext", "x", "y", "theta"].filter((key) => key in trace).map((key) => [key, told(trace[key])])) });
-  function smoothed(values, share) {
-    const half = Math.floor((share * values.length) / 6);
-    if (half < 1) return values;
-    const sums = [0], counts = [0];
-    values.forEach((value, place) => {
-      sums.push(sums[place] + (value ?? 0));
-      counts.push(counts[place] + (value === null ? 0 : 1));
-    });
-    return values.map((value, place) => {
-      const first = Math.max(0, place - half), end = Math.min(values.length, place + half + 1);
-      return value === null ? null : (sums[end] - sums[first]) / (counts[end] - counts[first]);
-    });
-  }
+  const series = (number) => css("--c" + (number % 8));
   function lines(trace, tint) {
-    const { axis, held_out, noisy } = trace.meta;
+    const { axis, noisy } = trace.meta;
     const x = page.axes[axis][chosen.axis];
     if (!x) return [];
     if (trace.meta.band) return [{ ...trace, x, line: { width: 0 }, fillcolor: tint + "33" }];
-    const dash = held_out ? "dash" : several && trace.meta.series ? "dot" : "solid";
+    const dash = dashOf(several ? trace.meta : { ...trace.meta, series: 0 }); // of one run, colours tell series apart
     const base = { ...trace, x, line: { color: tint, width: 2, dash }, marker: { color: tint, size: 6 } };
     if (!noisy || !chosen.smooth) return [base];
     const faint = { ...base, opacity: 0.25, showlegend: false, hoverinfo: "skip", line: { color: tint, width: 1 } };
@@ -80,27 +61,28 @@
       const dash = ["solid", "dash", "dot", "dashdot"][several ? number % 4 : 0];
       return [{ ...own, line: { color: tint, dash }, marker: { color: tint }, fillcolor: tint + "1f" }];
     }
-    const marker = { color: tint, size: 11, line: { color: colour("--paper"), width: 1 } };
+    const marker = { color: tint, size: 11, line: { color: css("--paper"), width: 1 } };
     return [{ ...own, marker, ...(trace.error_x ? { error_x: { ...trace.error_x, color: tint, thickness: 2, width: 5 } } : {}) }];
   }
   function layout(plot) {
-    const text = colour("--soft"), grid = colour("--line");
+    const text = css("--soft"), grid = css("--line");
     const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid };
     const curves = plot.traces.some((trace) => trace.meta.axis);
+    const radar = plot.traces.some((trace) => trace.type === "scatterpolar");
     const own = plot.layout;
     const polar = { bgcolor: "rgba(0,0,0,0)", radialaxis: { ...axis, angle: 90, rangemode: "tozero" }, angularaxis: axis };
     return {
-      height: own.height || (plot.traces.some((trace) => trace.type === "scatterpolar") ? 420 : 260),
+      height: own.height || (radar ? 420 : 260),
       ...own,
-      margin: { l: 48, r: 14, t: 12, b: 40 },
+      margin: radar ? { l: 48, r: 48, t: 40, b: 40 } : { l: 48, r: 14, t: 12, b: 40 }, // a radar has words all around
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: text },
-      hoverlabel: { bgcolor: colour("--panel"), bordercolor: grid, font: { color: colour("--ink") } },
+      hoverlabel: { bgcolor: css("--panel"), bordercolor: grid, font: { color: css("--ink") } },
       hovermode: curves ? "x unified" : "closest",
       polar,
       showlegend: own.showlegend ?? (plot.traces.length > 1 && !(several && curves)),
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { color: colour("--ink") } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { color: css("--ink") } },
       xaxis: { ...axis, ...own.xaxis, ...(curves ? { title: { text: AXES[chosen.axis] }, rangemode: "tozero" } : {}) },
       yaxis: { ...axis, automargin: true, ...own.yaxis, ...(curves && chosen.log && !own.yaxis ? { type: "log" } : {}) },
     };
@@ -117,7 +99,9 @@
         box.append(Object.assign(document.createElement("p"), { textContent: "Nothing to show for this choice." }));
         continue;
       }
-      window.Plotly.newPlot(box, traces, layout(plot), { displayModeBar: false, responsive: true });
+      const shape = layout(plot);
+      box.style.minHeight = `${shape.height}px`; // a drawing that is resized gives its box no height
+      window.Plotly.newPlot(box, traces, shape, { displayModeBar: false, responsive: true });
     }
   }
   function redraw() {

@@ -35,7 +35,7 @@ def rendered(template: str, filters: Mapping[str, Callable[..., Any]], **about: 
     )
     environment.filters |= filters
     environment.policies |= {"json.dumps_kwargs": {"separators": (",", ":")}, "json.dumps_function": _dumps}
-    own = {name: Markup(_text(f"page.{name}")) for name in ("css", "js")}  # noqa: S704  our own files
+    own = {"css": Markup(_text("page.css")), "js": Markup(_text("drawing.js") + _text("page.js"))}  # noqa: S704  our own files
     return environment.from_string(template).render(version=__version__, plotly=_plotly(), **about, **own)
 
 

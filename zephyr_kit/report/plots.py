@@ -1,7 +1,8 @@
 """Curves of training: one function for each kind of plot, as traces that plotly draws.
 
 A trace's `meta` says what the page decides: `axis`, whose columns may stand on the x-axis;
-`run` and `series`, from which its colour and dash follow; `noisy`, whether it may be smoothed;
+`run` and `series`, from which its colour and dash follow; `means`, what the series is called where there are
+several; `noisy`, whether it may be smoothed;
 `band`, that it is an edge of one.
 """
 
@@ -143,7 +144,8 @@ def _curves(id: str, group: Group, found: Sequence[tuple[int, RunFacts, StageFac
                 if any(value is not None for value in columns.get(name, ())):
                     values = rounded([None if value is None else value / group.scale for value in columns[name]])
                     label = _label(run.label if several else "", name if len(group.names) > 1 else "", part, stage.curves)
-                    traces.append(_trace(label, values, number, stage, series=series, part=part, noisy=group.noisy))
+                    means = name.rpartition("/")[2] if len(group.names) > 1 else ""
+                    traces.append(_trace(label, values, number, stage, series=series, means=means, part=part, noisy=group.noisy))
                     rows.append([label, *_milestones(values)])
     head = ("curve", *(mark for mark, _ in MARKS[:1]), "lowest", "highest", *(mark for mark, _ in MARKS[1:]))
     return Plot(id.replace(" ", "-").replace("/", "-").lower(), group.title, group.meaning, traces, group.layout, head, rows)
@@ -156,11 +158,11 @@ def _label(run: str, name: str, part: str, curves: Curves) -> str:
 
 
 def _trace(
-    label: str, values: Sequence[float | None], run: int, stage: StageFacts, *, series: int, part: str, noisy: bool
+    label: str, values: Sequence[float | None], run: int, stage: StageFacts, *, series: int, means: str, part: str, noisy: bool
 ) -> dict[str, Any]:
     held_out = part == "held-out"
     axis = _axis(run, stage) + ("-held_out" if held_out else "")
-    meta = {"axis": axis, "run": run, "series": series, "noisy": noisy and not held_out, "held_out": held_out}
+    meta = {"axis": axis, "run": run, "series": series, "means": means, "noisy": noisy and not held_out, "held_out": held_out}
     return {"type": "scatter", "mode": "lines+markers" if held_out else "lines", "name": label, "y": list(values), "meta": meta}
 
 

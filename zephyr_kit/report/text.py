@@ -10,11 +10,14 @@ from zephyr_kit.report import phrases
 from zephyr_kit.report.plots import Plot
 from zephyr_kit.report.views import View
 
+MARK = "<!-- zephyr-kit report -->"
+"""Not to be seen where Markdown is shown."""
+
 
 def text(runs: Sequence[RunFacts]) -> str:
     """The page as Markdown."""
     view = View(runs)
-    return "\n".join([f"# {view.title}", "", *_lines(view)])
+    return "\n".join([f"# {view.title}", "", *_lines(view), MARK, ""])
 
 
 def _lines(view: View) -> Iterator[str]:
@@ -27,9 +30,11 @@ def _lines(view: View) -> Iterator[str]:
     for measured in view.measured:
         yield from (f"## {measured.title}", "", *table(*phrases.measures(measured)), "")
         yield from (*(f"- {name}: {meaning}" for name, meaning in measured.of_runs[0][2].columns.items()), "")
-    for answer in view.answers:
-        yield from (*(f"> {line}" for line in _literal(answer.prompt).splitlines()), "")
-        yield from (*(f"- **{model}**: {' '.join(_literal(reply).split())}" for model, reply in answer.replies), "")
+    for title, answers in view.answers.items():
+        yield from (f"## Answers of {title}", "")
+        for answer in answers:
+            yield from (*(f"> {line}" for line in _literal(answer.prompt).splitlines()), "")
+            yield from (*(f"- **{model}**: {' '.join(_literal(reply).split())}" for model, reply in answer.replies), "")
 
 
 def _literal(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +24,16 @@ class Measured:
     """The run's number, what tells it from others (nothing if there are none), and what was found."""
     plots: Sequence[Plot]
 
+    @property
+    def unplotted(self) -> dict[str, str]:
+        """What those columns mean that no plot is of."""
+        plotted = [plot.title for plot in self.plots]
+        columns = {name: meaning for _, _, one in self.of_runs for name, meaning in one.columns.items()}
+        return {name: meaning for name, meaning in columns.items() if meaning and name not in plotted}
+
 
 @dataclass(frozen=True)
-class Answers:
+class Answer:
     """One prompt, with the reply of every model of every run."""
 
     prompt: str
@@ -88,15 +96,18 @@ class View:
         return [plot for group in groups for plot in group]
 
     @cached_property
-    def answers(self) -> list[Answers]:
-        """The same prompt once, whichever runs have been asked."""
-        found: dict[str, list[tuple[str, str]]] = {}
+    def answers(self) -> dict[str, list[Answer]]:
+        """By the title of their evaluation: a prompt of it once, whichever runs have been asked."""
+        found: dict[str, dict[tuple[str, int], list[tuple[str, str]]]] = {}
         for run in self.runs:
             for evaluation in run.evaluations:
+                seen: Counter[str] = Counter()
                 for sample in evaluation.samples:
+                    prompt = sample.get("prompt", "")
                     named = [(self._of(run, model), reply) for model, reply in sample.items() if model != "prompt"]
-                    found.setdefault(sample.get("prompt", ""), []).extend(named)
-        return [Answers(prompt, replies) for prompt, replies in found.items()]
+                    found.setdefault(evaluation.title, {}).setdefault((prompt, seen[prompt]), []).extend(named)
+                    seen[prompt] += 1
+        return {title: [Answer(prompt, replies) for (prompt, _), replies in own.items()] for title, own in found.items()}
 
     @cached_property
     def differences(self) -> list[Difference]:
@@ -124,8 +135,8 @@ class View:
                 for evaluation in run.evaluations
                 if evaluation.title == title
             ]
-            plots = [radar(own, f"radar-{place}")] if is_of_categories(own[0][2]) else list(column_plots(own, f"measure-{place}"))
-            yield Measured(title, own, plots)
+            draw = radar if is_of_categories(own[0][2]) else column_plots
+            yield Measured(title, own, list(draw(own, f"measure-{place}")))
 
 
 def as_toml(value: Any) -> str:
