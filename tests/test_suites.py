@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from zkit_evaluation import zkit_suites
+from zkit_evaluation.alpaca import AlpacaEval
+from zkit_evaluation.harness import LmEval
 from zkit_evaluation.intervals import interval_of_mean, interval_of_ratio
 from zkit_evaluation.located import located
 from zkit_evaluation.miniature import StandInJudge, write_questions
@@ -162,6 +166,19 @@ def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path,
         located("hf://spaces/lmsys/mt-bench/data/other.jsonl", "ask there")
     with pytest.raises(ZkitError, match="should be hf://"):
         located("hf://spaces/lmsys")
+
+
+@pytest.mark.parametrize(("package", "suite"), [("alpaca_eval", AlpacaEval(judge=StandInJudge())), ("lm_eval", LmEval())])
+def test_a_package_that_lacks_what_it_imports_is_told_before_anybody_is_asked(package, suite, tmp_path, monkeypatch):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("import pkg_resources_of_old")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    told = f"{package} cannot be imported (ModuleNotFoundError: No module named 'pkg_resources_of_old'): pip install 'zephyr-kit[eval]'"
+    assert told in suite.problems()[0]
+    with pytest.raises(ZkitError, match=re.escape(told)):
+        suite.evaluate({}, None, tmp_path)
 
 
 QUICKSTART = {part: (Portion(QuickstartData(part)),) for part in ("chat", "preference", "prompt")}
