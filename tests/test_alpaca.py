@@ -156,5 +156,5 @@ def test_annotations_that_hold_no_preference_are_not_compared_and_too_many_are_r
             assert [row["preference"] for row in annotate(suite, desk, own, own, tmp_path)] == [2.0, 2.0]
             assert "in 1 of 3 answers" in listener.lines[0]
         else:
-            with pytest.raises(ZkitError, match="in 1 of 3 answers .* more than max_failed = 0.3 allows"):
+            with pytest.raises(ZkitError, match=r"in 1 of 3 answers .* more than max_failed = 0.3 allows"):
                 annotate(suite, desk, own, own, tmp_path)

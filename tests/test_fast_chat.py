@@ -209,7 +209,7 @@ def examined(tmp_path: Path) -> Iterator[Callable[[Grader, float], tuple[list[An
     """Forty answers, to be graded with so large a share of failures."""
     rows = [{"question_id": number, "category": "stem", "turns": [f"Question {number}"]} for number in range(40)]
     write_lines(tmp_path / "question.jsonl", rows)
-    answers = {"ours": {number: ("An answer.",) for number in range(40)}}
+    answers = {"ours": dict.fromkeys(range(40), ("An answer.",))}
     with closing(Answers(tmp_path / "answers")) as kept:
 
         def grade(grader: Grader, max_failed: float) -> tuple[list[Any], list[str]]:

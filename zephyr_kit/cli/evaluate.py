@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit.cli.completion import complete_suite
 from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ zkit evaluate owner/name --model dtype=float32 --suite lm-eval:tasks=["arc"]
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, metavar="RUN|MODEL…")
-@click.option("--suite", "suites", multiple=True, required=True, metavar=SUITE, help="What to measure; or a TOML file of suites.")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    required=True,
+    metavar=SUITE,
+    shell_complete=complete_suite,
+    help="What to measure; or a TOML file of suites.",
+)
 @click.option("--stage", "stages", multiple=True, help="Only the model of this stage of a run. Repeatable.  [default: all]")
 @click.option("--base", is_flag=True, help="The model that a run began with, too.")
 @click.option("--model", "keys", multiple=True, metavar="KEY=VALUE", help="How to load a model of no run: dtype=float32. Repeatable.")
