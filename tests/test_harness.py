@@ -177,7 +177,7 @@ def greedy_token(subject: Subject, text: str) -> str:
     return tokens.decode([*ids[0].tolist(), best], skip_special_tokens=True).removeprefix(text)
 
 
-def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subject: Subject, tmp_path: Path):
+def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subject: Subject, tmp_path: Path, capsys: Any):
     pytest.importorskip("lm_eval", reason=INSTALLED)
     question = "Once upon a time there was a"
     word = greedy_token(subject, question)
@@ -198,6 +198,7 @@ def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subjec
 
     assert rows("local_last")["local_last acc"] == 1.0
     assert rows("local_choice", "local_last")["local_last acc"] == 1.0
+    assert "it/s" not in capsys.readouterr().err
 
 
 def test_a_text_that_leaves_no_room_to_write_is_cut_from_the_left(subject: Subject):

@@ -16,6 +16,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure
 from zkit_evaluation.alpaca import DRAWN, LOST, WON, read_outputs
+from zkit_evaluation.packages import bars_in_terminals_alone
 
 if TYPE_CHECKING:
     from zephyr_kit.desk import Desk
@@ -124,7 +125,7 @@ def _quiet() -> Iterator[None]:
     """Without the package's own remarks, which it makes through the root logger; its libraries' warnings are not ours to mend."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bars_in_terminals_alone():
             warnings.simplefilter("ignore")
             yield
     finally:

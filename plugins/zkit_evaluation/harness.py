@@ -19,7 +19,7 @@ from zephyr_kit.config import did_you_mean
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Tokenizer
 from zephyr_kit.records import write_text
-from zkit_evaluation.packages import unusable
+from zkit_evaluation.packages import bars_in_terminals_alone, unusable
 
 if TYPE_CHECKING:
     from zephyr_kit.subjects import Subject
@@ -159,7 +159,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bars_in_terminals_alone():
             warnings.simplefilter("ignore")
             yield
     finally:

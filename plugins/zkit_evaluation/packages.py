@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 REMEDY = "pip install 'zephyr-kit[eval]'"
 
@@ -25,3 +28,21 @@ def unusable(*modules: str) -> str:
     except Exception as error:
         return f"{package} cannot be imported ({type(error).__name__}: {error}): {REMEDY}"
     return ""
+
+
+@contextmanager
+def bars_in_terminals_alone() -> Iterator[None]:
+    """Let no progress bar be written into a file or a pipe."""
+    from tqdm import tqdm
+
+    bar: Any = tqdm
+    begin = bar.__init__
+
+    def begin_in_a_terminal(self: Any, *arguments: Any, **keys: Any) -> None:
+        begin(self, *arguments, **{**keys, "disable": keys.get("disable") or None})  # tqdm's word for: unless it is a terminal
+
+    bar.__init__ = begin_in_a_terminal
+    try:
+        yield
+    finally:
+        bar.__init__ = begin
