@@ -66,9 +66,9 @@ def evaluate_once(
 
 def _main_figures(evaluations: Sequence[Evaluation]) -> str:
     """Those of the first columns of the first table that have any."""
-    table = evaluations[0]
     values = {
         column: [f"{model} {as_text(value)}" for model, row in table.rows.items() if (value := row.get(column)) is not None]
+        for table in evaluations[:1]
         for column in table.columns
     }
     shown = [f"{column}: {', '.join(found)}" for column, found in values.items() if found]
