@@ -18,6 +18,7 @@ from zkit_evaluation.alpaca import AlpacaEval, read_outputs
 
 from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
+from zephyr_kit.desk import Desk
 from zephyr_kit.protocols import Evaluation, Start
 from zephyr_kit.subjects import Subject
 
@@ -131,3 +132,29 @@ def test_what_the_judge_fails_on_is_not_counted_as_compared(subject: Subject, re
     evaluation = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
     assert isinstance(evaluation, Evaluation)
     assert evaluation.rows["tiny"]["compared"] == 2
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_annotations_that_hold_no_preference_are_not_compared_and_too_many_are_refused(missing, tmp_path: Path, monkeypatch):
+    from alpaca_eval import annotators
+    from zkit_evaluation.alpaca_metrics import annotate
+
+    class Annotator:
+        def __init__(self, **settings: Any) -> None:
+            assert settings["is_store_missing_annotations"] is False
+
+        def annotate_head2head(self, outputs_1: Any, outputs_2: Any) -> list[dict[str, Any]]:
+            return [annotation(missing if number == 0 else 2.0, number=number) for number in range(len(outputs_2))]
+
+    monkeypatch.setattr(annotators, "PairwiseAnnotator", Annotator)
+    listener = Listener()
+    own = [{"instruction": text} for text in INSTRUCTIONS]
+    for allowed in (0.4, 0.3):
+        suite = AlpacaEval(reference="x", max_failed=allowed)
+        desk = Desk("suite alpaca-eval", None, listener, allowed)
+        if allowed == 0.4:
+            assert [row["preference"] for row in annotate(suite, desk, own, own, tmp_path)] == [2.0, 2.0]
+            assert "in 1 of 3 answers" in listener.lines[0]
+        else:
+            with pytest.raises(ZkitError, match=r"in 1 of 3 answers .* more than max_failed = 0.3 allows"):
+                annotate(suite, desk, own, own, tmp_path)

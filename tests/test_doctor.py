@@ -76,3 +76,4 @@ def test_extras_and_plugins_tell_what_they_lack(capsys: pytest.CaptureFixture[st
     out = call(capsys)[1]
     assert re.search(r"^ok +extra gguf +lacks gguf>=[\d.]+ +pip install 'zephyr-kit\[gguf\]'$", out, re.MULTILINE)
     assert re.search(r"^ok +extra fp8 +torchao 9999\.0$", out, re.MULTILINE)
+    assert re.search(r"^ok +extra eval .*, lacks setuptools<81 +pip install 'zephyr-kit\[eval\]'$", out, re.MULTILINE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,13 @@ def test_an_evaluation_stage_is_done_once_and_again_when_its_rows_change(run: Pa
     suite = f"perplexity:data=[{{use=\"jsonl\",path=\"{tmp_path}/rows.jsonl\"}}],max_length=128"
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Hello", "completion": "Once upon a time"}) + "\n")
     words = ("evaluate", run, "--stage", "sft", "--suite", suite, "--output", tmp_path / "out")
-    assert "perplexity: measuring sft" in zkit(*words)
-    assert "perplexity: measured before, nothing changed" in zkit(*words)
+    said = zkit(*words)
+    assert "perplexity: measuring sft" in said
+    assert "╇" in said
+    again = zkit(*words)
+    (told,) = [line for line in again.splitlines() if line.startswith("perplexity: measured before, nothing changed")]
+    assert re.search(r"; perplexity: sft [\d.]+; loss: sft [\d.]+;", told)
+    assert "╇" not in again
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Hello", "completion": "Once upon a day"}) + "\n")
     assert "perplexity: measuring sft" in zkit(*words)
     assert len(list((tmp_path / "out").glob("perplexity-*/evaluation.json"))) == 2
@@ -174,6 +180,10 @@ def test_a_judge_over_http_is_asked_once_for_each_case_though_the_evaluation_is_
         again = zkit("evaluate", run, "--suite", suites(0.0), "--output", questions / "elsewhere")
         assert sum(server.asked.values()) == asked
     assert all(title in again for title in ("Win rates", "MT-Bench", "MT-Bench categories"))
+    # What was found of the run stands in its report at once; what was written elsewhere does not.
+    assert f"report   {run / 'report.md'}" in said
+    assert "report" not in again
+    assert "MT-Bench" in (run / "report.md").read_text("utf-8")
     check_files(next((run / "evaluations").glob("mt-bench-*")))
     lines = [json.loads(line) for line in (next((run / "evaluations").glob("win-rate-*")) / "judgements.jsonl").read_text().splitlines()]
     assert len(lines) == 5

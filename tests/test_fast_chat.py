@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from toys import Listener
+from zkit_evaluation.examination import Examination
 from zkit_evaluation.fast_chat import (
     Question,
     category_scores,
@@ -23,6 +30,8 @@ from zkit_evaluation.mt_bench import Examiner, MtBench
 from zkit_evaluation.replies import write_lines
 
 from zephyr_kit import ZkitError
+from zephyr_kit.answers import Answers
+from zephyr_kit.protocols import Bench, Reply, Request
 
 
 @pytest.mark.parametrize(
@@ -173,3 +182,67 @@ def test_files_are_read_before_a_model_is_asked(tmp_path: Path):
         bench = MtBench(judge=judge, questions=str(tmp_path / "question.jsonl"), **keys)
         with pytest.raises(ZkitError, match=told):
             bench.evaluate({}, None, tmp_path / "out")
+
+
+class Grader:
+    """A judge in words, which keeps what it said as an endpoint does."""
+
+    def __init__(self) -> None:
+        self.says = "Eight of ten."
+        self.asked = 0
+
+    def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply]]:
+        for number, request in enumerate(requests):
+            said = bench.answers.get(request.dialogue[-1].content)
+            if said is None:
+                self.asked += 1
+                said = self.says
+                bench.answers.put(request.dialogue[-1].content, said)
+            yield number, Reply(said)
+
+    def fingerprint(self, bench: Bench) -> dict[str, str]:
+        return {"use": "grader"}
+
+
+@pytest.fixture
+def examined(tmp_path: Path) -> Iterator[Callable[[Grader, float], tuple[list[Any], list[str]]]]:
+    """Forty answers, to be graded with so large a share of failures."""
+    rows = [{"question_id": number, "category": "stem", "turns": [f"Question {number}"]} for number in range(40)]
+    write_lines(tmp_path / "question.jsonl", rows)
+    answers = {"ours": dict.fromkeys(range(40), ("An answer.",))}
+    with closing(Answers(tmp_path / "answers")) as kept:
+
+        def grade(grader: Grader, max_failed: float) -> tuple[list[Any], list[str]]:
+            listener = Listener()
+            subject = SimpleNamespace(bench=Bench(torch.device("cpu"), kept), narrator=listener)
+            judge = Examiner(completer=grader)
+            bench = MtBench(judge=judge, questions=str(tmp_path / "question.jsonl"), max_failed=max_failed, grading=("single", "pairs"))
+            examination = Examination(bench, {"ours": subject}, tmp_path / "out")
+            return [row["score"] for row in examination.singles(answers)], listener.lines
+
+        yield grade
+
+
+def test_a_judge_that_nobody_can_read_is_refused_early_in_its_own_words_and_asked_again_when_it_is_mended(examined):
+    grader = Grader()
+    with pytest.raises(ZkitError) as refused:
+        examined(grader, 0.05)
+    told = str(refused.value)
+    assert "grades: 3 of 40 requests have failed, more than max_failed = 0.05 allows" in told
+    assert "3 x the judge's answer holds no verdict in the form [[rating]], with its brackets (it ends: \"Eight of ten.\")" in told
+    assert grader.asked <= 3
+    grader.says = "Eight of ten: [[8]]"
+    assert examined(grader, 0.05) == ([8] * 40, [])
+    asked = grader.asked
+    assert examined(grader, 0.05)[0] == [8] * 40
+    assert grader.asked == asked
+
+
+def test_a_few_that_nobody_can_read_are_told_of_and_left_out(examined):
+    grader = Grader()
+    with pytest.raises(ZkitError):
+        examined(grader, 0.0)
+    grader.complete = lambda requests, bench: ((n, Reply("[[7]]" if n else "Seven.")) for n in range(len(requests)))
+    scores, told = examined(grader, 0.05)
+    assert sorted(scores) == [-1, -1] + [7] * 38  # the one of those before, and the first of all others
+    assert "grades: 2 of 40 have failed" in told[0]

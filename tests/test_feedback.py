@@ -201,7 +201,7 @@ def test_every_reply_has_a_fate(tmp_path):
     assert fates == ledger["fates"]
     failed = next(row for row in rows(path, "feedback") if row["prompt"][0]["content"] == "question 7")
     assert failed["judgement"]["failure"] == "no idea"
-    assert "8 failed" in told[1]
+    assert any("8 failed" in line for line in told)
 
 
 def test_unfinished_replies_may_be_kept(tmp_path):

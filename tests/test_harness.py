@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def directly(weights: Path, tasks: Path, fewshot: int) -> dict[str, Any]:
+def directly(weights: Path, tasks: Path, fewshot: int, *, names: Sequence[str] = tuple(KINDS), chat: bool = False) -> dict[str, Any]:
     """What lm_eval's own model gives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,8 +88,9 @@ def directly(weights: Path, tasks: Path, fewshot: int) -> dict[str, Any]:
         found: Any = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(weights), "dtype": "float32"},
-            tasks=list(KINDS),
+            tasks=list(names),
             num_fewshot=fewshot,
+            apply_chat_template=chat,
             task_manager=manager,
             device="cpu",
             batch_size=3,
@@ -114,6 +117,22 @@ def test_every_kind_of_request_gives_the_numbers_of_lm_eval_itself(weights: Path
     again = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
     assert isinstance(again, Evaluation)
     assert again.rows == evaluation.rows
+
+
+def test_through_the_chat_template_it_writes_and_chooses_as_lm_eval_has_it(weights: Path, tasks: Path, subject: Subject, tmp_path: Path):
+    pytest.importorskip("lm_eval", reason=INSTALLED)
+    shutil.copytree(weights, tmp_path / "templated")
+    subject.tokenizer.tokens.save_pretrained(tmp_path / "templated")
+    names = ("local_writing", "local_choice")
+    suite = LmEval(tasks=names, include=str(tasks), fewshot=1, chat=True)
+    evaluation = suite.evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "out")
+    assert isinstance(evaluation, Evaluation)
+    found = directly(tmp_path / "templated", tasks, 1, names=names, chat=True)
+    wanted = {f"{task} {name}": value for task in names for name, value, _ in figures(found[task])}
+    assert evaluation.rows["tiny"] == pytest.approx(wanted, rel=2e-4, abs=1e-6)
+    plain = replace(suite, chat=False).evaluate({"tiny": subject}, subject.tokenizer, tmp_path / "plain")
+    assert isinstance(plain, Evaluation)
+    assert plain.rows != evaluation.rows
 
 
 def test_a_task_that_there_is_not_is_told_with_one_that_there_is(tasks: Path, subject: Subject, tmp_path: Path, monkeypatch):
@@ -177,7 +196,7 @@ def greedy_token(subject: Subject, text: str) -> str:
     return tokens.decode([*ids[0].tolist(), best], skip_special_tokens=True).removeprefix(text)
 
 
-def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subject: Subject, tmp_path: Path):
+def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subject: Subject, tmp_path: Path, capsys: Any):
     pytest.importorskip("lm_eval", reason=INSTALLED)
     question = "Once upon a time there was a"
     word = greedy_token(subject, question)
@@ -196,8 +215,10 @@ def test_a_choice_made_before_does_not_answer_whether_it_is_the_likeliest(subjec
         assert isinstance(evaluation, Evaluation)
         return evaluation.rows["tiny"]
 
+    capsys.readouterr()
     assert rows("local_last")["local_last acc"] == 1.0
     assert rows("local_choice", "local_last")["local_last acc"] == 1.0
+    assert "it/s" not in capsys.readouterr().err
 
 
 def test_a_text_that_leaves_no_room_to_write_is_cut_from_the_left(subject: Subject):

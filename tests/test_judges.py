@@ -115,10 +115,12 @@ def test_answers_in_no_form_are_asked_for_again_and_never_kept(bench: Bench) -> 
 def test_a_judge_that_never_finds_the_form_fails_with_the_reason(bench: Bench) -> None:
     with Loopback(lambda _: Said("I like A best.")) as server:
         (failure,) = judged(judge(server, rubric="overall", retries=2), CASES[:1], bench)
-        assert failure == Failure("overall: it is not a JSON object with the labels for keys (A, B, C; after 3 attempts)", None)
+        told = 'overall: it is not a JSON object with the labels for keys (A, B, C; after 3 attempts; it said "I like A best.")'
+        assert failure == Failure(told, None)
     with Loopback(lambda _: Said('{"A": {"rea', "length")) as server:
         (failure,) = judged(judge(server, rubric="overall", retries=0, max_new_tokens=5), CASES[:1], bench)
-        assert failure == Failure("overall: it is longer than max_new_tokens (5; after 1 attempt)", None)
+        told = r'overall: it is longer than max_new_tokens (5; after 1 attempt; it said "{\"A\": {\"rea")'
+        assert failure == Failure(told, None)
 
 
 def test_what_bad_answers_cost_is_counted(bench: Bench) -> None:

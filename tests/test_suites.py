@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 from zkit_evaluation import zkit_suites
+from zkit_evaluation.alpaca import AlpacaEval
+from zkit_evaluation.harness import LmEval
 from zkit_evaluation.intervals import interval_of_mean, interval_of_ratio
 from zkit_evaluation.located import located
 from zkit_evaluation.miniature import StandInJudge, write_questions
 from zkit_evaluation.mt_bench import Examiner, MtBench
+from zkit_evaluation.packages import bars_in_terminals_alone
 from zkit_evaluation.perplexity import Perplexity
 from zkit_evaluation.preference import BINS, Pair, Preference, calibration_error, length_biases
 from zkit_evaluation.win_rate import Match, WinRate, per_prompt
@@ -162,6 +169,30 @@ def test_a_file_of_the_hub_is_taken_from_where_it_was_fetched_to(tmp_path: Path,
         located("hf://spaces/lmsys/mt-bench/data/other.jsonl", "ask there")
     with pytest.raises(ZkitError, match="should be hf://"):
         located("hf://spaces/lmsys")
+
+
+@pytest.mark.parametrize(("package", "suite"), [("alpaca_eval", AlpacaEval(judge=StandInJudge())), ("lm_eval", LmEval())])
+def test_a_package_that_lacks_what_it_imports_is_told_before_anybody_is_asked(package, suite, tmp_path, monkeypatch):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("import pkg_resources_of_old")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    told = f"{package} cannot be imported (ModuleNotFoundError: No module named 'pkg_resources_of_old'): pip install 'zephyr-kit[eval]'"
+    assert told in suite.problems()[0]
+    with pytest.raises(ZkitError, match=re.escape(told)):
+        suite.evaluate({}, None, tmp_path)
+
+
+def test_a_bar_is_for_terminals():
+    def drawn() -> str:
+        out = io.StringIO()
+        list(tqdm(range(3), disable=False, file=out))
+        return out.getvalue()
+
+    with bars_in_terminals_alone():
+        assert drawn() == ""
+    assert "3/3" in drawn()
 
 
 QUICKSTART = {part: (Portion(QuickstartData(part)),) for part in ("chat", "preference", "prompt")}

@@ -186,6 +186,22 @@ def test_asked_to_stop_it_passes_that_on_and_goes_on_later(preset, tmp_path, mon
     assert "going on after step " in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_killed_and_started_again_at_once_it_waits_for_the_run_that_ends_and_goes_on(preset, tmp_path, monkeypatch, capsys):
+    arguments = ("sweep", str(preset), "--grid", "seed=1", "--set", "stages.sft.train.steps=150", "--output", str(tmp_path / "sweep"))
+    with (
+        (tmp_path / "said.txt").open("w") as said,
+        subprocess.Popen([sys.executable, "-m", "zephyr_kit", *arguments], stdout=said, stderr=said) as process,
+    ):
+        metrics = tmp_path / "sweep" / "seed-1" / "sft" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    monkeypatch.setattr(child, "zkit", here)
+    assert sweep(*arguments[1:], "--max-time", "5m") == 0
+    assert "going on after step " in capsys.readouterr().out
+
+
 def test_through_a_launcher_those_with_a_first_stage_in_common_wait_for_each_other(preset, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nowhere")
     grid = ("--grid", "stages.dpo.objective.beta=0.1,0.2", "--grid", "seed=1,2")

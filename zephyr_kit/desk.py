@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from zephyr_kit import ZkitError
@@ -20,7 +22,7 @@ from zephyr_kit.tally import countable
 NUM_REASONS_TOLD = 5
 
 Answer = TypeVar("Answer", Reply, Judgement)
-Work = Callable[[Sequence[int]], Iterator[tuple[int, Answer | Failure]]]
+Work = Callable[[Sequence[int], Bench], Iterator[tuple[int, Answer | Failure]]]
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,25 @@ class Desk:
     asked: Counter[str] = field(default_factory=Counter)
     """How many questions there were, were known and failed."""
 
-    def complete(self, completer: Completer, requests: Sequence[Request], label: str) -> Answered[Reply]:
-        """The reply to each request."""
+    def complete(
+        self, completer: Completer, requests: Sequence[Request], label: str, *, unread: Callable[[int, Reply], str] | None = None
+    ) -> Answered[Reply]:
+        """The reply to each request.
+
+        `unread` says why the reply to a request, by its number, cannot be used. Such a one counts among those that have failed; it is
+        kept, and given, but the next time somebody asks, it is not taken for known.
+        """
         who = dict(completer.fingerprint(self.bench))
         questions = [{"completer": who, "request": _asked(request)} for request in requests]
         check = partial(_check_reply, f"[{self.where}] completer {type(completer).__name__}")
         return self._ask(
             questions,
-            lambda numbers: completer.complete([requests[n] for n in numbers], self.bench),
+            lambda numbers, bench: completer.complete([requests[n] for n in numbers], bench),
             _reply,
             label,
             max_failed=self.max_failed,
             check=lambda _, reply: check(reply),
+            unread=unread or (lambda *_: ""),
         )
 
     def judge(self, judge: Judge, cases: Sequence[Case], label: str, *, max_failed: float | None = None) -> Answered[Judgement]:
@@ -79,11 +88,12 @@ class Desk:
         check = partial(_check_judgement, f"[{self.where}] judge {type(judge).__name__}")
         return self._ask(
             questions,
-            lambda numbers: judge.judge([cases[n] for n in numbers], self.bench),
+            lambda numbers, bench: judge.judge([cases[n] for n in numbers], bench),
             _judgement,
             label,
             max_failed=self.max_failed if max_failed is None else max_failed,
             check=lambda number, judgement: check(cases[number], judgement),
+            unread=lambda *_: "",
         )
 
     def facts(self) -> dict[str, Any]:
@@ -105,39 +115,61 @@ class Desk:
         *,
         max_failed: float,
         check: Callable[[int, Any], None],
+        unread: Callable[[int, Any], str],
     ) -> Answered[Answer]:
         failures: dict[int, Failure] = {}
+        lost: dict[int, str] = {}
         firsts = _firsts(questions)
-        unknown = self._unknown(questions, sorted(set(firsts)), read)
-        done = len(questions) - len(unknown)
-        self.asked.update(questions=len(questions), known=len(set(firsts)) - len(unknown))
+        unknown, useless = self._unknown(questions, sorted(set(firsts)), read, unread)
+        done = len(questions) - len(unknown) - len(useless)
+        self.asked.update(questions=len(questions), known=len(set(firsts)) - len(unknown) - len(useless))
         with self.narrator.track(label, len(questions)) as advance:
             advance(done)
-            with closing(_numbered(work, unknown)) as answers:
+            with closing(self._heard(work, unknown, useless)) as answers:
                 for number, answer in answers:
                     check(number, answer)  # before it is kept: a plugin that is mended must be asked again
                     if isinstance(answer, Failure):
                         failures[number] = answer
-                        self._check_failures(failures, max_failed * len(questions), len(questions), label)
                     else:
                         self.bench.answers.put(questions[number], plain(answer))
+                    if why := answer.reason if isinstance(answer, Failure) else unread(number, answer):
+                        lost[number] = why
+                        self._check_lost(lost, max_failed, len(questions), label)
                     self._spend(answer.cost)
                     done += 1
                     advance(done)
+        if lost:
+            self.narrator.say(f"{label}: {len(lost):,} of {len(questions):,} have failed:\n{_told(lost)}")
         failures |= {number: failures[first] for number, first in enumerate(firsts) if first in failures}
         self.asked.update(failed=len(failures))
         return Answered(self.bench.answers, questions, read, failures)
 
-    def _unknown(self, questions: Sequence[Any], numbers: Sequence[int], read: Callable[[Mapping[str, Any]], Answer]) -> list[int]:
-        unknown = []
+    def _unknown(
+        self,
+        questions: Sequence[Any],
+        numbers: Sequence[int],
+        read: Callable[[Mapping[str, Any]], Answer],
+        unread: Callable[[int, Any], str],
+    ) -> tuple[list[int], list[int]]:
+        """The questions without an answer, and those whose answer is of no use."""
+        unknown, useless = [], []
         for number in numbers:
             answer = self.bench.answers.get(questions[number])
             # Known, but not for how much: who gave it knows, and asks nobody for that.
             if answer is None or (self.max_cost is not None and read(answer).cost is None):
                 unknown.append(number)
+            elif unread(number, read(answer)):
+                useless.append(number)
             else:
                 self._spend(read(answer).cost)
-        return unknown
+        return unknown, useless
+
+    def _heard(self, work: Work[Answer], unknown: Sequence[int], useless: Sequence[int]) -> Generator[tuple[int, Answer | Failure]]:
+        yield from _numbered(lambda numbers: work(numbers, self.bench), unknown)
+        if useless:  # who keeps answers too would give the same again
+            with TemporaryDirectory() as folder, closing(Answers(Path(folder))) as none:
+                bench = replace(self.bench, answers=none)
+                yield from _numbered(lambda numbers: work(numbers, bench), useless)
 
     def _spend(self, cost: float | None) -> None:
         if cost is None and self.max_cost is not None:
@@ -150,15 +182,20 @@ class Desk:
                 "They are kept: the same command goes on when more is allowed"
             )
 
-    def _check_failures(self, failures: Mapping[int, Failure], allowed: float, total: int, label: str) -> None:
-        if len(failures) <= allowed:
+    def _check_lost(self, lost: Mapping[int, str], max_failed: float, total: int, label: str) -> None:
+        if len(lost) <= max_failed * total:
             return
-        reasons = Counter(countable(failure.reason) for failure in failures.values()).most_common(NUM_REASONS_TOLD)
-        told = "\n".join(f"  {count:6,d} x {reason}" for reason, count in reasons)
         raise ZkitError(
-            f"[{self.where}] {label}: {len(failures):,} of {total:,} requests have failed, more than max_failed = {self.max_failed:g} "
-            f"allows:\n{told}\nthe answers so far are kept: the same command goes on when that is mended"
+            f"[{self.where}] {label}: {len(lost):,} of {total:,} requests have failed, more than max_failed = {max_failed:g} "
+            f"allows:\n{_told(lost)}\nthe answers so far are kept: the same command goes on when that is mended"
         )
+
+
+def _told(lost: Mapping[int, str]) -> str:
+    """The most common reasons, each with the particulars of the first that it was."""
+    counts = Counter(map(countable, lost.values()))
+    whole = {countable(why): why for why in reversed(list(lost.values()))}
+    return "\n".join(f"  {count:6,d} x {whole[reason]}" for reason, count in counts.most_common(NUM_REASONS_TOLD))
 
 
 def _firsts(questions: Sequence[Any]) -> list[int]:
@@ -167,7 +204,9 @@ def _firsts(questions: Sequence[Any]) -> list[int]:
     return [seen.setdefault(digest(question), number) for number, question in enumerate(questions)]
 
 
-def _numbered(work: Work[Answer], numbers: Sequence[int]) -> Generator[tuple[int, Answer | Failure]]:
+def _numbered(
+    work: Callable[[Sequence[int]], Iterator[tuple[int, Answer | Failure]]], numbers: Sequence[int]
+) -> Generator[tuple[int, Answer | Failure]]:
     """Answers under the numbers of their questions; nobody is asked when nothing is unknown."""
     if not numbers:
         return

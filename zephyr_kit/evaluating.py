@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zephyr_kit.config import plain
 from zephyr_kit.evaluations import RESULT, finite, read_evaluation
 from zephyr_kit.keys import what_is_read
+from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite
 from zephyr_kit.records import as_json, digest, write_json
 from zephyr_kit.subjects import Subject
 from zephyr_kit.surroundings import surroundings
+
+NUM_FIGURES = 3
+"""Columns that are told of what was measured before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a suite has found."""
+
+    evaluations: list[Evaluation]
+    before: bool = False
+    """Whether it was found before, and nothing has changed since."""
 
 
 def evaluate(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[Evaluation]:
@@ -33,20 +47,32 @@ def as_found(suite: Suite, models: Mapping[str, Subject], folder: Path) -> list[
 
 def evaluate_once(
     name: str, suite: Suite, settings: Mapping[str, Any], models: Mapping[str, Subject], *, folder: Path, narrator: Narrator
-) -> list[Evaluation]:
+) -> Measured:
     """The same, or what it has found before with these settings, data and models; written to a folder of its own in `folder`."""
     contents = {name: subject.content for name, subject in models.items()}
     key = as_json({"suite": settings, "read": what_is_read(suite), "models": contents})
     place = folder / f"{name}-{digest(key)[:8]}"
     known = json.loads((place / RESULT).read_text("utf-8")) if (place / RESULT).exists() else None
     if known is not None and known["key"] == key:
-        narrator.say(f"{name}: measured before, nothing changed ({place})")
-        return [read_evaluation(facts) for facts in known["evaluations"]]
+        evaluations = [read_evaluation(facts) for facts in known["evaluations"]]
+        narrator.say(f"{name}: measured before, nothing changed ({place}){_main_figures(evaluations)}")
+        return Measured(evaluations, before=True)
     narrator.say(f"{name}: measuring {', '.join(models)} ({place})")
     found = evaluate(suite, models, place)
     # Settings, models and content of the data, what was found, and on which machine.
     write_json(place / RESULT, {"key": key, "evaluations": plain(found), "made": surroundings()})
-    return found
+    return Measured(found)
+
+
+def _main_figures(evaluations: Sequence[Evaluation]) -> str:
+    """Those of the first columns of the first table that have any."""
+    values = {
+        column: [f"{model} {as_text(value)}" for model, row in table.rows.items() if (value := row.get(column)) is not None]
+        for table in evaluations[:1]
+        for column in table.columns
+    }
+    shown = [f"{column}: {', '.join(found)}" for column, found in values.items() if found]
+    return "".join(f"; {one}" for one in shown[:NUM_FIGURES])
 
 
 def folder_names(suites: Sequence[str]) -> list[str]:

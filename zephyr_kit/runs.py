@@ -22,11 +22,12 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.disk import sync
@@ -34,6 +35,8 @@ from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.records import as_json, differences, write_json
 
 BROKEN_LAWS = "broken_laws.json"
+SECONDS_BETWEEN_TRIES = 0.1
+"""To lock a folder."""
 
 
 class RunError(ZkitError):
@@ -180,18 +183,19 @@ class RunFolder:
             self._supersede(self.stage(name))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out while this one works in the folder."""
+    def locked(self, *, patience: float = 0.0) -> Iterator[None]:
+        """Keep other processes out while this one works in the folder; wait so many seconds for one that is about to end."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written to: {error.strerror}; choose another folder with --output") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(f"{self.path}: another zkit works in this folder; wait for it, or choose another with --output") from error
+            until = time.monotonic() + patience
+            while not _taken(lock):
+                if time.monotonic() >= until:
+                    raise RunError(f"{self.path}: another zkit works in this folder; wait for it, or choose another with --output")
+                time.sleep(SECONDS_BETWEEN_TRIES)
             yield
 
     def _supersede(self, stage: StageFolder) -> None:
@@ -213,6 +217,15 @@ class RunFolder:
     @property
     def _shelf(self) -> Path:
         return self.path / "superseded"
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Whether a file could be locked."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _twin(stage: StageFolder, staging: Path) -> Path:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -109,5 +109,6 @@ class Stop:
 
 
 def _tell(text: str) -> None:
-    # Not print, which must not be entered twice: the signal may have come in the middle of one.
-    os.write(2, f"\n{text}\n".encode())
+    # Not print, which must not be entered twice: the signal may have come in the middle of one. Whoever read it may be gone.
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from zephyr_kit.fingerprint import file_fingerprint, folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Judge, Request, Sampling, Tokenizer
 from zephyr_kit.records import write_text
 from zkit_evaluation.located import located, located_problems, read_text
+from zkit_evaluation.packages import unusable
 from zkit_evaluation.replies import NUM_SAMPLES, Writing, ask, desk_for, file_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zephyr_kit.subjects import Subject
     from zkit_evaluation.intervals import Interval
 
-MISSING = "alpaca_eval is not installed: pip install 'zephyr-kit[eval]'"
+MODULES = ("alpaca_eval.annotators", "alpaca_eval.metrics")
 ADVICE = (
     "AlpacaEval's instructions and reference outputs are not ours to ship (CC BY-NC 4.0): write  reference = "
     "\"hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.json\"  (AlpacaEval 2), or …/alpaca_eval.json (AlpacaEval 1)"
@@ -56,7 +56,7 @@ class AlpacaEval(Writing):
         """The package, the reference's outputs, and the judge."""
         from zephyr_kit.devices import find_device
 
-        found = [] if find_spec("alpaca_eval") is not None else [f"suite alpaca-eval: {MISSING}"]
+        found = [f"suite alpaca-eval: {why}"] if (why := unusable(*MODULES)) else []
         if not self.reference:
             return [*found, f"suite alpaca-eval: needs `reference`; {ADVICE}"]
         found += [f"suite alpaca-eval: {line}" for line in located_problems(self.reference, ADVICE)]
@@ -74,8 +74,8 @@ class AlpacaEval(Writing):
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Ask every model, have its outputs compared, and let alpaca_eval work out the rates; all stand in files of `folder`."""
-        if find_spec("alpaca_eval") is None:
-            raise ZkitError(f"suite alpaca-eval: {MISSING}")
+        if why := unusable(*MODULES):
+            raise ZkitError(f"suite alpaca-eval: {why}")
         from zkit_evaluation.alpaca_metrics import annotate, rates
 
         reference = read_outputs(self.reference)

@@ -16,6 +16,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.example import Message
 from zephyr_kit.protocols import Case, Failure
 from zkit_evaluation.alpaca import DRAWN, LOST, WON, read_outputs
+from zkit_evaluation.packages import bars_in_terminals_alone
 
 if TYPE_CHECKING:
     from zephyr_kit.desk import Desk
@@ -38,9 +39,25 @@ def annotate(suite: AlpacaEval, desk: Desk, reference: Sequence[Row], own: Seque
         from alpaca_eval.annotators import PairwiseAnnotator
 
         cache.mkdir(parents=True, exist_ok=True)
-        annotator: Any = PairwiseAnnotator(annotators_config=suite.annotator, caching_path=cache / "annotations.json")
+        # What could not be read is not kept, so that another start asks for it again.
+        settings = {"annotators_config": suite.annotator, "is_store_missing_annotations": False}
+        annotator: Any = PairwiseAnnotator(caching_path=cache / "annotations.json", **settings)
         rows: list[Row] = annotator.annotate_head2head(outputs_1=pd.DataFrame(reference), outputs_2=pd.DataFrame(own))
-    return rows
+    return _read(rows, suite, desk.narrator)
+
+
+def _read(rows: Sequence[Row], suite: AlpacaEval, narrator: Narrator) -> list[Row]:
+    """Those with a preference; raises ZkitError where too many have none."""
+    found = [row for row in rows if row.get("preference") is not None and not math.isnan(row["preference"])]
+    lost = len(rows) - len(found)
+    told = f"preferences: in {lost:,} of {len(rows):,} answers of annotator {suite.annotator} alpaca_eval could read no preference"
+    if lost > suite.max_failed * len(rows):
+        form = "see that its model answers in the form that its prompt and its parser in configs.yaml have"
+        kept = "those that were read are kept, and another start asks for the others"
+        raise ZkitError(f"[suite alpaca-eval] {told}, more than max_failed = {suite.max_failed:g} allows: {form}; {kept}")
+    if lost:
+        narrator.say(told)
+    return found
 
 
 def rates(annotations: Sequence[Row], narrator: Narrator) -> dict[str, float | None]:
@@ -108,7 +125,7 @@ def _quiet() -> Iterator[None]:
     """Without the package's own remarks, which it makes through the root logger; its libraries' warnings are not ours to mend."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bars_in_terminals_alone():
             warnings.simplefilter("ignore")
             yield
     finally:

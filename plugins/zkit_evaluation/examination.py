@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.answers import digest
 from zephyr_kit.example import Message
-from zephyr_kit.protocols import Failure, Request, Sampling
+from zephyr_kit.protocols import Failure, Reply, Request, Sampling
 from zephyr_kit.writing import seed_of
 from zkit_evaluation import fast_chat
 from zkit_evaluation.fast_chat import NO_ANSWER, NO_JUDGEMENT, WITH_REFERENCE, Question
@@ -31,6 +32,8 @@ Turns = tuple[str, ...]
 Answers = Mapping[str, Mapping[int | str, Turns]]
 """The turns of each model's answer to each question."""
 Row = dict[str, Any]
+LONGEST_QUOTE = 120
+"""Characters of an answer of the judge; its verdict should stand at the end."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Examination:
         """A row for each turn of each answer, with its grade."""
         work = [(name, asked) for name in answers for asked in self._single_requests(answers[name])]
         rows = []
-        for (name, asked), said in zip(work, self._judged([asked for _, asked in work], "grades"), strict=True):
+        judged = self._judged([asked for _, asked in work], "grades", lambda said, _: fast_chat.rating(said) != fast_chat.UNREAD)
+        for (name, asked), said in zip(work, judged, strict=True):
             told = {"question_id": asked.question.id, "model": name, "judge": [self.bench.judge.name, asked.prompt.name]}
             score = fast_chat.rating(said)
             rows.append({**told, "user_prompt": asked.text, "judgment": said, "score": score, "turn": asked.turn, "tstamp": time.time()})
@@ -110,7 +114,8 @@ class Examination:
         names, against = list(answers), self.bench.against
         sides = list(itertools.combinations(names, 2)) if against is None else [(name, against) for name in names if name != against]
         work = [(pair, game, asked) for pair in sides for game, asked in self._pair_requests(answers[pair[0]], answers[pair[1]])]
-        said = self._judged([asked for *_, asked in work], "comparisons")
+        asked_of_all = [asked for *_, asked in work]
+        said = self._judged(asked_of_all, "comparisons", lambda said, form: fast_chat.winner(said, form) != fast_chat.FAULT)
         rows = []
         for place in range(0, len(work), 2):
             (first, second), _, asked = work[place]
@@ -186,12 +191,17 @@ class Examination:
             gaps |= {name: turns[0]} if turn == 1 else {f"{name}_{place}": text for place, text in enumerate(turns[:2], 1)}
         return Asked(question, turn, prompt, prompt.fill(gaps))
 
-    def _judged(self, asked: Sequence[Asked], label: str) -> list[str]:
-        """What the judge says to each request."""
+    def _judged(self, asked: Sequence[Asked], label: str, is_read: Callable[[str, str], bool]) -> list[str]:
+        """What the judge says to each request; too many answers without a verdict are refused."""
         judge = self.bench.judge
+
+        def unread(number: int, reply: Reply) -> str:
+            form = asked[number].prompt.form
+            return "" if is_read(reply.text, form) else _without_verdict(reply, form)
+
         sampling = Sampling(judge.max_new_tokens, judge.temperature, seed=self.bench.seed)
         requests = [Request((Message("system", one.prompt.system), Message("user", one.text)), sampling) for one in asked]
-        replies = self._desk.complete(judge.completer, requests, label)
+        replies = self._desk.complete(judge.completer, requests, label, unread=unread)
         return [NO_JUDGEMENT if isinstance(reply, Failure) else reply.text for reply in replies]
 
 
@@ -215,6 +225,12 @@ def score_intervals(rows: Sequence[Row], *, seed: int) -> dict[str, dict[str, In
         model: known({"score": interval_of_ratio([sum(own) for own in grades.values()], [len(own) for own in grades.values()], seed=seed)})
         for model, grades in found.items()
     }
+
+
+def _without_verdict(reply: Reply, form: str) -> str:
+    quoted = json.dumps(reply.text[-LONGEST_QUOTE:], ensure_ascii=False)
+    cut = "" if reply.finished else "it came to max_new_tokens; "
+    return f"the judge's answer holds no verdict in the form {form}, with its brackets ({cut}it ends: {quoted})"
 
 
 def _answer_row(model: str, question: int | str, turns: Turns) -> Row:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +19,13 @@ from zephyr_kit.config import did_you_mean
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.protocols import Evaluation, Tokenizer
 from zephyr_kit.records import write_text
+from zkit_evaluation.packages import bars_in_terminals_alone, unusable
 
 if TYPE_CHECKING:
     from zephyr_kit.subjects import Subject
     from zkit_evaluation.intervals import Interval
 
-MISSING = "lm_eval is not installed: pip install 'zephyr-kit[eval]'"
+MODULES = ("lm_eval", "lm_eval.api.model", "lm_eval.tasks")
 TITLE = "Language model evaluation harness"
 HALF_WIDTH = 1.96
 """Of the 95 % interval, in standard errors."""
@@ -71,7 +71,7 @@ class LmEval:
 
     def problems(self) -> Sequence[str]:
         """The package, and the folder."""
-        found = [] if find_spec("lm_eval") is not None else [f"suite lm-eval: {MISSING}"]
+        found = [f"suite lm-eval: {why}"] if (why := unusable(*MODULES)) else []
         if self.include is not None and not Path(self.include).expanduser().is_dir():
             found.append(f"suite lm-eval: include: there is no folder {Path(self.include).expanduser().absolute()}")
         return found
@@ -82,8 +82,8 @@ class LmEval:
 
     def evaluate(self, models: Mapping[str, Subject], tokenizer: Tokenizer, folder: Path) -> Evaluation:
         """Measure each model; what lm_eval says of it stands in a file of `folder`, and every request's answer is kept there."""
-        if find_spec("lm_eval") is None:
-            raise ZkitError(f"suite lm-eval: {MISSING}")
+        if why := unusable(*MODULES):
+            raise ZkitError(f"suite lm-eval: {why}")
         rows: dict[str, dict[str, float | None]] = {}
         intervals: dict[str, dict[str, Interval]] = {}
         with _quiet():
@@ -159,7 +159,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bars_in_terminals_alone():
             warnings.simplefilter("ignore")
             yield
     finally:

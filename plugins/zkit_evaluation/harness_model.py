@@ -116,6 +116,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         self.policy, self.tokenizer, self.tasks = policy, tokens, tasks
         self.max_length, self.shares_prompts = max_length, shares_prompts
         self._device = next(policy.module.parameters()).device
+        self._dialogues: dict[str, tuple[Message, ...]] = {}
+        """By what the chat template has made of them."""
 
     @property
     def eot_token_id(self) -> int:
@@ -205,12 +207,14 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         return found
 
     def _request(self, text: str, keys: Mapping[str, Any]) -> Request:
-        """A text that leaves too little room is cut from the left, as lm_eval's `hf` does."""
+        """A text that leaves too little room is cut from the left, as lm_eval's `hf` does; a dialogue is not."""
         sampling = _sampling(keys)
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
             told = f"{sampling.max_new_tokens:,} tokens are to be written, and the model has {self.max_length:,} positions"
             raise ZkitError(f"suite lm-eval: {told}")
+        if text in self._dialogues:  # as plain text, the template's own control tokens would be taken for forged ones
+            return Request(self._dialogues[text], sampling)
         return Request((Message(TEXT, self._last(text, room)),), sampling)
 
     def _last(self, text: str, room: int) -> str:
@@ -227,6 +231,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         """A dialogue as the model's template writes it, in a process that holds it within limits."""
         writer = writer_for(self.tokenizer.chat_template, self.tokenizer.special_tokens_map, ours=False)
         (text,) = writer.write(chat_history, [(len(chat_history), add_generation_prompt)])
+        if add_generation_prompt:
+            self._dialogues[text] = tuple(Message(turn["role"], turn["content"]) for turn in chat_history)
         return text
 
 

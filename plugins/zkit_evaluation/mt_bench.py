@@ -64,7 +64,10 @@ class MtBench:
     max_new_tokens: Annotated[int, Gt(0)] = 1024
     seed: Annotated[int, Ge(0)] = 0
     max_failed: Share = 0.02
-    """The share of answers, or of judgements, that may fail; those that have are judged as "ERROR", or left out of the means."""
+    """The share of answers, or of judgements, that may fail; those that have are judged as "ERROR", or left out of the means.
+
+    A judgement without a verdict that can be read has failed; another start asks for it again.
+    """
 
     def __post_init__(self) -> None:
         if not self.grading:

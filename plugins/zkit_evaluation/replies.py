@@ -12,13 +12,12 @@ from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.protocols import Bench, Failure, Reply, Request
 from zephyr_kit.records import write_text
-from zephyr_kit.replying import replies_of
-from zephyr_kit.subjects import Subject
 
 if TYPE_CHECKING:
     import torch
 
     from zephyr_kit.desk import Desk
+    from zephyr_kit.subjects import Subject
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 NUM_SAMPLES = 3
@@ -45,6 +44,8 @@ class Writer:
     subject: Subject
 
     def complete(self, requests: Sequence[Request], bench: Bench) -> Iterator[tuple[int, Reply | Failure]]:
+        from zephyr_kit.replying import replies_of
+
         with self.subject() as policy:
             yield from replies_of(policy, requests)
 

@@ -29,6 +29,8 @@ PROBE = "Say yes."
 """Who refuses even this refuses the settings, not the request."""
 LONGEST_BACKOFF = 30.0
 """Seconds."""
+LONGEST_SAID = 120
+"""Characters that are quoted of an answer that cannot be used."""
 AHEAD = 2
 """Questions that are made, for each that is under way."""
 
@@ -195,7 +197,7 @@ class Client:
                 self._probe(question)
                 return Failure(bracketed(trouble.reason, trouble.particulars), self._cost(heard))
             self._rest(trouble, attempt)
-        return self._given_up(trouble, begun, heard)
+        return self._given_up(trouble, begun, heard, quoted=bool(unusable))
 
     def _send(self, body: Mapping[str, Any]) -> Answer:
         # All of it as it is: what the client knows as arguments, and what it does not.
@@ -237,7 +239,7 @@ class Client:
         if attempt < self.endpoint.retries:
             self.stop.wait((doubled if trouble.wait is None else trouble.wait) * random.uniform(1, 1.5))  # noqa: S311 - not for secrets
 
-    def _given_up(self, trouble: Trouble, begun: float, heard: Sequence[Answer]) -> Failure:
+    def _given_up(self, trouble: Trouble, begun: float, heard: Sequence[Answer], *, quoted: bool) -> Failure:
         if trouble.absent and self._last_heard < begun:
             raise ZkitError(
                 f"{self.endpoint.place} has not been there for {monotonic() - begun:.0f} s; "
@@ -245,7 +247,8 @@ class Client:
             )
         attempts = self.endpoint.retries + 1
         tried = f"after {attempts} attempt{'s' if attempts > 1 else ''}"
-        return Failure(bracketed(trouble.reason, trouble.particulars, tried), self._cost(heard))
+        said = f"it said {json.dumps(heard[-1].text[:LONGEST_SAID], ensure_ascii=False)}" if quoted else ""
+        return Failure(bracketed(trouble.reason, trouble.particulars, tried, said), self._cost(heard))
 
 
 def charged(answer: Answer, heard: Sequence[Answer]) -> Answer:

@@ -19,7 +19,7 @@ from zephyr_kit.cli.board import board
 from zephyr_kit.cli.cache import cache
 from zephyr_kit.cli.certify import certify
 from zephyr_kit.cli.chat import chat
-from zephyr_kit.cli.completion import completion
+from zephyr_kit.cli.completion import complete_runs, completion
 from zephyr_kit.cli.doctor import doctor
 from zephyr_kit.cli.evaluate import evaluate
 from zephyr_kit.cli.harmless import harmless
@@ -56,6 +56,8 @@ def build() -> click.Group:
     )
     click.version_option(__version__, "-V", "--version", prog_name="zkit")(group)
     found.add_commands(group)
+    for command in group.commands.values():
+        complete_runs(command)
     return group
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -14,6 +16,8 @@ from zephyr_kit.stopping import Stopped
 
 ERROR = "error: "
 """How `zkit` begins to tell what the user can mend."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when the one that started it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,19 @@ class Ended:
 
 
 def zkit(arguments: Sequence[str]) -> Ended:
-    """Run `zkit` with these arguments to its end; asked to stop meanwhile, have it stop in order, and pass the request on."""
+    """Run `zkit` with these arguments to its end; asked to stop meanwhile, have it stop in order, and pass the request on.
+
+    Where this process is killed, nobody is left to pass it on: on Linux it is then asked by the system.
+    """
     told: list[str] = []
     command = [sys.executable, "-m", "zephyr_kit", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as child:  # noqa: S603  zkit itself
+    with subprocess.Popen(  # noqa: S603  zkit itself
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        preexec_fn=_tie_to(os.getpid()),  # noqa: PLW1509  this process has no threads of Python's
+    ) as child:
         assert child.stderr is not None
         try:
             _pass_on(child.stderr, told)
@@ -39,6 +52,20 @@ def zkit(arguments: Sequence[str]) -> Ended:
             raise
         code = child.wait()
     return Ended(code, _reason(code, told) if code else "")
+
+
+def _tie_to(parent: int) -> Callable[[], None] | None:
+    """What a new process calls first, so that it stops in order when its parent is gone; only Linux has that."""
+    if sys.platform != "linux":
+        return None
+    control = ctypes.CDLL(None).prctl  # found before the fork, after which little may be done
+
+    def tie() -> None:
+        control(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # gone already
+            os._exit(Exit.TERMINATED)
+
+    return tie
 
 
 def _pass_on(stream: IO[str], told: list[str]) -> None:

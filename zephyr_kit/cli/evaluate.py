@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit.cli.completion import complete_suite
 from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ zkit evaluate owner/name --model dtype=float32 --suite lm-eval:tasks=["arc"]
 
 @click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, metavar="RUN|MODEL…")
-@click.option("--suite", "suites", multiple=True, required=True, metavar=SUITE, help="What to measure; or a TOML file of suites.")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    required=True,
+    metavar=SUITE,
+    shell_complete=complete_suite,
+    help="What to measure; or a TOML file of suites.",
+)
 @click.option("--stage", "stages", multiple=True, help="Only the model of this stage of a run. Repeatable.  [default: all]")
 @click.option("--base", is_flag=True, help="The model that a run began with, too.")
 @click.option("--model", "keys", multiple=True, metavar="KEY=VALUE", help="How to load a model of no run: dtype=float32. Repeatable.")
@@ -46,7 +55,7 @@ def evaluate(
     output: Path | None,
     device: str,
 ) -> None:
-    """Measure the models of a run, or any others. What was killed goes on."""
+    """Measure the models of a run, or any others. What was killed goes on; the run's report is written again."""
     from zephyr_kit.answers import Answers
     from zephyr_kit.cache import cache_folder, cache_in_use
     from zephyr_kit.cli.models import find_subjects, run_of
@@ -57,6 +66,7 @@ def evaluate(
     from zephyr_kit.evaluating import evaluate_once
     from zephyr_kit.evaluations import FOLDER
     from zephyr_kit.preset import bound_suite
+    from zephyr_kit.report import write_reports
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.subjects import Subject
 
@@ -69,9 +79,13 @@ def evaluate(
         _refuse([suite for _, suite, _ in wanted], subjects)
         with disk_errors_told(folder), RunFolder(folder).locked():
             for name, suite, settings in wanted:
-                for evaluation in evaluate_once(name, suite, settings, subjects, folder=folder, narrator=teller):
+                measured = evaluate_once(name, suite, settings, subjects, folder=folder, narrator=teller)
+                for evaluation in () if measured.before else measured.evaluations:
                     teller.show(evaluation)
+            reports = write_reports(run) if run and output is None else []
     teller.say(f"\nresults  {folder}/*/evaluation.json")
+    for report in reports:
+        teller.say(f"report   {report}")
 
 
 def _refuse(suites: list[Suite], subjects: Mapping[str, Subject]) -> None:

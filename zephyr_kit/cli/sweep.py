@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LAUNCHED = ("devices", "nodes", "rendezvous")
 """Options of `zkit run` that a launcher decides."""
+PATIENCE = 60.0
+"""Seconds that a run has to save and end whose sweep was killed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,18 @@ class Starter:
         max_time = self.given["max_time"] if self.launcher else None
         values = {**self.given, "changes": changes, "reuse": self.folder, "max_time": max_time}
         arguments = arguments_of_run(values, str(self.file), self.folder / one.name, but=LAUNCHED if self.launcher else ())
-        return self._launch(one, preset, arguments) if self.launcher else child.zkit(arguments)
+        if self.launcher:
+            return self._launch(one, preset, arguments)
+        if (run := self.folder / one.name).is_dir():
+            self._wait(run)
+        return child.zkit(arguments)
+
+    def _wait(self, run: Path) -> None:
+        """For the run of a sweep that was killed, which saves and ends."""
+        from zephyr_kit.runs import RunError, RunFolder
+
+        with suppress(RunError), RunFolder(run).locked(patience=PATIENCE):  # whoever is still there then is told of by `zkit run`
+            pass
 
     def _launch(self, one: Combination, preset: Preset, arguments: tuple[str, ...]) -> child.Ended:
         wanted = Devices(*(self.given[name] for name in ("device", *LAUNCHED)))
