@@ -194,3 +194,13 @@ def test_python_runs(page, tmp_path, monkeypatch):
     names: dict[str, Any] = {"__name__": "page"}
     for text in blocks(f"docs/{page}", "python"):
         exec(text, names)
+
+
+def test_rows_are_held_out_as_shown(tmp_path):
+    names: dict[str, Any] = {}
+    exec(blocks("docs/how-to/own-data.md", "python")[0], names)
+    rows = [f'{{"prompt": "{n}\u2028"}}' for n in range(100)]
+    (tmp_path / "all.jsonl").write_text("\n".join(rows), "utf-8")
+    names["hold_out"](tmp_path / "all.jsonl", share=0.1)
+    held, kept = ((tmp_path / f"{name}.jsonl").read_text("utf-8").split("\n")[:-1] for name in ("held-out", "train"))
+    assert (len(held), sorted(held + kept)) == (10, sorted(rows))
