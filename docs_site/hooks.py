@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import commands_page
+from contract import objectives_page
 from keys import offers_page, preset_page
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "reference/commands.md": commands_page,
     "reference/preset.md": preset_page,
     "reference/offers.md": offers_page,
+    "reference/objective.md": objectives_page,
 }
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 
