@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import markdown
 import pytest
 import yaml
 from test_readme import REST, TRAIN
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "docs_site"))
 
 import hooks  # noqa: E402  a module of mkdocs', beside which the others stand
 from commands import commands_page, helps  # noqa: E402
+from equations import Equations  # noqa: E402
 from keys import offers_page, preset_page  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -104,6 +106,21 @@ def test_anchors_are_those_of_both_readers(monkeypatch):
     text = "# A `b` C\n## A - b\n```sh\n# no\n```\n## Twice\n## Twice\n### [To](x.md) it, now\n"
     monkeypatch.setitem(hooks.GENERATED, "made.md", lambda: text)
     assert anchors("docs/made.md") == {"a-b-c", "to-it-now"}
+
+
+def test_equations_are_set_and_code_is_left_alone():
+    page = markdown.markdown("$-\\log\\sigma(-h_w)$ costs `$5 or $6`, and $7.", extensions=[Equations()])
+    math, rest = re.fullmatch(r"<p>(<math .*</math>)(.*)</p>", page).groups()
+    assert rest == " costs <code>$5 or $6</code>, and $7."
+    assert (math.count("<mspace"), math.count('form="prefix"'), math.count("<msub>")) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "$" in prose(f"docs/{page}")])
+def test_every_equation_is_one(page):
+    made = markdown.markdown(prose(f"docs/{page}"), extensions=[Equations(), "tables"])
+    left = re.sub(r"<math .*?</math>|<code>.*?</code>", "", made, flags=re.S)
+    assert "<math " in made
+    assert "$" not in left
 
 
 def test_links_out_of_the_folder_lead_to_the_sites_copies():
