@@ -20,8 +20,8 @@ SET = (
     (r"<mo>max</mo>", "<mi>max</mi>"),  # A name is no operator.
 )
 """What the converter leaves to be done."""
-AFTER_CODE = 180
-"""Of the priorities of patterns, below that of code (190)."""
+AFTER_CODE = 185
+"""Of the priorities of patterns, between those of code (190) and of backslashes (180)."""
 
 
 class Equations(Extension):
