@@ -156,21 +156,6 @@ def test_a_preset_is_named_without_the_endings_of_files(files, out, name, tmp_pa
     assert tomllib.loads(made.text)["name"] == name
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "share"),
-    [(AXO, "val_set_size", "0.05"), (LLAMA, "val_size", "0.05"), (f"{TRL}", "test_split_size", "0.05"), (AXO, "val_set_size", "500")],
-)
-def test_rows_that_were_held_out_by_chance_are_told_with_what_to_write(text, key, share, tmp_path):
-    read, made = table(tmp_path, f"{text}{key}: {share}\n")
-    told = left(made)[key]
-    rows = "500 rows" if share == "500" else "0.05 of all rows"
-    assert (told.near, told.matters) == ("held_out", True)
-    assert told.reason.startswith(f"rows are not drawn for it: put {rows} into a file")
-    (stage,) = read["stages"].values()
-    written = tomllib.loads(told.reason.split("`")[1])
-    assert resolve({**read, "stages": {"sft": {**stage, **written}}}, Plugins().offers, file="imported.toml").stages
-
-
 def test_a_switch_that_is_needless_here_is_known(tmp_path):
     _, made = table(tmp_path, f"{TRL}no_remove_unused_columns: true\nstreaming: true\n")
     assert {key: each.matters for key, each in left(made).items()} == {"no_remove_unused_columns": False, "streaming": False}
