@@ -37,7 +37,7 @@ $(CAPPED)/.installed: pyproject.toml constraints-unsloth.txt
 	test -x $(CAPPED)/bin/python || $(PYTHON) -m venv $(CAPPED)
 	$(CAPPED)/bin/pip install --quiet --upgrade pip
 	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt torch
-	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt --editable . gguf hypothesis jsonschema pytest pytest-timeout pytest-xdist trl
+	$(CAPPED)/bin/pip install --quiet -c constraints-unsloth.txt --editable . gguf hypothesis jsonschema latex2mathml markdown pytest pytest-timeout pytest-xdist trl
 	touch $@
 
 lint: install

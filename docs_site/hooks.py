@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from commands import commands_page
+from contract import objectives_page
+from equations import Equations
 from keys import offers_page, preset_page
 
 ROOT = Path(__file__).parents[1]
@@ -18,12 +20,16 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "reference/commands.md": commands_page,
     "reference/preset.md": preset_page,
     "reference/offers.md": offers_page,
+    "reference/objective.md": objectives_page,
 }
+WIDE = ("objectives.md", "how-to/migrate.md")
+"""Pages with broad tables, which take the place of a table of contents too."""
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 
 
 def on_config(config: Any) -> Any:
-    """Leave out of the navigation what is not there (yet), and add what it does not name, under `More`."""
+    """Leave out of the navigation what is not there (yet), and add what it does not name, under `More`; set equations."""
+    config["markdown_extensions"].append(Equations())
     docs = Path(config["docs_dir"])
     config["nav"], named = navigation(config["nav"], docs)
     others = sorted(page for page in pages(docs) if page not in named)
@@ -89,8 +95,10 @@ def aim(link: str, place: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links that leave `docs/` at the site's copies."""
+    """Point links that leave `docs/` at the site's copies, and give wide pages room."""
     uri: str = page.file.src_uri
+    if uri in WIDE:
+        page.meta["hide"] = ["toc"]
     if uri in GENERATED:
         return markdown
     place = uri.removeprefix(OUTSIDE) if uri.startswith(OUTSIDE) else f"docs/{uri}"

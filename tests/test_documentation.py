@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import markdown
 import pytest
 import yaml
 from test_readme import REST, TRAIN
@@ -27,6 +29,7 @@ sys.path.insert(0, str(ROOT / "docs_site"))
 
 import hooks  # noqa: E402  a module of mkdocs', beside which the others stand
 from commands import commands_page, helps  # noqa: E402
+from equations import Equations  # noqa: E402
 from keys import offers_page, preset_page  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -68,12 +71,56 @@ def test_what_is_not_there_is_left_out_of_the_navigation(tmp_path):
     assert named == {"a.md", "notes/1.md", "notes/2.md"}
 
 
-@pytest.mark.parametrize("page", TEXTS)
+WITH_LINKS = [*TEXTS, "CHANGELOG.md", "SECURITY.md", *(f"docs/{page}" for page in hooks.GENERATED)]
+AIM = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+
+
+@cache
+def prose(page: str) -> str:
+    """A page of the repository, or one that is made when the site is built, without its blocks of code."""
+    made = hooks.GENERATED.get(page.removeprefix("docs/"))
+    text = made() if made else (ROOT / page).read_text("utf-8")
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.S | re.M)
+
+
+def anchors(page: str) -> set[str]:
+    """What a link to a part of a page may name: what GitHub and the site both make of a heading."""
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in re.findall(r"^#+ (.+)$", prose(page), re.M))
+    bare = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in plain]
+    of_github, of_site = ([re.sub(space, "-", heading) for heading in bare] for space in (r"\s", r"[\s-]+"))
+    return {one for one, other in zip(of_github, of_site, strict=True) if one == other and of_site.count(one) == 1}
+
+
+@pytest.mark.parametrize("page", WITH_LINKS)
 def test_links_lead_somewhere(page):
-    for link in hooks.LINK.findall((ROOT / page).read_text("utf-8")):
-        if "://" not in link:
-            place = (ROOT / page).parent / link
-            assert place.exists() or str(place.relative_to(DOCS)) in hooks.GENERATED, link
+    for link in map("".join, AIM.findall(prose(page))):
+        path, _, anchor = link.partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = os.path.relpath((ROOT / page).parent / path, ROOT) if path else page
+        assert (ROOT / target).exists() or target.removeprefix("docs/") in hooks.GENERATED, link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_anchors_are_those_of_both_readers(monkeypatch):
+    text = "# A `b` C\n## A - b\n```sh\n# no\n```\n## Twice\n## Twice\n### [To](x.md) it, now\n"
+    monkeypatch.setitem(hooks.GENERATED, "made.md", lambda: text)
+    assert anchors("docs/made.md") == {"a-b-c", "to-it-now"}
+
+
+def test_equations_are_set_and_code_is_left_alone():
+    page = markdown.markdown("$-\\log\\sigma(-h_w)$ costs `$5 or $6`, and $7.", extensions=[Equations()])
+    math, rest = re.fullmatch(r"<p>(<math .*</math>)(.*)</p>", page).groups()
+    assert rest == " costs <code>$5 or $6</code>, and $7."
+    assert (math.count("<mspace"), math.count('form="prefix"'), math.count("<msub>")) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "$" in prose(f"docs/{page}")])
+def test_every_equation_is_one(page):
+    made = markdown.markdown(prose(f"docs/{page}"), extensions=[Equations(), "tables"])
+    left = re.sub(r"<math .*?</math>|<code>.*?</code>", "", made, flags=re.S)
+    assert "<math " in made
+    assert "$" not in left
 
 
 def test_links_out_of_the_folder_lead_to_the_sites_copies():
@@ -193,4 +240,14 @@ def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
     for text in blocks(f"docs/{page}", "python"):
-        exec(text, names)
+        exec(compile(text, page, "exec", dont_inherit=True), names)
+
+
+def test_rows_are_held_out_as_shown(tmp_path):
+    names: dict[str, Any] = {}
+    exec(compile(blocks("docs/how-to/own-data.md", "python")[0], "own-data.md", "exec", dont_inherit=True), names)
+    rows = [f'{{"prompt": "{n}\u2028"}}' for n in range(100)]
+    (tmp_path / "all.jsonl").write_text("\n".join(rows), "utf-8")
+    names["hold_out"](tmp_path / "all.jsonl", share=0.1)
+    held, kept = ((tmp_path / f"{name}.jsonl").read_text("utf-8").split("\n")[:-1] for name in ("held-out", "train"))
+    assert (len(held), sorted(held + kept)) == (10, sorted(rows))

@@ -129,7 +129,7 @@ def test_every_key_of_a_file_is_in_the_preset_or_in_the_list(form, tmp_path):
         (TRL.replace("model_name_or_path", "modle"), "whose configuration"),
         (TRL.replace("dataset_name", "dataset_nam"), "names no data set to train on"),
         (AXO.replace("base_model: some/model", "rl: dpo"), "names no model (base_model)"),
-        (f"{AXO}rl: kto\n", "line 10: `rl` = 'kto': cannot be imported: of `rl`, dpo, ipo and simpo can"),
+        (f"{AXO}rl: grpo\n", "line 10: `rl` = 'grpo': cannot be imported: of `rl`, dpo, ipo and simpo can"),
         (f"{LLAMA}quantization_bit: four\n", "line 7: `quantization_bit` = 'four': should be a whole number"),
     ],
 )
@@ -138,6 +138,27 @@ def test_bad_files_are_told_by_file_line_and_key(text, message, tmp_path):
         table(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "config-0.yaml"))
     assert message in str(caught.value)
+
+
+NAMES_OF_FILES = [
+    (("hb_sft.yaml", "hb_dpo.yml"), None, "hb_sft-hb_dpo"),
+    (("axo.yml.yaml",), None, "axo"),
+    (("sft.yaml",), "a.yamlb.yml.toml", "a-b"),
+    (("sft.yaml",), "zephyr-v0.2.toml", "zephyr-v0.2"),
+]
+
+
+@pytest.mark.parametrize(("files", "out", "name"), NAMES_OF_FILES)
+def test_a_preset_is_named_without_the_endings_of_files(files, out, name, tmp_path):
+    for file in files:
+        (tmp_path / file).write_text(TRL, "utf-8")
+    made = import_files([tmp_path / file for file in files], out=None if out is None else tmp_path / out)
+    assert tomllib.loads(made.text)["name"] == name
+
+
+def test_a_switch_that_is_needless_here_is_known(tmp_path):
+    _, made = table(tmp_path, f"{TRL}no_remove_unused_columns: true\nstreaming: true\n")
+    assert {key: each.matters for key, each in left(made).items()} == {"no_remove_unused_columns": False, "streaming": False}
 
 
 def test_numbers_that_yaml_takes_for_texts_are_numbers(tmp_path):
@@ -182,6 +203,7 @@ def test_what_has_no_counterpart_is_taken_for_something_and_told(tmp_path):
     told = left(made)
     assert told["optim"].reason == 'there is no such optimizer here; taken for "adamw"'
     assert told["warmup_steps"].near == "train.warmup"
+    assert "write `warmup = 100 / STEPS` as one number" in told["warmup_steps"].reason
     assert told["fp16"].near == "model.dtype"
     assert {key for key, each in told.items() if not each.matters} == {"push_to_hub"}
 

@@ -23,7 +23,9 @@ class Unit(Enum):
     """What a loss is averaged over, across the whole optimiser step."""
 
     TOKEN = "token"  # noqa: S105  not a secret
+    """Of each target token: long completions count for more."""
     EXAMPLE = "example"
+    """Of each example, with all its completions: a pair, say."""
 
 
 class ZkitError(Exception):

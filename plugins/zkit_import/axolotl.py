@@ -16,6 +16,7 @@ from zkit_import.readers import (
     number,
     optimizer,
     schedule,
+    share_held_out,
     steps,
     switch,
     switch_or_offload,
@@ -42,8 +43,8 @@ def adapter(value: Any) -> bool:
 
 
 def preference(value: Any) -> str:
-    """`dpo`, `ipo` or `simpo`."""
-    if text(value) in ("dpo", "ipo", "simpo"):
+    """`dpo`, `ipo` or `simpo`; of `kto` it is said what to write."""
+    if text(value) in ("dpo", "ipo", "simpo", "kto"):
         return str(value)
     why = "; trl's ORPO learns the prompt too" if value == "orpo" else ""
     raise Unfit(f"cannot be imported: of `rl`, dpo, ipo and simpo can{why}")
@@ -54,13 +55,6 @@ def beta(value: Any) -> float:
     if isinstance(value, dict) and value.keys() == {"beta"}:
         return number(value["beta"])
     raise Unfit("cannot be imported: of this table `beta` can")
-
-
-def share_held_out(value: Any) -> float:
-    """Rows to hold out by chance."""
-    if number(value) == 0:
-        return 0.0
-    raise NotHere("rows are not held out by chance: name a file or a split", near="held_out")
 
 
 MODEL: Mapping[str, Rule] = {
@@ -196,6 +190,8 @@ LOSS: Mapping[str, Rule] = {
     "rpo_alpha": Carry("sft_weight", number),
     "cpo_alpha": Carry("cpo_alpha", number),
     "simpo_gamma": Carry("simpo_gamma", number),
+    "kto_desirable_weight": Carry("desirable_weight", number),
+    "kto_undesirable_weight": Carry("undesirable_weight", number),
     "precompute_ref_log_probs": Carry("precomputed", switch),
     "sequence_len": Carry("max_length", count),
     "max_prompt_len": Carry("prompt_length", count),

@@ -180,7 +180,8 @@ def _schedule(said: Said, steps: int) -> Iterator[Line]:
     elif warmup_steps and steps > 0:
         yield Line("warmup", _share(int(warmup_steps), steps), f"{int(warmup_steps)} of {steps} steps")
     elif warmup_steps:
-        said.leave("warmup_steps", "here it is a share of the steps, of which `zkit plan` tells the number", near="train.warmup")
+        write = f"write `warmup = {int(warmup_steps)} / STEPS` as one number, by the steps that `zkit plan` tells"
+        said.leave("warmup_steps", f"is a share of the steps here, and their number hangs on the data: {write}", near="train.warmup")
     elif said.value("warmup"):
         yield from _line(said, "warmup")
 

@@ -9,7 +9,7 @@ from zkit_import import trl
 from zkit_import.data import Held, Portion, from_hub
 from zkit_import.formats import Format
 from zkit_import.losses import OLDER
-from zkit_import.readers import share, switch, text, texts
+from zkit_import.readers import share, share_held_out, switch, text, texts
 from zkit_import.said import Carry, Leave, Rule, Said, Unfit, entries, hear
 
 KEYS: Mapping[str, Rule] = {
@@ -24,7 +24,7 @@ KEYS: Mapping[str, Rule] = {
 MIXER, MIXTURE = "dataset_mixer", "dataset_mixture"
 IN_MIXTURE: Mapping[str, Rule] = {
     "seed": Leave("the order follows from the preset's seed", "seed", matters=False),
-    "test_split_size": Leave("rows are not held out by chance: name a split", "held_out"),
+    "test_split_size": Carry("test_split_size", share_held_out),
 }
 ENTRY: Mapping[str, Rule] = {
     "id": Carry("dataset", text),

@@ -11,6 +11,7 @@ from typing import Any
 from zkit_import import axolotl, handbook, llama_factory, trl
 from zkit_import.drafting import Draft, draft
 from zkit_import.formats import Format, recognise
+from zkit_import.kto import refuse_kto
 from zkit_import.merging import merge
 from zkit_import.preset_text import preset_text
 from zkit_import.said import ConfigError, Said, hear
@@ -34,11 +35,17 @@ def import_files(
 ) -> Imported:
     """One stage for each file, in their order; raises ConfigError for what cannot be understood."""
     drafts = tuple(_read(file, named, stage, devices) for file in files)
-    name = out.stem if out is not None else PurePath(str(drafts[-1].said.value("folder", files[-1].stem))).name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "imported"
+    name = _name(files, out, drafts[-1].said)
     template = _template(drafts[0], out)
     text = preset_text(merge(drafts, name=name, template=str(template[0]) if template else ""))
     return Imported(text, drafts, template)
+
+
+def _name(files: Sequence[Path], out: Path | None, last: Said) -> str:
+    """That of the preset's file, of the folder that the last stage wrote to, or of all files together; never with their endings."""
+    folder = PurePath(str(last.value("folder", ""))).name
+    name = out.stem if out is not None else folder or "-".join(file.stem for file in files)
+    return re.sub(r"(\.(ya?ml|toml)|[^A-Za-z0-9._-])+", "-", name).strip("._-") or "imported"
 
 
 def _read(file: Path, named: str | None, stage: str | None, devices: int | None) -> Draft:
@@ -46,6 +53,7 @@ def _read(file: Path, named: str | None, stage: str | None, devices: int | None)
     form = next(each for each in FORMATS if each.name == named) if named else recognise(table, str(file), FORMATS)
     said = Said(str(file))
     hear(table, form.keys, said, known=form.data_keys)
+    refuse_kto(said)
     kind = stage or form.kind(said)
     said.assume(form.defaults(kind, said), form.name)
     if "weights" not in said.facts:

@@ -10,14 +10,14 @@ from typing import Any
 from zkit_import.data import Held, Portion, from_file, from_hub
 from zkit_import.formats import Format
 from zkit_import.losses import LLAMA_FACTORY
-from zkit_import.readers import count, names, number, share, switch, targets, text, texts, whole, words
+from zkit_import.readers import count, names, number, share, share_held_out, switch, targets, text, texts, whole, words
 from zkit_import.said import Carry, Leave, NotHere, Rule, Said, Unfit, each
 from zkit_import.training_keys import DEFAULTS, KERNELS, LOGGED, MACHINE, RESUME, TRAINING
 
 
 def stage_of(value: Any) -> str:
-    """`sft` or `dpo`."""
-    if text(value) in ("sft", "dpo"):
+    """`sft` or `dpo`; of `kto` it is said what to write."""
+    if text(value) in ("sft", "dpo", "kto"):
         return str(value)
     raise Unfit("cannot be imported: of its stages, sft and dpo can")
 
@@ -41,13 +41,6 @@ def none_other(value: Any) -> bool:
     if switch(value):
         raise Unfit("cannot be imported: there is no such loss here")
     return False
-
-
-def share_held_out(value: Any) -> float:
-    """Rows to hold out by chance."""
-    if number(value) == 0:
-        return 0.0
-    raise NotHere("rows are not held out by chance: name a data set", near="held_out")
 
 
 GALORE = Leave("there is no such optimizer here", "train.optimizer")
@@ -83,7 +76,8 @@ KEYS: Mapping[str, Rule] = {
     "pref_bco_weight": Carry("bco_weight", number),
     "ld_alpha": Carry("ld_alpha", share),
     "simpo_gamma": Carry("simpo_gamma", number),
-    **each(Leave("a setting of another loss", matters=False), "kto_chosen_weight", "kto_rejected_weight"),
+    "kto_chosen_weight": Carry("desirable_weight", number),
+    "kto_rejected_weight": Carry("undesirable_weight", number),
     **each(Leave("the reference is what the stage began with"), "ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
     **each(
         Leave("there is no such loss here", "objective"),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from zkit_import.losses import DIVERGENCES, Loss, Losses, look_up, refused
-from zkit_import.said import Said
+from zkit_import.preset_text import toml_value
+from zkit_import.said import ConfigError, Said
 
 Table = dict[str, Any]
 
@@ -43,7 +44,10 @@ def of_pairs(said: Said, losses: Losses) -> tuple[Table, str]:
     parts = [{**_part(said, loss), **({} if weight == 1 else {"weight": plain(weight)})} for loss, weight in terms]
     if len(parts) == 1 and "weight" not in parts[0]:
         return parts[0], terms[0][0].note or said.facts["beta"].note
-    return {"use": "sum", "of": parts}, said.facts["beta"].note
+    table = {"use": "sum", "of": parts}
+    if any(loss.by_token for loss, _ in terms) and said.value("batch") != 1:
+        raise _averaged(said, table)
+    return table, said.facts["beta"].note
 
 
 def _terms(said: Said, losses: Losses) -> Iterator[tuple[Loss, float]]:
@@ -53,17 +57,21 @@ def _terms(said: Said, losses: Losses) -> Iterator[tuple[Loss, float]]:
     if len(weights) != len(names):
         raise refused(said, f"there are {len(names)} losses", "loss_weights")
     for name, weight in zip(names, weights, strict=True):
-        yield _equal(said, losses, name), weight
+        yield look_up(said, losses, name), weight
     if said.value("sft_weight"):
-        yield _equal(said, losses, "sft", "sft_weight", "cpo_alpha"), said.value("sft_weight")
+        yield look_up(said, losses, "sft"), said.value("sft_weight")
 
 
-def _equal(said: Said, losses: Losses, name: str, *words: str) -> Loss:
-    loss = look_up(said, losses, name)
-    if loss.by_token and said.value("batch") != 1:
-        reason = "tokens are averaged over a micro-batch there, over an example here: the same with one pair to a micro-batch alone"
-        raise refused(said, reason, *words)
-    return loss
+def _averaged(said: Said, table: Table) -> ConfigError:
+    """A term of theirs that depends on the micro-batch: how to make it the same, and what to write instead."""
+    words = () if "sft" in said.value("loss") else ("sft_weight", "cpo_alpha")
+    batch = said.facts["batch"].key or "per_device_train_batch_size"
+    return refused(
+        said,
+        "tokens are averaged over a micro-batch there, over an example here, which is the same with one pair to a micro-batch alone: set "
+        f"`{batch}: 1` and accumulate the more; or import a copy without it, and write in its stage:  objective = {toml_value(table)}",
+        *words,
+    )
 
 
 def _part(said: Said, loss: Loss) -> Table:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zkit_import.drafting import Line
-from zkit_import.merging import Section
+if TYPE_CHECKING:
+    from zkit_import.drafting import Line
+    from zkit_import.merging import Section
 
 WIDTH = 120
 
@@ -28,19 +29,20 @@ def _section(section: Section) -> str:
 
 def _line(line: Line) -> str:
     if isinstance(line.value, list) and any(isinstance(each, dict) for each in line.value):
-        rows = "".join(f"  {_value(each)},\n" for each in line.value)
+        rows = "".join(f"  {toml_value(each)},\n" for each in line.value)
         return f"{line.key} = [\n{rows}]\n"
-    text = f"{line.key} = {_value(line.value)}"
+    text = f"{line.key} = {toml_value(line.value)}"
     if not line.note:
         return f"{text}\n"
     return f"{text}  # {line.note}\n" if len(text) + len(line.note) < WIDTH else f"# {line.note}\n{text}\n"
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML has it, in one line."""
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{_key(key)} = {_value(each)}' for key, each in value.items())} }}"
+        return f"{{ {', '.join(f'{_key(key)} = {toml_value(each)}' for key, each in value.items())} }}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

@@ -60,6 +60,16 @@ def count(value: Any) -> int:
     return read
 
 
+def share_held_out(value: Any) -> float:
+    """Rows to hold out by chance, as a share or as a number."""
+    asked = number(value)
+    if asked == 0:
+        return 0.0
+    rows = f"{asked:.3g} of all rows" if asked < 1 else f"{int(asked)} rows"
+    write = 'held_out = [{ use = "jsonl", path = "held-out.jsonl" }]'
+    raise NotHere(f"rows are not drawn for it: put {rows} into a file or split of their own, and write `{write}`", near="held_out")
+
+
 def steps(value: Any) -> int:
     """A number of steps; a share of them is not known before the data is."""
     if number(value) < 1:

@@ -13,6 +13,7 @@ MACHINE = Leave("the machine's affair, which changes no result", matters=False)
 SHARING = Leave("whether devices share the model out is chosen by the plan", "train.sharding", matters=False)
 EVAL_BATCH = Leave("held-out data is packed as training data is", "train.tokens_per_batch", matters=False)
 RESUME = Leave("a run is continued by the same command", matters=False)
+COLUMNS = Leave("a source reads the columns that it needs", matters=False)
 KERNELS = Leave("kernels are chosen by what is installed", "model.kernels", matters=False)
 ORDER = Leave("rows are packed without padding, whatever their order", matters=False)
 
@@ -57,6 +58,7 @@ TRAINING: Mapping[str, Rule] = {
     "neftune_noise_alpha": Carry("noise", number),
     "label_smoothing_factor": Carry("smoothing", number),
     **each(Leave("says that there is an evaluation, which held-out data says here", "held_out", matters=False), "do_eval", "eval_on_start"),
+    **each(COLUMNS, "remove_unused_columns", "no_remove_unused_columns"),
     **each(ORDER, "group_by_length", "train_sampling_strategy", "length_column_name"),
     **each(EVAL_BATCH, "prediction_loss_only", "batch_eval_metrics", "include_for_metrics", "eval_do_concat_batches"),
     **each(EVAL_BATCH, "eval_use_gather_object", "do_predict", "label_names"),
@@ -83,7 +85,7 @@ TRAINING: Mapping[str, Rule] = {
     ),
     **each(
         MACHINE,
-        *("do_train", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "remove_unused_columns", "tf32"),
+        *("do_train", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "tf32"),
         *("torch_compile_backend", "torch_compile_mode", "dataloader_multiprocessing_context"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
         *("dataloader_drop_last", "dataloader_in_order", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),

@@ -9,9 +9,10 @@ from typing import Any
 
 from zkit_import.data import Held, Portion, format_of, from_file, from_hub
 from zkit_import.formats import Format
+from zkit_import.kto import WEIGHTS, refused_kto
 from zkit_import.losses import TRL as LOSSES_OF_TRL
 from zkit_import.objective import OF_SFT
-from zkit_import.readers import count, dtype, names, number, share, switch, targets, text, texts, weights, words
+from zkit_import.readers import count, dtype, names, number, share, share_held_out, switch, targets, text, texts, weights, words
 from zkit_import.said import Carry, Leave, Rule, Said, each, entries, hear
 from zkit_import.training_keys import DEFAULTS, MACHINE, TRAINING
 
@@ -61,6 +62,7 @@ LOSSES: Mapping[str, Rule] = {
     "reference_free": Carry("reference_free", switch),
     "use_weighting": Carry("weighting", switch),
     "router_aux_loss_coef": Leave("the loss has no such term"),
+    **{word: Carry(word, number) for word in WEIGHTS},
 }
 
 TRL: Mapping[str, Rule] = {
@@ -83,10 +85,11 @@ TRL: Mapping[str, Rule] = {
     "dataset_train_split": Carry("train_split", text),
     "dataset_test_split": Carry("test_split", text),
     "dataset_text_field": Carry("text_field", words),
-    "dataset_streaming": MACHINE,
+    **each(MACHINE, "dataset_streaming", "streaming"),
+    "test_split_size": Carry("test_split_size", share_held_out),
 }
 
-MIXTURE = ("datasets", "streaming", "test_split_size")
+MIXTURE = ("datasets",)
 ENTRY: Mapping[str, Rule] = {
     "path": Carry("dataset", text),
     "name": Carry("dataset_config", text),
@@ -108,6 +111,8 @@ def kind(said: Said) -> str:
         return "sft" if set(said.value("loss")) <= OF_SFT.keys() else "dpo"
     for word in ("folder", "hub"):
         other = OTHERS.search(str(said.value(word, "")).lower())
+        if other and other[0] == "kto":
+            raise refused_kto(said, word)
         if other:
             fact, why = said.facts[word], ": trl's learns the prompt too, unlike `orpo` here" if other[0] == "orpo" else ""
             raise said.error(

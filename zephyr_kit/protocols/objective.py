@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-probability of each of the M target tokens, and the completion it belongs to.
+    """Log-probability of each of the M target tokens of a batch, and which of the N completions it belongs to.
 
-    Completions come in the order of their examples, and targets in that of their completions:
-    with pairs, 0::2 are the chosen ones and 1::2 the rejected ones. `rating_N` is what the data
-    says of each completion (`Example.scores`), NaN where it says nothing; `counts` repeats
-    `lengths()` on the host, so that nothing need wait for the device. Both may be missing where
-    scores are made by hand.
+    A batch holds whole examples. Completions come in the order of their examples, and targets in
+    that of their completions. With pairs, `[0::2]` of anything (N,) are the chosen ones and
+    `[1::2]` the rejected ones; with k completions to an example, `.view(-1, k)` is (examples, k).
+    A batch may be empty, for a rank that has no examples left: then M and N are 0.
     """
 
     logp_M: Tensor
+    """(M,): at most 0, in float32 or better; with a graph for the policy, without one for the reference."""
     sequence_M: Tensor
+    """(M,): the completion of each target, from 0, in whole numbers that never fall."""
     num_sequences: int
+    """N: as many as there are examples, times the objective's `completions`."""
     rating_N: Tensor | None = None
+    """(N,): what the data says of each completion (`Example.scores`), higher is better, NaN where it says nothing; may be None where
+    scores are made by hand."""
     counts: tuple[int, ...] | None = None
+    """`lengths()` on the host, N whole numbers, so that nothing need wait for the device; may be None where scores are made by hand."""
 
     def sums(self) -> Tensor:
         """Log-probability of each completion, (N,)."""
@@ -43,7 +48,7 @@ class Scores:
         return self.sums() / self.lengths()
 
     def lengths(self) -> Tensor:
-        """Number of target tokens of each completion, (N,)."""
+        """Number of target tokens of each completion, (N,): at least 1."""
         return self._by_sequence(self.logp_M.new_ones(self.logp_M.shape))
 
     def places(self) -> Tensor:
@@ -54,7 +59,7 @@ class Scores:
         return one_M.cumsum(0) - 1 - first_N[self.sequence_M]
 
     def only(self, sequences: Sequence[int]) -> Scores:
-        """Those of some completions, in this order."""
+        """Those of some completions, by their numbers, in this order."""
         import torch
 
         counts = self._counts()
@@ -66,7 +71,7 @@ class Scores:
         return Scores(logp_M, sequence_M, len(mine), rating_N, mine)
 
     def examples(self, size: int) -> list[Scores]:
-        """Those of each example of so many completions."""
+        """One for each example, of `size` completions."""
         import torch
 
         counts = self._counts()
@@ -94,17 +99,21 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Totals over a batch; the engine divides them by the number of units in the step.
-
-    `loss` is a scalar with a graph; every metric is a scalar without one.
-    """
+    """Totals over a batch; the engine adds them up over the step, on all devices, and divides by the number of units in it."""
 
     loss: Tensor
+    """A scalar with a graph: a sum over tokens or over examples, never a mean."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, each a scalar without a graph (`.detach()`), and a sum as the loss is: what is reported is its mean over units. The same
+    names in the same order from every batch, an empty one too; none is `loss`."""
 
 
 class Objective(Protocol):
     """A loss that is a sum over tokens or over examples, and so can be added up in any order.
+
+    It is a frozen dataclass: its fields are the keys of its table in a preset, the text below each explains it, and what
+    `__post_init__` refuses with a `ValueError` is an error of the preset. The properties below may be class variables
+    (`ClassVar`), or fields where a preset shall set them.
 
     One that reads what the data says of each completion, `Scores.rating_N`, has `needs_ratings = True`:
     rows without are then bad ones.
@@ -120,7 +129,7 @@ class Objective(Protocol):
 
     @property
     def unit(self) -> Unit:
-        """What the loss is a sum over."""
+        """What the loss is a sum over, and the mean that is minimised a mean of."""
         ...
 
     @property
@@ -129,7 +138,11 @@ class Objective(Protocol):
         ...
 
     def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
-        """Loss and metrics of a batch; `reference` is None unless `needs_reference`."""
+        """Loss and metrics of a batch.
+
+        `reference` is None unless `needs_reference`; else it has the same completions and targets as `policy`, in the same
+        order, and no graph. Whether it was scored now or before the first step does not show.
+        """
         ...
 
 
@@ -149,11 +162,11 @@ class Surveying(Protocol):
         ...
 
     def measure(self, policy: Scores, reference: Scores | None) -> Tensor:
-        """A sum over the units of a batch, a scalar."""
+        """A sum over the units of a batch, a scalar; called without a graph."""
         ...
 
     def given(self, mean: Tensor) -> Callable[[Scores, Scores | None], Outcome]:
-        """Loss and metrics in a step of which the mean is this one."""
+        """What makes loss and metrics of a batch, in a step of which the mean, a scalar, is this one."""
         ...
 
 
