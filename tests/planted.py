@@ -112,3 +112,27 @@ class Undefined(Crossing):
 class Detached(Crossing):
     def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
         return Outcome(self.margins(policy, reference).detach().sum())
+
+
+@dataclass(frozen=True)
+class Bent(Crossing):
+    """Compares with other pairs, which cancels out as long as none is beyond the bend."""
+
+    beta: float = 0.01
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        margin = self.margins(policy, reference)
+        return Outcome((1 - margin + margin.mean()).relu().sum())
+
+
+@dataclass(frozen=True)
+class ByRating(Crossing):
+    """Asks for a margin as wide as that of the ratings."""
+
+    beta: float = 0.01
+    needs_ratings: ClassVar[bool] = True
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        assert policy.rating_N is not None
+        apart = policy.rating_N[0::2] - policy.rating_N[1::2]
+        return Outcome((apart - self.margins(policy, reference)).relu().sum())

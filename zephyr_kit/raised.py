@@ -6,10 +6,14 @@ import sys
 import traceback
 from pathlib import Path
 
+MOST = 300
+"""Characters that are told of an error."""
+
 
 def told(error: BaseException, raiser: object) -> str:
     """The error in a line, with the place in the files beside that of the raiser's class, if it passed through one."""
     first = (str(error).splitlines() or [""])[0].strip()
+    first = first if len(first) <= MOST else f"{first[:MOST]} …"
     place = _place(error, raiser)
     return f"{type(error).__name__}{f': {first}' if first else ''}{f' ({place})' if place else ''}"
 
