@@ -74,10 +74,13 @@ def test_a_rule_that_cannot_fit(rule: Binarise, given: int) -> None:
     TrainStage(ListwiseDpo(), (Portion(NoRows(), binarise=Binarise("ranked")),), train)  # type: ignore[arg-type]
 
 
+FEW = 'has 3 completion(s), but the objective compares 4: where rows have more of them, with scores, binarise = { rule = "ranked", take = 4 }'
+
+
 @pytest.mark.parametrize(
     ("example", "objective", "words"),
     [
-        (rated(1.0, 2.0, 3.0), ListwiseDpo(), 'has 3 completion(s), but the objective compares 4: where rows have more of them, with scores, binarise = { rule = "ranked", take = 4 }'),
+        (rated(1.0, 2.0, 3.0), ListwiseDpo(), FEW),
         (replace(rated(1.0), scores=(1.0, 2.0)), Kto(), "has 2 score(s) for 1 completion(s)"),
         (rated(math.nan), Kto(), "has a completion without a score"),
         (Example(rated(1.0).prompt, rated(1.0).completions), Kto(), "has a completion without a score"),

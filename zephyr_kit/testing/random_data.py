@@ -16,7 +16,7 @@ def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int
 
     Ratings fall from the first completion of an example to its last, by gaps that vary; the first is rated 1 or 0 in turn.
     """
-    draw = np.random.default_rng(seed)
+    draw, fall = np.random.default_rng(seed), np.random.default_rng((seed, 1))
 
     def ids(low: int, high: int) -> np.ndarray:
         return draw.integers(3, vocabulary, draw.integers(low, high)).astype(np.int32)
@@ -24,7 +24,7 @@ def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int
     trees = []
     for number in range(count):
         texts = tuple(ids(1, longest) for _ in range(completions))
-        falls = np.append(0.0, draw.uniform(0.25, 2.0, completions - 1)).cumsum()
+        falls = np.append(0.0, fall.uniform(0.25, 2.0, completions - 1)).cumsum()
         ratings = tuple((number % 2 - falls).tolist())
         trees.append(Tree(ids(1, longest + 1), texts, tuple(np.ones(len(text), np.bool_) for text in texts), ratings))
     return trees
