@@ -74,7 +74,7 @@ def test_a_rule_that_cannot_fit(rule: Binarise, given: int) -> None:
     TrainStage(ListwiseDpo(), (Portion(NoRows(), binarise=Binarise("ranked")),), train)  # type: ignore[arg-type]
 
 
-FEW = 'has 3 completion(s), but the objective compares 4: where rows have more of them, with scores, binarise = { rule = "ranked", take = 4 }'
+FEW = 'objective compares 4: where rows have more of them, with scores, binarise = { rule = "ranked", take = 4 } takes so many'
 
 
 @pytest.mark.parametrize(
