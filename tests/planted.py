@@ -54,3 +54,85 @@ class WantsLogits(Averaging):
     def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
         logits: Tensor = policy.logits
         return Outcome(logits.sum())
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Looks at other pairs only through the differences of margins, of which there are none where the policy is its reference."""
+
+    beta: float = 0.1
+
+    completions: ClassVar[int] = 2
+    unit: ClassVar[Unit] = Unit.EXAMPLE
+    needs_reference: ClassVar[bool] = True
+
+    def margins(self, policy: Scores, reference: Scores | None) -> Tensor:
+        assert reference is not None
+        reward = self.beta * (policy.sums() - reference.sums())
+        return reward[0::2] - reward[1::2]
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        margin = self.margins(policy, reference)
+        return Outcome(((1 - margin).relu() * (1 + margin - margin.mean()).detach()).sum())
+
+
+@dataclass(frozen=True)
+class Levelling(Crossing):
+    """Has no gradient but where margins differ."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        margin = self.margins(policy, reference)
+        return Outcome(-(margin - margin.mean()).sigmoid().log().sum())
+
+
+@dataclass(frozen=True)
+class Idle(Crossing):
+    """Its gradients cancel out."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        margin = self.margins(policy, reference)
+        return Outcome((1 + margin - margin.mean()).sum())
+
+
+@dataclass(frozen=True)
+class Raising(Crossing):
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        raise RuntimeError("boom")
+
+
+@dataclass(frozen=True)
+class Undefined(Crossing):
+    """Its loss is no number."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        return Outcome(self.margins(policy, reference).sum() * float("nan"))
+
+
+@dataclass(frozen=True)
+class Detached(Crossing):
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        return Outcome(self.margins(policy, reference).detach().sum())
+
+
+@dataclass(frozen=True)
+class Bent(Crossing):
+    """Compares with other pairs, which cancels out as long as none is beyond the bend."""
+
+    beta: float = 0.01
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        margin = self.margins(policy, reference)
+        return Outcome((1 - margin + margin.mean()).relu().sum())
+
+
+@dataclass(frozen=True)
+class ByRating(Crossing):
+    """Asks for a margin as wide as that of the ratings."""
+
+    beta: float = 0.01
+    needs_ratings: ClassVar[bool] = True
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        assert policy.rating_N is not None
+        apart = policy.rating_N[0::2] - policy.rating_N[1::2]
+        return Outcome((apart - self.margins(policy, reference)).relu().sum())

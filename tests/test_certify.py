@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import CUT, Averaging, OpenlyAveraging
+from planted import CUT, Averaging, Crossing, Detached, Idle, Levelling, OpenlyAveraging, Raising, Undefined
 from references import Listener
 from tiny import write_model
 from zkit_attentions.dense import Dense
@@ -98,6 +98,41 @@ def test_an_average_over_micro_batches_is_not_certified(pairs: Trial) -> None:
     assert {one.what for one in found.comparisons if one.verdict == "pass"} == {"rows in the opposite order", "prompts repeated"}
 
 
+@pytest.mark.parametrize("objective", [Crossing(), Levelling(), Levelling(beta=0.01)], ids=repr)
+def test_what_shows_only_where_the_policy_is_not_its_reference_is_not_certified(pairs: Trial, objective: Objective) -> None:
+    one = replace(of(pairs, objective), steps=pairs.steps[:1])
+    found = certificate(one)
+    verdicts = {each.what: each.verdict for each in found.comparisons}
+    assert {what for what, verdict in verdicts.items() if verdict == "fail"} == CUT_WAYS
+    assert verdicts["rows in the opposite order"] == verdicts["reference scored beforehand"] == "pass"
+    assert certificate(replace(one, task=pairs.task)).holds
+
+
+def test_steps_start_away_from_the_reference_by_the_seed(pairs: Trial) -> None:
+    policy, _ = pairs.policy()
+    moved = pairs.away(policy)
+    assert moved.offset.amount > 0
+    assert moved.offset.seed == pairs.start.seed
+    assert pairs.away(pairs.policy()[0]) == moved
+    assert of(pairs, Averaging()).away(pairs.policy()[0]).offset.amount == 0
+
+
+def test_without_a_gradient_nothing_is_certified(pairs: Trial) -> None:
+    found = certificate(of(pairs, Idle()))
+    assert not found.holds
+    assert [(one.what, one.verdict) for one in found.comparisons] == [("one batch a step", "fail")]
+    assert "no gradient: nothing was proved" in found.comparisons[0].remark
+
+
+def test_a_loss_that_cannot_be_compared_is_told_with_its_place(pairs: Trial) -> None:
+    with pytest.raises(ZkitError, match=r"the objective raised RuntimeError: boom \(.*planted\.py, line \d+"):
+        certificate(of(pairs, Raising()))
+    with pytest.raises(ZkitError, match="the loss of its first examples is nan"):
+        certificate(of(pairs, Undefined()))
+    with pytest.raises(ZkitError, match="the loss has lost its graph"):
+        certificate(of(pairs, Detached()))
+
+
 def test_what_it_breaks_in_the_open_stands_in_the_certificate(pairs: Trial) -> None:
     found = certificate(of(pairs, OpenlyAveraging()))
     assert found.holds
@@ -162,6 +197,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "not certified" in out
     assert "FAIL" in out
     assert "attention flash: not tried: " in out
+    code, _, err = call("--examples", "1")
+    assert code == 1
+    assert "a step of one example can be cut in one way only, so nothing is compared" in err
     code, _, err = call("--stage", "stf")
     assert code == 2
     assert "no stage that trains is called 'stf'; did you mean `sft`?" in err

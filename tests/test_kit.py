@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import types
 from dataclasses import dataclass
@@ -15,7 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import put, write_run
 from objectives import OBJECTIVES
-from planted import CUT, OPENLY, Averaging, Modest, OpenlyAveraging, Summing, WantsLogits
+from planted import (
+    CUT,
+    OPENLY,
+    Averaging,
+    Bent,
+    ByRating,
+    Crossing,
+    Detached,
+    Modest,
+    OpenlyAveraging,
+    Raising,
+    Summing,
+    Undefined,
+    WantsLogits,
+)
 from zkit_launchers.elastic import Elastic
 from zkit_launchers.slurm import Slurm
 from zkit_quickstart.judge import QuickstartJudge
@@ -30,7 +45,7 @@ from zephyr_kit.plugins import Plugins, hook_names
 from zephyr_kit.protocols import Evaluation, Scores
 from zephyr_kit.report import FORMATS
 from zephyr_kit.runs import BROKEN_LAWS
-from zephyr_kit.testing import KITS, CommandsLaws, LauncherLaws, Laws, ObjectiveLaws, ObserverLaws, PresetsLaws, SuiteLaws
+from zephyr_kit.testing import KITS, CommandsLaws, LauncherLaws, Laws, ObjectiveLaws, ObserverLaws, PresetsLaws, SuiteLaws, random_trees
 from zephyr_kit.testing.check import Finding, Subject
 from zephyr_kit.testing.laws import laws_of
 from zephyr_kit.testing.page import page
@@ -121,15 +136,44 @@ def test_laws_that_are_kept_or_unknown_cannot_be_given_up():
     findings = found(ObjectiveLaws, Modest())
     assert broken(findings) == {"adds_up_over_examples", "breaks_only_laws_that_there_are"}
     assert "`breaks` names 'adds_up_over_examples', which is kept" in findings["adds_up_over_examples"].remark
-    assert "`breaks` names 'adds_up', which is no law" in findings["breaks_only_laws_that_there_are"].remark
+    told = findings["breaks_only_laws_that_there_are"].remark
+    assert told == "`breaks` names 'adds_up', which is no law of these; did you mean `adds_up_over_examples`?"
     under_pytest = type("Tried", (ObjectiveLaws,), {"objective": Modest()})()
     with pytest.raises(AssertionError, match="which is kept"):
         under_pytest.test_adds_up_over_examples()
 
 
-def test_an_objective_that_wants_logits_is_told_that_there_are_none():
-    findings = found(ObjectiveLaws, WantsLogits())
-    assert "scores have no `logits`: an objective sees the log-probability of each target token" in findings["is_a_scalar_sum"].remark
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (Raising(), r"RuntimeError: boom \(.*planted\.py, line \d+: raise RuntimeError\("),
+        (WantsLogits(), r"AttributeError: scores have no `logits`: .* \(.*planted\.py, line \d+: logits: Tensor = policy\.logits\)$"),
+        (Undefined(), r"the loss of ordinary log-probabilities, down to -3\.\d+, is nan$"),
+        (Detached(), r"the loss has lost its graph$"),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_loss_that_is_none_is_told_once(objective, told):
+    findings = found(ObjectiveLaws, objective)
+    assert broken(findings) == {"is_a_scalar_sum"}
+    assert re.match(told, findings["is_a_scalar_sum"].remark)
+    later = {name: finding for name, finding in findings.items() if finding.outcome == "not tried"}
+    assert len(later) > 5
+    assert {finding.remark for finding in later.values()} == {"not before it is a scalar sum"}
+
+
+def test_pairs_are_compared_beyond_a_bend_of_the_loss_too():
+    assert "adds_up_over_examples" in broken(found(ObjectiveLaws, Bent()))
+    told = found(ObjectiveLaws, Crossing())["a_step_is_the_same_however_it_is_cut"].remark
+    assert told.startswith("another loss or gradient with batches of half a step")
+
+
+def test_ratings_fall_from_the_chosen_to_the_rejected():
+    ratings = [tree.ratings for tree in random_trees(6, 3)]
+    assert all(a > b > c for a, b, c in ratings)
+    assert len({a - b for a, b, _ in ratings}) == 6
+    assert {tree.ratings for tree in random_trees(4, 1)} == {(0.0,), (1.0,)}
+    assert not broken(found(ObjectiveLaws, ByRating()))
 
 
 @pytest.mark.parametrize("objective", [some[0] for some in OBJECTIVES.values()], ids=OBJECTIVES)

@@ -71,7 +71,9 @@ class Door:
             raise ExampleError(f"has {count} completions, but the objective takes {self.completions}: {advice}")
         check(example)
         if count < self.completions:
-            raise ExampleError(f"has {count} completion(s), but the objective compares {self.completions}")
+            rule = '"best_random"' if self.completions == 2 else f'"ranked", take = {self.completions}'
+            advice = f"where rows have more of them, with scores, binarise = {{ rule = {rule} }} takes so many"
+            raise ExampleError(f"has {count} completion(s), but the objective compares {self.completions}: {advice}")
         if example.scores is not None and len(example.scores) != count:
             raise ExampleError(f"has {len(example.scores)} score(s) for {count} completion(s)")
         if self.rated and not (example.scores and all(map(math.isfinite, example.scores))):

@@ -14,6 +14,7 @@ from zephyr_kit.ways import Record, Way
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "float64": 1e-9}
 """What rounding may do, as a share of the largest loss and of the largest gradient."""
+NOTHING = "no gradient: nothing was proved. None of these examples teaches anything here; try more of them (--examples), or other settings"
 ADDS_UP, ORDER = "adds_up_over_examples", "does_not_look_at_the_order_of_examples"
 
 Verdict = Literal["pass", "fail", "broken", "not tried"]
@@ -47,6 +48,8 @@ class Certificate:
     tolerance: float
     switched_off: Mapping[str, float]
     """Dropout, by module: which units it hides depends on how a step is cut."""
+    offset: float
+    """How far its weights were moved from the reference, at random: where the two are the same, all margins are zero."""
     breaks: Mapping[str, str]
     """The laws that the objective says it breaks, and why."""
     comparisons: tuple[Comparison, ...]
@@ -93,17 +96,13 @@ class Scales:
 
 def certify(trial: Trial, *, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Certificate:
     """Take the steps in every way that there is here, and compare each with the plain one."""
-    _, switched_off = trial.policy()
-    plain = Way(share_prompts=trial.shares_prompts)
-    with narrator.track("the plain way"):
-        plainly = trial.record(plain)
-    scales = Scales(plainly, tolerance, broken_laws(trial.task.objective))
-    found = []
-    for detour in _detours(trial, plain, attentions):
-        with narrator.track(detour.what):
-            found.append(scales.compared(detour, _record(trial, detour)))
-    with narrator.track(f"{ranks} ranks"):
-        found += [scales.compared(detour, record) for detour, record in _on_ranks(trial, plain, ranks)]
+    policy, switched_off = trial.policy()
+    with narrator.track("where they start"):
+        trial = trial.away(policy)
+        teaches = trial.teaches(policy)
+    del policy  # it goes before the next is loaded
+    compared = _compared(trial, tolerance, attentions, ranks, narrator)
+    found = tuple(compared) if teaches else (Comparison("one batch a step", "fail", remark=NOTHING),)
     return Certificate(
         trial.stage.name,
         str(trial.stage.settings.get("objective.use", type(trial.task.objective).__name__)),
@@ -115,9 +114,22 @@ def certify(trial: Trial, *, tolerance: float, attentions: Mapping[str, type], r
         int(trial.examples.lengths.sum()),
         tolerance,
         switched_off,
+        trial.offset.amount,
         broken_laws(trial.task.objective),
-        tuple(found),
+        found,
     )
+
+
+def _compared(trial: Trial, tolerance: float, attentions: Mapping[str, type], ranks: int, narrator: Narrator) -> Iterator[Comparison]:
+    plain = Way(share_prompts=trial.shares_prompts)
+    with narrator.track("the plain way"):
+        plainly = trial.record(plain)
+    scales = Scales(plainly, tolerance, broken_laws(trial.task.objective))
+    for detour in _detours(trial, plain, attentions):
+        with narrator.track(detour.what):
+            yield scales.compared(detour, _record(trial, detour))
+    with narrator.track(f"{ranks} ranks"):
+        yield from (scales.compared(detour, record) for detour, record in _on_ranks(trial, plain, ranks))
 
 
 def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type]) -> Iterator[Detour]:

@@ -11,13 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from zephyr_kit import ZkitError
-from zephyr_kit.batch import Tree
+from zephyr_kit import ZkitError, raised
+from zephyr_kit.batch import Tree, lay_out
+from zephyr_kit.comparison import Comparison
+from zephyr_kit.feed import Work
 from zephyr_kit.gathered import are_there
 from zephyr_kit.observe import Narrator
+from zephyr_kit.offset import Offset, far_enough
 from zephyr_kit.plan import Plan
 from zephyr_kit.preset import Preset, Stage, bound
-from zephyr_kit.protocols import Attention, Policy, Start
+from zephyr_kit.protocols import Attention, Policy, Scores, Start
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.spawned import spawn
 from zephyr_kit.stage_data import length_problem, prepare_part
@@ -29,6 +32,8 @@ from zephyr_kit.world import World
 Dtype = Literal["float32", "float64"]
 ROWS_FOR_EACH = 16
 """So many rows are read for each example that is needed: some are bad, or too long."""
+ROUNDING = 4
+"""So many roundings of the loss may be left of a gradient that is zero."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,15 @@ class Trial:
     device: torch.device
     examples: Trees
     steps: tuple[tuple[int, ...], ...]
+    offset: Offset = Offset()
+    """How far from the reference they start."""
 
     def record(self, way: Way, world: World | None = None) -> Record:
         """What the steps lead to in this way, as one of the ranks of a world."""
         policy, _ = self.policy()
         task, device = self.task, self.device
-        return take(policy, task.objective, self.examples, self.steps, way, device=device, max_length=task.max_length, world=world)
+        given = policy, task.objective, self.examples, self.steps, way
+        return take(*given, device=device, max_length=task.max_length, world=world, offset=self.offset)
 
     def records(self, ways: Sequence[Way], ranks: int) -> list[Record | str]:
         """What they lead to in each way on so many ranks; or why not, in words."""
@@ -72,6 +80,41 @@ class Trial:
         policy = self.stage.model.load(self.device, start=self.start, train=True)
         return policy, dict(_switch_off_dropout(policy.module))
 
+    def away(self, policy: Policy) -> Trial:
+        """The same steps from where margins are not zero, if they are compared with a reference; the policy is moved there."""
+        if not self.task.objective.needs_reference:
+            return self
+        policy.keep_reference()
+        first = [self.examples[index] for index in self.steps[0]]
+        return replace(self, offset=far_enough(policy, first, seed=self.start.seed, device=self.device))
+
+    def teaches(self, policy: Policy) -> bool:
+        """Whether any step has a gradient beyond what rounding leaves of zero, for a policy that is where they start."""
+        return any(self._pull(policy, members) > ROUNDING for members in self.steps)
+
+    def _pull(self, policy: Policy, members: Sequence[int]) -> float:
+        """The largest derivative of a step's loss by a log-probability, in roundings of the loss."""
+        batch = lay_out([self.examples[index] for index in members], share_prompts=False).to(self.device)
+        with torch.no_grad():
+            scores, reference = Comparison(policy, self.task.objective.needs_reference).scores(Work(batch))
+        logp_M = scores.logp_M.requires_grad_()
+        loss = self._loss(scores, reference)
+        (pull_M,) = torch.autograd.grad(loss, logp_M)
+        pull, rounding = pull_M.abs().max().item(), torch.finfo(pull_M.dtype).eps * abs(loss.item())
+        return pull / rounding if rounding else float("inf") if pull else 0.0
+
+    def _loss(self, scores: Scores, reference: Scores | None) -> torch.Tensor:
+        objective, where = self.task.objective, f"stages.{self.stage.name}"
+        try:
+            loss = objective(scores, reference).loss
+        except Exception as error:
+            raise ZkitError(f"{where}: the objective raised {raised.told(error, objective)}") from error
+        if not loss.isfinite().all():
+            raise ZkitError(f"{where}: the loss of its first examples is {loss.detach().tolist()}, with which nothing can be compared")
+        if not loss.requires_grad:
+            raise ZkitError(f"{where}: the loss has lost its graph: there is no gradient to compare")
+        return loss
+
     @property
     def shares_prompts(self) -> bool:
         """Whether the stage computes the prompt of several completions once."""
@@ -80,6 +123,8 @@ class Trial:
 
 def trial_of(preset: Preset, stage: Stage, run: RunFolder, device: torch.device, dtype: Dtype, size: Size, narrator: Narrator) -> Trial:
     """The first steps of a stage, with the rows, and from the model, that the run's folder has for it."""
+    if size.examples < 2:
+        raise ZkitError("a step of one example can be cut in one way only, so nothing is compared: --examples 2, or more")
     stage = _in_dtype(bound(stage, run.path), dtype)
     task = stage.task
     assert isinstance(task, TrainStage)

@@ -23,6 +23,7 @@ from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.mismatched import Mismatched
 from zephyr_kit.observe import Silent
+from zephyr_kit.offset import Offset
 from zephyr_kit.plan import pack
 from zephyr_kit.protocols import Objective, Policy, survey_of
 from zephyr_kit.reference import ReferenceScores, Scoring
@@ -93,18 +94,23 @@ def take(
     device: torch.device,
     max_length: int,
     world: World | None = None,
+    offset: Offset = Offset(),  # noqa: B008  frozen
     optimizer: Build = Descent,
     learning_rate: Callable[[int], float] = lambda _: RATE,
     clip: float = 0.0,
 ) -> Record:
-    """Take these steps, each over the examples of these indices, of which none is longer than `max_length` with one of its completions."""
+    """Take these steps, each over the examples of these indices, of which none is longer than `max_length` with one of its completions.
+
+    They start `offset` from the reference.
+    """
     world = world or World()
     if objective.needs_reference and not way.cached:
         policy.keep_reference()
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))
-    trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, clip=clip, world=world)
     feed = _feed(policy, objective, examples, way, max_length, device, world)
+    offset.move(policy.module)
+    trainer = Trainer(policy, objective, optimizer=optimizer, learning_rate=learning_rate, seed=0, clip=clip, world=world)
     record = Record()
     trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
     for members in steps:

@@ -29,7 +29,7 @@ WORDS = {"pass": "PASS", "fail": "FAIL", "broken": "BREAKS", "not tried": "not t
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; ranks are compared on a CPU.")
 @click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes that share the steps; 1 leaves that out.")
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Optimiser steps.")
-@click.option("--examples", default=4, show_default=True, type=click.IntRange(2), help="Examples in each.")
+@click.option("--examples", default=4, show_default=True, type=click.IntRange(1), help="Examples in each.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder, to start where its stages ended.  [default: runs/NAME]")
 @click.option("--smoke", is_flag=True, help="In miniature: shrunken random model, generated rows, offline.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -140,4 +140,6 @@ def _remarks(certificate: Certificate) -> list[str]:
     by_value = sorted({value: sum(v == value for v in off.values()) for value in off.values()}.items())
     dropout = ", ".join(f"{value:g} in {count} module{'s' if count > 1 else ''}" for value, count in by_value)
     told = [f"dropout is switched off ({dropout}): which units it hides depends on how a step is cut"] if off else []
+    if certificate.offset:
+        told.append(f"weights are moved by {certificate.offset:.1e} at random: where they are the reference's, all margins are 0")
     return [*told, *(f"the objective breaks the law `{law}`: {reason}" for law, reason in certificate.breaks.items())]

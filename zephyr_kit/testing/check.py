@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from zephyr_kit import ZkitError
+from zephyr_kit import ZkitError, raised
 from zephyr_kit.changes import apply_changes
 from zephyr_kit.config import USE, Builder, PresetError, suggest
 from zephyr_kit.example import Example, Message
@@ -20,14 +20,13 @@ from zephyr_kit.protocols import broken_laws
 from zephyr_kit.testing import KITS, FilterLaws, JudgeLaws, Laws
 from zephyr_kit.testing.laws import TEST, DoesNotApply, Law, kept_after_all, laws_of
 from zephyr_kit.testing.observer import ENDED, HELD_OUT, STARTED, STEP
+from zephyr_kit.testing.offer import OfferLaws
 
 Outcome = Literal["holds", "broken", "broken openly", "does not apply", "not tried"]
-MOST = 300
-"""Characters that are told of an error."""
-
 ASK = (Message("user", "What is a lighthouse for?"),)
 REPLIES = ("It warns ships of rocks, and tells sailors where they are.", "I do not know.", "as an ai, i CANNOT say. " * 20)
 ROWS = tuple(Example(ASK, ((Message("assistant", reply),),), origin=f"rows:{n}") for n, reply in enumerate(REPLIES))
+GENERAL = frozenset(law.name for law in laws_of(OfferLaws))
 OWN: Mapping[type[Laws], Mapping[str, Any]] = {
     FilterLaws: {"rows": ROWS},
     JudgeLaws: {"dialogue": ASK, "better": REPLIES[0], "worse": REPLIES[1]},
@@ -64,19 +63,22 @@ class Subject:
     """Laws that need more than is at hand, and what."""
 
     def findings(self) -> Iterator[Finding]:
-        """Try every law; where something stands in the way on this machine, none but the one that says so."""
+        """Try every law; where something stands in the way of the rest, none but the one that says so."""
         assert self.kit is not None
         laws = sorted(laws_of(self.kit), key=lambda law: not law.name.startswith("has_no_problems"))
-        obstacle = ""
+        obstacle, shut = "", ""
         for law in laws:
-            if obstacle or law.name in self.untried:
+            behind = shut if law.name not in GENERAL else ""
+            if obstacle or behind or law.name in self.untried:
                 needs = f"it needs {self.untried.get(law.name)}: inherit {self.kit.__mro__[1].__name__} in a test"
-                yield Finding(law, "not tried", remark=obstacle or needs)
+                yield Finding(law, "not tried", remark=obstacle or behind or needs)
                 continue
             found = _tried(self.kit, law)
             if law.name.startswith("has_no_problems") and found.outcome == "broken":
                 obstacle = found.remark
                 found = Finding(law, "not tried", remark=obstacle)
+            if law.name == self.kit.gate and found.outcome == "broken":
+                shut = f"not before it {law.words}"
             yield found
 
 
@@ -163,16 +165,17 @@ def _outcome(laws: Laws, law: Law) -> tuple[Outcome, str]:
     except Exception as error:
         if isinstance(error, AttributeError) and error.obj is laws:
             return "not tried", f"there is no `{error.name}`; if a fixture sets it, run pytest"
-        return "broken", _told(error)
+        return "broken", _told(error, getattr(laws, laws.subject, None))
     return "holds", ""
 
 
-def _told(error: Exception) -> str:
-    """The error's first line, and where it was raised if it says nothing."""
+def _told(error: Exception, subject: object) -> str:
+    """The error's first line, and where it was raised, unless that is a law that says what it wants."""
     text = (str(error).splitlines() or [""])[0].strip()
-    if not text or not isinstance(error, AssertionError):
-        text = f"{type(error).__name__}{f': {text}' if text else ''}"
+    if not isinstance(error, AssertionError):
+        return raised.told(error, subject)
+    if text:
+        return text if len(text) <= raised.MOST else f"{text[:raised.MOST]} …"
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     line = (frames[-1].code_context or [""])[0].strip() if frames else ""
-    text = f"{text} in `{line}`" if text == "AssertionError" else text
-    return text if len(text) <= MOST else f"{text[:MOST]} …"
+    return f"{raised.told(error, subject)} in `{line}`"

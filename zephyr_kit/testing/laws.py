@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zephyr_kit.config import suggest
 from zephyr_kit.protocols import broken_laws
 
 TEST = "test_"
@@ -32,6 +33,8 @@ class Laws:
     """The attribute that holds what is tried."""
     title: ClassVar[str] = ""
     """What these are the laws of."""
+    gate: ClassVar[str] = ""
+    """The law without which those of its kind after it cannot be tried."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         """Let every law heed what the subject says of itself."""
@@ -47,7 +50,7 @@ class Laws:
         """
         known = {law.name for law in laws_of(type(self))}
         for name, reason in broken_laws(getattr(self, self.subject)).items():
-            assert name in known, f"`breaks` names {name!r}, which is no law of these: {', '.join(sorted(known))}"
+            assert name in known, f"`breaks` names {name!r}, which is no law of these{_meant(name, sorted(known))}"
             assert isinstance(reason, str), f"`breaks` gives no reason for {name!r}"
             assert reason.strip(), f"`breaks` gives no reason for {name!r}"
 
@@ -58,6 +61,8 @@ class Laws:
 
     def same(self, one: Tensor, other: Tensor, *, rtol: float | None = None, atol: float | None = None, told: str = "") -> None:
         """Refuse tensors that differ by more than rounding; note by how much they do."""
+        for value in (one, other):
+            assert not value.isnan().any(), f"what is to be the same is {value.tolist()}"
         if one.shape == other.shape and one.numel():
             self.note("largest difference", float((one.detach().double() - other.detach().double()).abs().max()))
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol, msg=(lambda text: f"{told}\n{text}") if told else None)
@@ -88,6 +93,11 @@ def laws_of(kit: type[Laws]) -> Sequence[Law]:
 def _in_words(name: str, method: Callable[..., Any]) -> Law:
     says, _, without = " ".join((inspect.getdoc(method) or "").split()).partition(WITHOUT)
     return Law(name.removeprefix(TEST), says.strip(), without.strip())
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    begun = [each for each in known if each.startswith(name)]
+    return f"; did you mean `{begun[0]}`?" if len(begun) == 1 else suggest(name, known)
 
 
 def kept_after_all(name: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from zephyr_kit import Unit
+from zephyr_kit.offset import Offset
 from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws, survey_of
 from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
@@ -24,11 +27,26 @@ ACROSS = (
 )
 
 
+USUAL = 4.0
+COMPARED = (USUAL, 100 * USUAL)
+"""Scales of log-probabilities: margins within a bend of the loss, and beyond it, also with a beta of 0.01."""
+OFFSETS = (0.5, 50.0)
+"""How far from the reference steps start, to the same end."""
+WAYS: Mapping[str, Way] = {
+    "batches of half a step": Way(0.5),
+    "each example alone": Way(0.0),
+    "rows in the opposite order": Way(reverse=True),
+    "prompts repeated": Way(share_prompts=False),
+    "the reference scored beforehand, each example alone": Way(0.0, cached=True),
+}
+
+
 class ObjectiveLaws(OfferLaws):
     """What the engine relies on when it packs, accumulates, and spreads examples over ranks."""
 
     subject = "objective"
     title = "Objectives"
+    gate = "is_a_scalar_sum"
     objective: Objective
     cases: ClassVar[int] = 8
     """Draws of random scores on which each law is tried."""
@@ -42,12 +60,23 @@ class ObjectiveLaws(OfferLaws):
         assert isinstance(self.objective.unit, Unit)
         assert isinstance(self.objective.needs_reference, bool)
 
+    def test_is_a_scalar_sum(self) -> None:
+        """The loss is one finite number with a graph.
+
+        Without it, there is nothing to go back through.
+        """
+        for _, policy, reference in self._draws(*COMPARED):
+            loss = self._call(policy, reference).loss
+            assert loss.ndim == 0, f"the loss has the shape {tuple(loss.shape)}: sum it up"
+            assert loss.isfinite(), f"the loss of ordinary log-probabilities, down to {policy.logp_M.min().item():.3g}, is {loss.item()}"
+            assert loss.requires_grad, "the loss has lost its graph"
+
     def test_adds_up_over_examples(self) -> None:
         """The loss of A and B is that of A plus that of B, and so is every metric.
 
         Without it, the result depends on micro-batches, packing and the number of devices, which the engine chooses freely.
         """
-        for count, policy, reference in self._draws():
+        for count, policy, reference in self._draws(*COMPARED):
             whole = self._call(policy, reference)
             parts = [self._call(self._only(policy, i), self._only(reference, i)) for i in range(count)]
             self.same(whole.loss, torch.stack([part.loss for part in parts]).sum(), told=ACROSS)
@@ -60,7 +89,7 @@ class ObjectiveLaws(OfferLaws):
 
         Without it, packing, which lays the longest first, changes the loss.
         """
-        for count, policy, reference in self._draws():
+        for count, policy, reference in self._draws(*COMPARED):
             order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
             moved = (self._join([self._only(scores, i) for i in order]) for scores in (policy, reference))
             self.same(self._call(policy, reference).loss, self._call(*moved).loss, told=ACROSS)
@@ -73,17 +102,12 @@ class ObjectiveLaws(OfferLaws):
         if given_up := {"adds_up_over_examples", "does_not_look_at_the_order_of_examples"} & set(broken_laws(self.objective)):
             raise DoesNotApply(f"it breaks the law `{min(given_up)}`, on which this rests")
         examples = Trees(random_trees(6, self.objective.completions, vocabulary=16))
-        steps = [[0, 1, 2], [3, 4, 5]]
-
-        def taken(way: Way) -> torch.Tensor:
-            policy = TablePolicy(dtype=torch.float64)
-            record = take(policy, self.objective, examples, steps, way, device=torch.device("cpu"), max_length=20)
-            return torch.cat([*record.gradients, torch.tensor(record.losses)])
-
-        plainly = taken(Way())
-        for way in (Way(0.5), Way(0.0), Way(reverse=True), Way(share_prompts=False), Way(0.0, cached=True)):
-            if self.objective.needs_reference or not way.cached:
-                self.same(plainly, taken(way), told=f"another loss or gradient in the way {way}")
+        for offset in OFFSETS:
+            taken = functools.partial(self._taken, examples, Offset(offset))
+            plainly = taken(Way())
+            for words, way in WAYS.items():
+                if self.objective.needs_reference or not way.cached:
+                    self.same(plainly, taken(way), told=f"another loss or gradient with {words}")
 
     def test_gradient_is_finite_and_not_zero(self) -> None:
         """There is something to learn, from every example.
@@ -94,7 +118,7 @@ class ObjectiveLaws(OfferLaws):
             self._call(policy, reference).loss.backward()  # type: ignore[no-untyped-call]
             gradient = policy.logp_M.grad
             assert gradient is not None
-            assert gradient.isfinite().all()
+            assert gradient.isfinite().all(), f"the gradient of {policy.logp_M.tolist()} is {gradient.tolist()}"
             idle = [i for i in range(count) if not gradient[policy.sequence_M // self.objective.completions == i].any()]
             assert not idle, f"examples {idle} of {count} have no gradient; if that is meant, try settings with which they have"
 
@@ -107,15 +131,6 @@ class ObjectiveLaws(OfferLaws):
         for name, value in metrics.items():
             assert not value.requires_grad, f"metric {name} holds the graph: .detach()"
             assert value.ndim == 0, f"metric {name} has the shape {tuple(value.shape)}: sum it up"
-
-    def test_is_a_scalar_sum(self) -> None:
-        """The loss is one number with a graph.
-
-        Without it, there is nothing to go back through.
-        """
-        loss = self._call(*self._scores(2)).loss
-        assert loss.ndim == 0, f"the loss has the shape {tuple(loss.shape)}: sum it up"
-        assert loss.requires_grad, "the loss has lost its graph"
 
     def test_survives_extreme_scores(self) -> None:
         """Long completions of an untrained model have sums in the thousands, and the loss and its gradient stay finite.
@@ -136,7 +151,8 @@ class ObjectiveLaws(OfferLaws):
         Without it, a resumed run is another one.
         """
         policy, reference = self._scores(3)
-        assert torch.equal(self._call(policy, reference).loss, self._call(policy, reference).loss)
+        one, other = (self._call(policy, reference).loss.item() for _ in range(2))
+        assert one == other, f"the loss of the same scores is {one}, and then {other}"
 
     def test_its_measure_adds_up_over_examples(self) -> None:
         """What is measured of A and B is what is measured of A plus that of B.
@@ -170,13 +186,20 @@ class ObjectiveLaws(OfferLaws):
             given.test_survives_extreme_scores()
             given.test_is_the_same_each_time()
 
-    def _draws(self) -> Iterator[tuple[int, Scores, Scores]]:
-        """How many examples, and their scores under policy and reference."""
-        for seed in range(self.cases):
-            count = 2 + seed % 5
-            yield count, *self._scores(count, seed=seed)
+    def _taken(self, examples: Trees, offset: Offset, way: Way) -> torch.Tensor:
+        """All losses and gradients of two steps."""
+        policy, steps = TablePolicy(dtype=torch.float64), [[0, 1, 2], [3, 4, 5]]
+        record = take(policy, self.objective, examples, steps, way, device=torch.device("cpu"), max_length=20, offset=offset)
+        assert len(record.gradients) == len(steps), f"a step was skipped, for its loss or gradient is not finite; losses: {record.losses}"
+        return torch.cat([*record.gradients, torch.tensor(record.losses)])
 
-    def _scores(self, count: int, scale: float = 4.0, seed: int = 0) -> tuple[Scores, Scores]:
+    def _draws(self, *scales: float) -> Iterator[tuple[int, Scores, Scores]]:
+        """How many examples, and their scores under policy and reference."""
+        for scale, seed in itertools.product(scales or (USUAL,), range(self.cases)):
+            count = 2 + seed % 5
+            yield count, *self._scores(count, seed=seed, scale=scale)
+
+    def _scores(self, count: int, scale: float = USUAL, seed: int = 0) -> tuple[Scores, Scores]:
         trees = random_trees(count, self.objective.completions, seed=seed)
         return random_scores(trees, seed=2 * seed, scale=scale, needs_gradient=True), random_scores(trees, seed=2 * seed + 1, scale=scale)
 

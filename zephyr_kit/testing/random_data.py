@@ -12,8 +12,11 @@ from zephyr_kit.protocols import Scores
 
 
 def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int = 50, longest: int = 8) -> list[Tree]:
-    """Token trees with prompts and completions of uneven length, all trained; every other completion is rated 1, the rest 0."""
-    draw = np.random.default_rng(seed)
+    """Token trees with prompts and completions of uneven length, all trained.
+
+    Ratings fall from the first completion of an example to its last, by gaps that vary; the first is rated 1 or 0 in turn.
+    """
+    draw, fall = np.random.default_rng(seed), np.random.default_rng((seed, 1))
 
     def ids(low: int, high: int) -> np.ndarray:
         return draw.integers(3, vocabulary, draw.integers(low, high)).astype(np.int32)
@@ -21,7 +24,8 @@ def random_trees(count: int, completions: int, *, seed: int = 0, vocabulary: int
     trees = []
     for number in range(count):
         texts = tuple(ids(1, longest) for _ in range(completions))
-        ratings = tuple((number * completions + place) % 2.0 for place in range(completions))
+        falls = np.append(0.0, fall.uniform(0.25, 2.0, completions - 1)).cumsum()
+        ratings = tuple((number % 2 - falls).tolist())
         trees.append(Tree(ids(1, longest + 1), texts, tuple(np.ones(len(text), np.bool_) for text in texts), ratings))
     return trees
 
