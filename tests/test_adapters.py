@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from policies import PAIRS, check_reference, first_stage, gradients, load, scores, shake, trained
+from policies import PAIRS, backend, check_reference, first_stage, gradients, load, scores, shake, trained
 from tiny import logits_logp, write_model
 from zkit_mistral.backend import Lora
 from zkit_mistral.quiet import quiet
@@ -114,6 +115,15 @@ def test_dora_cannot_be_stacked(weights: Path, tmp_path: Path) -> None:
     _, folder = first_stage(weights, tmp_path / "sft")
     with pytest.raises(ZkitError, match="DoRA cannot be added"):
         load(weights, Start(folder, frozenset({"lora"})), lora=Lora(rank=2, dora=True))
+
+
+@pytest.mark.parametrize("doras", [(True, False), (False, True)])
+def test_that_dora_cannot_be_stacked_is_known_before_the_first_stage(weights: Path, doras: tuple[bool, bool]) -> None:
+    earlier, later = (backend(weights, lora=Lora(rank=2, dora=dora)) for dora in doras)
+    start = Start(Path("run/sft/model"), frozenset({"lora"}), earlier=((earlier, frozenset()),))
+    assert any("DoRA cannot be added" in problem for problem in later.problems(torch.device("cpu"), start=start))
+    with torch.device("meta"), pytest.raises(ZkitError, match="DoRA cannot be added"):
+        later.skeleton(replace(start, folder=None))
 
 
 def test_dora_learns_and_comes_back(weights: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,9 @@ from zephyr_kit import ZkitError
 from zephyr_kit.devices import this_device
 from zephyr_kit.disk import DiskError
 from zephyr_kit.doctor import version_problems
-from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices
+from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices, skeleton_start
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
-from zephyr_kit.protocols import Start
 from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.sizes import GIB, KIB, MIB, in_words
@@ -119,7 +119,7 @@ def _checks(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: tor
         yield partial(_located, f"track[{number}]", tracker.problems)
     for stage in stages:
         if not isinstance(stage.task, EvaluateStage):
-            start = Start(before, stage.changed, preset.seed)
+            start = replace(skeleton_start(preset, stage), folder=before)
             yield partial(stage.model.problems, device, start=start)
         if isinstance(stage.task, TrainStage):
             before = run.stage(stage.name).model

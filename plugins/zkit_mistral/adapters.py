@@ -16,6 +16,7 @@ from zephyr_kit.artifacts import check_folder
 from zephyr_kit.config import suggest
 
 if TYPE_CHECKING:
+    from zephyr_kit.protocols import Start
     from zkit_mistral.settings import Lora
 
 TRAINED, EARLIER, REFERENCE, MERGED = "default", "earlier", "reference", "merged"
@@ -25,6 +26,7 @@ OWN_KEYS = (
     *("base_model_name_or_path", "inference_mode", "peft_version", "revision"),
 )
 """Of an adapter's configuration, what differs between adapters that this program writes."""
+NO_DORA = "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,25 @@ def stacked_adapters(model: Any, folder: Path, lora: Lora) -> Adapters:
     return _on_top(_opened(model, folder, EARLIER, train=False), lora)
 
 
-def stack(model: Any, lora: Lora, *, rank: int) -> Adapters:
-    """The same on a frozen adapter of this rank that is not there yet."""
+def stack(model: Any, lora: Lora, *, earlier: Lora) -> Adapters:
+    """The same on a frozen adapter that is not there yet."""
     from peft import get_peft_model
 
     _check_targets(model, lora)
-    return _on_top(get_peft_model(model, _config(replace(lora, rank=rank)), adapter_name=EARLIER), lora)
+    return _on_top(get_peft_model(model, _config(earlier), adapter_name=EARLIER), lora)
+
+
+def earlier_lora(start: Start) -> Lora | None:
+    """The adapter that the stage starts from; None if it starts from whole weights."""
+    found: Lora | None = None
+    for backend, changed in start.earlier:
+        lora: Lora | None = getattr(backend, "lora", None)
+        if lora is not None and found is None:
+            found = lora
+        elif lora is not None and found is not None and "lora" in changed:
+            # Adapters that stand on each other are saved as one.
+            found = replace(lora, rank=found.rank + lora.rank)
+    return found
 
 
 def copy_frozen(adapters: Adapters, name: str) -> None:
@@ -193,9 +208,7 @@ def copy_frozen(adapters: Adapters, name: str) -> None:
 
 def _on_top(peft: Any, lora: Lora) -> Adapters:
     if lora.dora or peft.peft_config[EARLIER].use_dora:
-        raise ZkitError(
-            "[model.lora] dora = true: an adapter with DoRA cannot be added to another; let the later stage go on with the earlier adapter"
-        )
+        raise ZkitError(NO_DORA)
     peft.add_adapter(TRAINED, _config(lora))
     adapters = Adapters(in_type_of_model(peft), under=(EARLIER,))
     _silence_dropout(peft, EARLIER)

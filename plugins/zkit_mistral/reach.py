@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.weights import looks_like_folder, revision_problems, weights_problems
+from zkit_mistral.adapters import NO_DORA, earlier_lora
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,9 @@ def refusals(settings: Settings, start: Start) -> Iterator[str]:
         if settings.weights is not None:
             yield from revision_problems(settings.weights, settings.revision, table=TABLE)
         return
+    earlier = earlier_lora(start)
+    if "lora" in start.changed and earlier and settings.lora and (earlier.dora or settings.lora.dora):
+        yield NO_DORA
     for key in ORIGIN_KEYS:
         if key in start.changed:
             yield f"model.{key} in a later stage: it starts from what the stage before left ({start.folder}), so only the first can set it"

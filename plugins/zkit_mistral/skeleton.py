@@ -9,7 +9,7 @@ import torch
 
 from zephyr_kit.protocols import Skeleton, Start
 from zkit_mistral import attention, float8
-from zkit_mistral.adapters import REFERENCE, Adapters, copy_frozen, new_adapters, stack
+from zkit_mistral.adapters import REFERENCE, Adapters, copy_frozen, earlier_lora, new_adapters, stack
 from zkit_mistral.loading import prepare_for_training
 from zkit_mistral.pointwise import fuse
 from zkit_mistral.policy import MistralPolicy, Scorer
@@ -67,20 +67,9 @@ def _adapters(settings: Settings, model: Any, start: Start) -> Adapters | None:
     """As `loading` makes them, with what the stages before would leave, or have left."""
     if settings.lora is None:
         return None
-    rank = _earlier_rank(start)
-    if not rank:
+    earlier = earlier_lora(start)
+    if earlier is None:
         return new_adapters(model, settings.lora)
     if "lora" in start.changed:
-        return stack(model, settings.lora, rank=rank)
+        return stack(model, settings.lora, earlier=earlier)
     return _Continued(new_adapters(model, settings.lora).peft)
-
-
-def _earlier_rank(start: Start) -> int:
-    """The rank of the adapter that the stage starts from; 0 if it starts from whole weights."""
-    rank = 0
-    for backend, changed in start.earlier:
-        lora = getattr(backend, "lora", None)
-        if lora is not None and (not rank or "lora" in changed):
-            # Adapters that stand on each other are saved as one.
-            rank += lora.rank
-    return rank

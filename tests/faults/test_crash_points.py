@@ -62,8 +62,8 @@ SETTINGS = {
     "full weights in bfloat16": {"model": "", "set": ("model.dtype=bfloat16",)},
     "lora with dropout": {},
     "lora without dropout": {"model": "lora = { rank = 4 }"},
-    "dora": {"model": "lora = { rank = 4, dora = true, dropout = 0.1 }"},
-    "rank-stabilised lora": {"set": ("model.lora.rank_stabilized=true",)},
+    "dora, gone on with": {"model": "lora = { rank = 4, dora = true, dropout = 0.1 }", "stacked": False},
+    "rank-stabilised lora": {"set": ("model.lora.rslora=true",)},
     "qlora, 4 bits": {"set": ("model.quantize={bits = 4}",)},
     "qlora, 8 bits": {"set": ("model.quantize={bits = 8}",)},
     "adapters in bfloat16": {"set": ("model.dtype=bfloat16",)},
@@ -93,16 +93,21 @@ def test_k6_from_every_checkpoint(tmp_path, tell, setting):
     settings = SETTINGS[setting]
     steps, points = times(12, 23), times((3, 10), (1, 4, 8, 11, 15, 19, 22))
     job = write_job(tmp_path / "job", model=settings.get("model", LORA), steps=steps)
+    text = job.preset.read_text()
     if settings.get("tokens"):
-        text = job.preset.read_text().replace("examples_per_step = 4", "tokens_per_step = 290")
-        job.preset.write_text(text)
+        text = text.replace("examples_per_step = 4", "tokens_per_step = 290")
+    if not settings.get("stacked", True):
+        text = text.replace("model.lora = { rank = 2, dropout = 0.1 }", "")
+    job.preset.write_text(text)
     keep = [f"stages.{stage}.train.keep_checkpoints=100" for stage in job.stages]
     options = [part for change in (*keep, *settings.get("set", ())) for part in ("--set", change)]
     finish(job, tmp_path / "run", *options)
     expected, same = job.result(tmp_path / "run"), 0
+    # Adapters name the folder that they stand on: each time, it goes on where it was begun.
+    whole = (tmp_path / "run").rename(tmp_path / "whole")
     for point in points:
         for stage in job.stages:
-            output = Path(shutil.copytree(tmp_path / "run", tmp_path / "again"))
+            output = Path(shutil.copytree(whole, tmp_path / "run"))
             (output / stage / "done.json").unlink()
             shutil.rmtree(output / stage / "model")
             for place in (output / stage / "checkpoints").iterdir():
