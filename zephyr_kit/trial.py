@@ -109,8 +109,10 @@ class Trial:
             loss = objective(scores, reference).loss
         except Exception as error:
             raise ZkitError(f"{where}: the objective raised {raised.told(error, objective)}") from error
-        if not loss.isfinite().all():
-            raise ZkitError(f"{where}: the loss of its first examples is {loss.detach().tolist()}, with which nothing can be compared")
+        if loss.ndim:
+            raise ZkitError(f"{where}: the loss has the shape {tuple(loss.shape)}: sum it up")
+        if not loss.isfinite():
+            raise ZkitError(f"{where}: the loss of its first examples is {loss.item()}, with which nothing can be compared")
         if not loss.requires_grad:
             raise ZkitError(f"{where}: the loss has lost its graph: there is no gradient to compare")
         return loss
