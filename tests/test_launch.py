@@ -81,11 +81,11 @@ def test_a_frozen_rank_is_found_its_stacks_kept_and_all_goes_on(preset, alone, t
     with started(preset, output, "--devices", "2", prepare=impatiently) as process:
         wait_until(lambda: steps(output) >= 4)
         os.kill(wait_until(lambda: pid_of(output, 1)), signal.SIGSTOP)
-        stacks = output / "logs" / "signs" / "0.stacks"
-        wait_until(lambda: stacks.exists() and "all_reduce" in stacks.read_text(), 30)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert re.search(r"rank 1 gave no sign of life for \d+ s; all ranks start again", said)
+    # The other one was waiting for it, in whatever ranks do together.
+    assert "distributed_c10d.py" in (output / "logs" / "signs" / "0.stacks").read_text()
     assert_same_run(output, alone)
 
 

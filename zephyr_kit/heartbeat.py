@@ -1,7 +1,7 @@
 """Signs of life that a rank gives to who has started it.
 
     FOLDER/RANK.beat      written anew every few seconds: how many steps were taken
-    FOLDER/RANK.stacks    what every thread was doing, when it is asked (SIGUSR2)
+    FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2)
     FOLDER/RANK.failed    why the rank has ended, if it has failed
 """
 
@@ -42,7 +42,7 @@ class Heart:
     def beating(self) -> Iterator[None]:
         """Beat, and write down every thread's stack when asked to."""
         thread = Thread(target=self._beat, name="zkit-heart", daemon=True)
-        with self.signs.stacks.open("w", encoding="utf-8") as stacks:
+        with self.signs.stacks.open("a", encoding="utf-8") as stacks:
             faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
             thread.start()
             try:
@@ -104,8 +104,8 @@ class Signs:
         return None
 
     def clear(self) -> None:
-        """Forget them."""
-        for file in (self.beat, self.stacks, self.failed):
+        """Forget them, but not what was written for a reader."""
+        for file in (self.beat, self.failed):
             file.unlink(missing_ok=True)
 
 
