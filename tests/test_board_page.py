@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -93,7 +94,8 @@ def test_a_figure_is_that_of_the_stage_that_trained_last_and_says_so(page):
 
 @pytest.mark.slow
 def test_a_stage_without_steps_says_how_long_it_has_been_at_it(page):
-    assert cells(page, 3)["fed"] in ("feedback, for 12 min", "feedback, for 13 min")
+    # It was begun twelve minutes before the tests of this file were.
+    assert 12 <= int(re.fullmatch(r"feedback, for (\d+) min", cells(page, 3)["fed"])[1]) < 60
 
 
 @pytest.mark.slow

@@ -72,16 +72,23 @@ class Record:
 Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-class Descent(torch.optim.SGD):
-    """Down the gradient, a step of the same length each time: Adam would blow up what rounding leaves of zero."""
+class Descent(torch.optim.Optimizer):
+    """Down the gradient, a step of the same length each time: Adam would blow up what rounding leaves of zero.
+
+    No SGD: torch calls the hooks of an optimizer once for each class whose `step` another one's calls.
+    """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__(parameters, lr=RATE)
+        super().__init__(parameters, {"lr": RATE})
 
+    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """After its gradients were recorded, whose length must not be hidden by clipping them."""
         nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 1.0)
-        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-group["lr"])
 
 
 def take(
