@@ -12,6 +12,7 @@ import click
 import forked
 import pytest
 from distributions import HINGE, write_distribution
+from tiny_presets import FROM_SCRATCH
 
 from zephyr_kit import ZkitError, __version__, cli
 from zephyr_kit.cli.find import find_preset
@@ -31,30 +32,18 @@ finally:
     print("heavy:", *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
 """
 
-TINY = """
+TINY = f"""
 name = "tiny"
-[model]
-use = "mistral"
-dtype = "float32"
-template = "zephyr"
-[model.scratch]
-vocabulary = 300
-width = 16
-layers = 1
-heads = 2
-kv_heads = 1
-mlp_width = 16
-text = [{ use = "quickstart", part = "text", count = 20 }]
-[stages.base]
+{FROM_SCRATCH}[stages.base]
 objective = "sft"
-data = [{ use = "quickstart", part = "chat", count = 8 }]
+data = [{{ use = "quickstart", part = "chat", count = 8 }}]
 max_length = 512
-train = { steps = 2, examples_per_step = 4, learning_rate = 1e-3 }
+train = {{ steps = 2, examples_per_step = 4, learning_rate = 1e-3 }}
 [stages.sft]
 objective = "sft"
-data = [{ use = "quickstart", part = "chat", count = 8 }]
+data = [{{ use = "quickstart", part = "chat", count = 8 }}]
 max_length = 512
-train = { steps = 1, examples_per_step = 4, learning_rate = 1e-3 }
+train = {{ steps = 1, examples_per_step = 4, learning_rate = 1e-3 }}
 """
 
 OBSERVER = """

@@ -44,7 +44,7 @@ def test_a_rank_that_is_killed_is_started_again(preset, alone, tmp_path, rank):
     with started(preset, output, "--devices", "2", prepare=slow) as process:
         wait_until(lambda: steps(output) >= 4)
         os.kill(wait_until(lambda: pid_of(output, rank)), signal.SIGKILL)
-        said, _ = process.communicate(timeout=250)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert f"rank {rank} was ended by SIGKILL; all ranks start again from the last checkpoint" in said
     assert re.search(r"going on after step \d+", said)
@@ -60,7 +60,7 @@ def test_asked_to_end_all_ranks_save_the_same_step(preset, alone, tmp_path, whom
         asked = steps(output)
         for pid in pids.values() if whom == "all" else [pids[whom]]:
             os.kill(pid, signal.SIGTERM)
-        said, _ = process.communicate(timeout=250)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 143, said
     newest = max((output / "sft" / "checkpoints").glob("step-*"))
     assert int(newest.name.partition("-")[2]) == steps(output)
@@ -81,7 +81,7 @@ def test_a_frozen_rank_is_found_its_stacks_kept_and_all_goes_on(preset, alone, t
     with started(preset, output, "--devices", "2", prepare=impatiently) as process:
         wait_until(lambda: steps(output) >= 4)
         os.kill(wait_until(lambda: pid_of(output, 1)), signal.SIGSTOP)
-        said, _ = process.communicate(timeout=250)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert re.search(r"rank 1 gave no sign of life for \d+ s; all ranks start again", said)
     # The other one was waiting for it, in whatever ranks do together.

@@ -75,7 +75,7 @@ Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 class Descent(torch.optim.Optimizer):
     """Down the gradient, a step of the same length each time: Adam would blow up what rounding leaves of zero.
 
-    No SGD: torch calls the hooks of an optimizer once for each class whose `step` another one's calls.
+    It stands on no optimizer of torch's: where a `step` calls another class's, torch may run its hooks for both.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
