@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,10 +70,13 @@ class Forked:
         return self.process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        self.process.join(timeout)
-        if self.process.exitcode is None:
-            raise subprocess.TimeoutExpired(f"it hangs: {self.said}", timeout or 0)
-        return self.process.exitcode
+        # Not `join`, which takes a closed pipe for the end of the process, and then waits for that without a limit.
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(f"it hangs: {self.said}", timeout or 0)
+            time.sleep(0.02)
+        return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         self.wait(timeout)

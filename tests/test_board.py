@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import forked
 import pytest
 from browser import barriers, chromium, opened
+from launched import slow
 from tiny_presets import FROM_SCRATCH
 
 from zephyr_kit.board.server import Board
@@ -207,7 +208,7 @@ name = "live"
 objective = "sft"
 data = [{ use = "quickstart", part = "chat", count = 8 }]
 max_length = 512
-train = { steps = 120, examples_per_step = 4, learning_rate = 1e-3 }
+train = { steps = 40, examples_per_step = 4, learning_rate = 1e-3 }
 """
 
 
@@ -220,7 +221,7 @@ def test_it_follows_a_training_live(browser, tmp_path):
     expect = pytest.importorskip("playwright.sync_api").expect
     with served(runs) as board, opened(browser, board.address) as page:
         page.get_by_text("There is no run yet.").wait_for()
-        training = forked.start(arguments, tmp_path / "said.txt")
+        training = forked.start(arguments, tmp_path / "said.txt", prepare=slow)  # at rest, the page looks every three seconds
         row = page.locator("#runs tbody tr")
         row.get_by_text("running").wait_for(timeout=120_000)
         page.locator("progress").wait_for(timeout=120_000)
@@ -229,7 +230,7 @@ def test_it_follows_a_training_live(browser, tmp_path):
         expect(stage).not_to_have_text(stage.inner_text(), timeout=120_000)
         row.get_by_text("done").wait_for(timeout=120_000)
         assert training.wait(120) == 0, training.said
-        page.get_by_text("sft, step 120").wait_for()
+        page.get_by_text("sft, step 40").wait_for()
         page.get_by_text("1 done").wait_for()
         assert page.locator("figure figcaption b").all_inner_texts()[:2] == ["Loss", "Gradient norm"]
 

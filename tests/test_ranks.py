@@ -14,6 +14,7 @@ from forked import spawn
 from objectives import feed_of
 from policies import backend
 from tiny import ListCorpus, TablePolicy, random_trees, write_model
+from torch.distributed import TCPStore
 from zkit_mistral.backend import Lora, Quantize
 from zkit_optimizers.adamw import AdamW
 from zkit_preference.bco import Bco
@@ -255,3 +256,11 @@ def words(world: World) -> dict[str, Any]:
 def test_ranks_hear_the_leader_and_each_other(tmp_path: Path) -> None:
     assert spawn(words, 2, tmp_path) == [{"told": 0, "gathered": [1, 2], "highest": 7, "again": 5}] * 2
     assert words(World()) == {"told": 0, "gathered": [1], "highest": 0, "again": 5}
+
+
+def test_a_rank_that_has_ended_is_not_waited_for_but_heard(tmp_path: Path) -> None:
+    world = World(1, 2, store=TCPStore("localhost", 0, is_master=True, wait_for_workers=False), broken=tmp_path)
+    world.store.set("0", '"before its end"')
+    assert world.word() == "before its end"
+    with pytest.raises(RuntimeError, match="a rank has ended before it said"):
+        world.gather("to nobody")

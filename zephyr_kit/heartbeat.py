@@ -3,6 +3,7 @@
     FOLDER/RANK.beat      written anew every few seconds: how many steps were taken
     FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2)
     FOLDER/RANK.failed    why the rank has ended, if it has failed
+    FOLDER/broken         a rank has ended and the others are being ended; written by who has started them
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class Signs:
     def failed(self) -> Path:
         return self.folder / f"{self.rank}.failed"
 
+    @property
+    def broken(self) -> Path:
+        return self.folder / "broken"
+
     def silent_for(self) -> float:
         """Seconds since the last beat; 0 before the first one."""
         with suppress(FileNotFoundError):
@@ -105,7 +110,7 @@ class Signs:
 
     def clear(self) -> None:
         """Forget them, but not what was written for a reader."""
-        for file in (self.beat, self.failed):
+        for file in (self.beat, self.failed, self.broken):
             file.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +38,8 @@ class World:
     local_size: int = 1
     """Ranks on this machine."""
     store: Any = field(default=None, compare=False)
+    broken: Path | None = field(default=None, compare=False)
+    """A file that is there once a rank has ended, which then says nothing any more."""
     _words: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
@@ -100,6 +103,9 @@ class World:
             try:
                 self.store.wait([key], BETWEEN_LOOKS)
             except dist.DistStoreError:  # a signal is heard in between
+                # In this order: what a rank said before its end is heard.
+                if self.broken and self.broken.exists() and not self.store.check([key]):
+                    raise RuntimeError("a rank has ended before it said what this one waited for") from None
                 continue
             return json.loads(self.store.get(key))
 
@@ -110,16 +116,16 @@ def is_a_rank() -> bool:
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[World]:
+def joined(device_type: str, broken: Path | None) -> Iterator[World]:
     """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
     local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()))
+        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()), broken)
         return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield World(rank, size, *local, PrefixStore("zkit", store))
+        yield World(rank, size, *local, PrefixStore("zkit", store), broken)
     finally:
         dist.destroy_process_group()

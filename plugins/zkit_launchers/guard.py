@@ -14,6 +14,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import Signs
@@ -79,12 +80,20 @@ class Guard(LocalElasticAgent):
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._tell_of_the_ended(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.HEALTHY:
             self._look_for_frozen(worker_group)
         elif result.is_failed():
             self._judge(worker_group, result.failures)
         return result
+
+    def _tell_of_the_ended(self, group: WorkerGroup) -> None:
+        """Who waits for a word of a rank that has ended would otherwise wait until torch's patience with it ends."""
+        assert isinstance(self._pcontext, SubprocessContext)
+        ended = [handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()]
+        if any(ended):
+            next(self._signs(group)).broken.touch()
 
     def _judge(self, group: WorkerGroup, failures: Mapping[int, Any]) -> None:
         """Whether to start again."""

@@ -60,6 +60,6 @@ export function plain(value) {
 }
 
 export function duration(seconds) {
-  const minutes = Math.round(seconds / 60);
-  return minutes < 1 ? `${Math.round(seconds)} s` : minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 1 ? `${Math.floor(seconds)} s` : minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }

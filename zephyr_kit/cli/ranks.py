@@ -102,7 +102,8 @@ def found_world(plugins: Plugins, device: str) -> Iterator[World]:
     heart = None if signs is None else Heart(signs)
     if heart is not None:
         plugins.add(heart, "zkit-heart")
-    with heart.beating() if heart is not None else nullcontext(), joined(find_device(device).type) as world:
+    broken = None if signs is None else signs.broken
+    with heart.beating() if heart is not None else nullcontext(), joined(find_device(device).type, broken) as world:
         yield world
 
 
