@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,43 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_model
-
-ROOT = Path(__file__).parents[1]
-PRESET = """
-name = "contained"
-seed = 1
-
-[model]
-use = "mistral"
-weights = "{weights}"
-dtype = "float32"
-template = "{template}"
-
-[stages.sft]
-objective = "sft"
-data = [{{ use = "jsonl", path = "{sft}" }}]
-held_out = [{{ use = "jsonl", path = "{sft}" }}]
-max_length = 128
-train = {{ steps = 2, examples_per_step = 2, learning_rate = 1e-3, checkpoint_every = 1 }}
-
-[stages.dpo]
-objective = "dpo"
-data = [{{ use = "jsonl", path = "{dpo}" }}]
-max_length = 128
-model.lora = {{ rank = 2 }}
-train = {{ steps = 2, examples_per_step = 2, learning_rate = 1e-3, checkpoint_every = 1 }}
-"""
-TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m.role + '>' + m.content + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
-NAMES = (
-    *("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "WANDB_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *("DB_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AZURE_CLIENT_SECRET", "SLACK_BOT_TOKEN", "PGPASSWORD"),
-    *("NPM_TOKEN", "MY_SECRET", "SSH_PASSPHRASE", "REGISTRY_AUTH", "GOOGLE_CREDENTIALS", "SIGNING_KEY", "my_api_key"),
-)
-CANARIES = {name: f"canary/{number:02d}+aZ9=x" for number, name in enumerate(NAMES)}
+from contained import CANARIES, ROOT, TEMPLATE, arguments, can_go_apart, environment, files_left, write_inputs
 
 
 class Done:
@@ -60,35 +22,17 @@ class Done:
         self.heard: dict[str, list[Any]] = json.loads((folder / "heard.json").read_text())
 
     def files(self) -> list[Path]:
-        return [path for place in ("run", "cache") for path in (self.folder / place).rglob("*") if path.is_file()]
+        return list(files_left(self.folder))
 
 
 def run(folder: Path, *changes: str, answers: str = "") -> Done:
-    sft = [{"messages": [{"role": "user", "content": f"Why {n}?"}, {"role": "assistant", "content": f"So {n}."}]} for n in range(6)]
-    dpo = [{"prompt": f"Why {n}?", "chosen": f"So {n}.", "rejected": f"No {n}."} for n in range(6)]
-    sft.append({"messages": [{"role": "user", "content": "Why?"}]})
-    for name, rows in (("sft", sft), ("dpo", dpo)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_model(folder / "weights")
-    (folder / "own.jinja").write_text(TEMPLATE)
-    facts = {"weights": folder / "weights", "template": folder / "own.jinja", "sft": folder / "sft.jsonl", "dpo": folder / "dpo.jsonl"}
-    (folder / "preset.toml").write_text(PRESET.format(**facts))
-    places = {"ZKIT_CACHE": folder / "cache", "HF_HOME": folder / "hf", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
-    environment = {**kept, **{name: str(place) for name, place in places.items()}, **CANARIES}
-    command = [sys.executable, "-P", str(ROOT / "tests" / "audited.py"), str(folder / "heard.json"), "run", str(folder / "preset.toml")]
-    options = ["--output", str(folder / "run"), "--device", "cpu", "--set", "stages.sft.bad_rows=0.5"]
-    sets = [word for change in changes for word in ("--set", change)]
+    write_inputs(folder)
+    command = [sys.executable, "-P", str(ROOT / "tests" / "audited.py"), str(folder / "heard.json"), *arguments(folder, *changes)]
     # No network at all, where the system lets us take it away; nothing in the preset needs one.
-    apart = ["unshare", "-n"] if _can_go_apart() else []
-    how = {"env": environment, "cwd": folder, "input": answers, "text": True, "capture_output": True, "timeout": 200}
-    finished = subprocess.run([*apart, *command, *options, *sets], check=False, **how)
+    apart = ["unshare", "-n"] if can_go_apart() else []
+    how = {"env": environment(folder), "cwd": folder, "input": answers, "text": True, "capture_output": True, "timeout": 200}
+    finished = subprocess.run([*apart, *command], check=False, **how)
     return Done(folder, finished)
-
-
-def _can_go_apart() -> bool:
-    found = shutil.which("unshare")
-    return found is not None and subprocess.run([found, "-n", "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
