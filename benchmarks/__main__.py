@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import engine, filters, gpu, kernels, memory, packing, scaling, start, tokenising, training
+from benchmarks import checkpoints, engine, filters, gpu, kernels, memory, packing, scaling, start, tokenising, training
 
-ALL = (engine, filters, gpu, kernels, memory, packing, scaling, start, tokenising, training)
+ALL = (checkpoints, engine, filters, gpu, kernels, memory, packing, scaling, start, tokenising, training)
 BENCHMARKS = {one.__name__.rpartition(".")[2]: one for one in ALL}
 
 

@@ -20,8 +20,8 @@ from zephyr_kit.admission import Door
 from zephyr_kit.corpus import Corpus, DataError, prepare, refuse_bad_rows
 from zephyr_kit.example import ExampleError, Message
 from zephyr_kit.exits import Exit
+from zephyr_kit.first_look import look_over
 from zephyr_kit.portion import Portion
-from zephyr_kit.survey import look_over
 
 FILES: dict[str, tuple[type[LocalFiles], Callable[..., tuple[Path, str]]]] = {
     "jsonl": (Jsonl, write_jsonl),

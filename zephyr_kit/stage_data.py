@@ -11,6 +11,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.admission import Door
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.corpus import Corpus, DataError, corpus_key, is_prepared, prepare, refuse_bad_rows
+from zephyr_kit.first_look import look_over
 from zephyr_kit.gate import refuse
 from zephyr_kit.inspection import Inspection
 from zephyr_kit.observe import Narrator
@@ -18,7 +19,6 @@ from zephyr_kit.portion import Portion
 from zephyr_kit.preset import Stage
 from zephyr_kit.protocols import Start, Tokenizer, needs_ratings
 from zephyr_kit.stages import TrainStage
-from zephyr_kit.survey import look_over
 
 
 def check_data(stage: Stage, task: TrainStage, start: Start, narrator: Narrator, folder: Path) -> Corpus:
