@@ -67,9 +67,9 @@ def rehearsed_once() -> Iterator[None]:
 
     known: dict[tuple[str, str], rehearsal.Rehearsal] = {}
 
-    def rehearse_once(planned: rehearsal.PlannedStep, mesh: Any = None) -> rehearsal.Rehearsal:
-        if mesh is not None:
-            return rehearsal.rehearse(planned, mesh)
+    def rehearse_once(planned: rehearsal.PlannedStep, *others: Any) -> rehearsal.Rehearsal:
+        if any(each is not None for each in others):
+            return rehearsal.rehearse(planned, *others)
         sizes = [(len(tree.prompt), *map(len, tree.completions), *map(sum, tree.trained)) for tree in planned.trees]
         key = repr(replace(planned, trees=())), repr(sizes)
         if key not in known:

@@ -26,9 +26,9 @@ def alone(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
-def test_two_devices_are_one(preset, alone, tmp_path, sharding):
-    changes = [part for stage in ("sft", "dpo") for part in ("--set", f"stages.{stage}.train.sharding={sharding}")]
+@pytest.mark.parametrize("way", ["sharding=replicated", "sharding=sharded", "context_parallel=2"])
+def test_two_devices_are_one(preset, alone, tmp_path, way):
+    changes = [part for stage in ("sft", "dpo") for part in ("--set", f"stages.{stage}.train.{way}")]
     said = run(preset, tmp_path / "run", "--devices", "2", *changes)
     assert "2 of them" in said
     assert_same_run(tmp_path / "run", alone)

@@ -50,25 +50,33 @@ class Case:
     sharding: str
     live: bool = False
     """Whether the reference is scored at each step."""
+    team: int = 1
+    """Ranks that compute each batch together."""
 
     def __str__(self) -> str:
-        return f"{self.objective}-{'lora' if self.lora else 'full'}-{self.sharding}{'-live' if self.live else ''}"
+        told = f"{self.objective}-{'lora' if self.lora else 'full'}-{self.sharding}{'-live' if self.live else ''}"
+        return told if self.team == 1 else f"{told}-teams of {self.team}"
 
 
 CASES = [Case(objective, lora, sharding) for objective in IN_EVERY_WAY for lora in (False, True) for sharding in ("replicated", "sharded")]
 CASES += [Case(objective, lora, "hybrid") for objective, lora in (("sft", False), ("dpo", True))]
 CASES += [Case("kto", False, "sharded"), Case("kto", True, "replicated", live=True), Case("bco", False, "sharded", live=True)]
 CASES += [Case("dpo", lora, sharding, live=True) for lora in (False, True) for sharding in ("replicated", "sharded")]
+CASES += [Case(objective, lora, "replicated", team=2) for objective in IN_EVERY_WAY for lora in (False, True)]
+CASES += [Case("dpo", False, "sharded", team=2), Case("dpo", False, "replicated", live=True, team=2)]
+CASES += [Case("bco", True, "sharded", live=True, team=2)]
 
 
 def train(case: Case, world: World, weights: Path, folder: Path) -> dict[str, Any]:
     """Losses, and what was trained."""
-    objective = OBJECTIVES[case.objective]
+    objective, world = OBJECTIVES[case.objective], world.in_teams(case.team)
     corpus = ListCorpus(random_trees(24, completions=objective.completions, longest=20))
     lora = Lora(rank=4, alpha=8) if case.lora else None
     policy = backend(weights, dtype="float64", lora=lora).load(CPU, start=Start(seed=1), train=True)
     if case.live:
         policy.keep_reference()
+    if world.team > 1:
+        policy.share_rows(world.team_group("cpu"))
     if world.size > 1 and case.sharding != "replicated":
         policy.shard(world.mesh("cpu", hybrid=case.sharding == "hybrid"))
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)

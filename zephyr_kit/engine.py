@@ -142,7 +142,8 @@ class Trainer:
         survey = survey_of(self.objective)
         if survey is not None:
             measured = self._measured(survey, work)
-            loss_of, work = survey.given(self.world.total(measured.total) / measured.num_units), replace(work, works=measured.works)
+            loss_of = survey.given(self.world.total_of_teams(measured.total) / measured.num_units)
+            work = replace(work, works=measured.works)
         totals, lack = self._gradients(work, loss_of)
         self._share_lack(lack)
         return totals
@@ -157,7 +158,7 @@ class Trainer:
         for work in works:
             measured = self._measured(survey, work)
             total, count = total + measured.total, count + measured.num_units
-        return survey.given(self.world.total(total) / count)
+        return survey.given(self.world.total_of_teams(total) / count)
 
     def _measured(self, survey: Surveying, work: StepWork) -> Measured:
         measured = self.comparison.measured(survey, work, device=self.parameters[0].device)
@@ -191,7 +192,7 @@ class Trainer:
 
     def _means(self, totals: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
         """Over all ranks, in one message."""
-        means = self.world.total(torch.stack(list(totals.values()))) / num_units
+        means = self.world.total_of_teams(torch.stack(list(totals.values()))) / num_units
         return dict(zip(totals, means, strict=True))
 
     def _shared_out(self, path: str, value: Tensor) -> Tensor:

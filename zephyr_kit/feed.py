@@ -74,7 +74,7 @@ class Feed:
 
     def step(self, indices: Sequence[int]) -> StepWork:
         """The work for these examples."""
-        return self.work(indices, partial(pack, capacity=self.capacity, multiple=self.world.size))
+        return self.work(indices, partial(pack, capacity=self.capacity, multiple=self.world.num_teams))
 
     def work(self, indices: Sequence[int], cut: Cut) -> StepWork:
         """The work for these examples in the batches that they are cut into; one without examples is what a rank does that has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device, measured_rate, resident
 from zephyr_kit.footprint import ACTIVATIONS, HEAD
 from zephyr_kit.preset import Preset, Stage
-from zephyr_kit.pretended import pretended_mesh
+from zephyr_kit.pretended import pretended_mesh, pretended_team
 from zephyr_kit.protocols import Start
 from zephyr_kit.rehearsal import Parts, PlannedStep, Rehearsal, rehearse
 from zephyr_kit.stages import CPU_TOKENS_PER_BATCH, TrainStage
@@ -109,6 +110,8 @@ class Outlook:
     corpus: Corpus | None = None
     libraries: int | None = None
     """Bytes that are taken before there is a model; unless given, what this process has taken when it has rehearsed."""
+    team: int = 1
+    """Devices that compute a batch together."""
 
     def forecast(self) -> Forecast:
         """Raises whatever a rehearsal raises."""
@@ -146,11 +149,12 @@ class Outlook:
 
     def _rehearsed(self, planned: PlannedStep) -> Rehearsal:
         """By one device of those that share the model."""
-        if self.device.count == 1:
-            return rehearse(planned)
         # Of the machines that hold copies, two tell what more of them would.
-        with pretended_mesh(self.device.count, machines=2 if self.task.train.sharding == "hybrid" else None) as mesh:
-            return rehearse(planned, mesh)
+        machines = 2 if self.task.train.sharding == "hybrid" else None
+        with ExitStack() as stack:
+            mesh = stack.enter_context(pretended_mesh(self.device.count, machines=machines)) if self.device.count > 1 else None
+            team = stack.enter_context(pretended_team(self.team)) if self.team > 1 else None
+            return rehearse(planned, mesh, team)
 
     def changed(self, **task: object) -> Outlook:
         """With other keys of the stage."""
@@ -179,7 +183,8 @@ def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
 def over_devices(outlook: Outlook, num_devices: int, num_local: int) -> list[Outlook]:
     """The outlooks of the ways to train on so many devices that the stage allows, the one with the fewest messages first."""
     shares = {"replicated": [1], "sharded": [num_devices], "hybrid": [num_local], "auto": [1, num_devices]}
-    return [replace(outlook, device=replace(outlook.device, count=count)) for count in shares[outlook.task.train.sharding]]
+    train = outlook.task.train
+    return [replace(outlook, device=replace(outlook.device, count=count), team=train.context_parallel) for count in shares[train.sharding]]
 
 
 def skeleton_start(preset: Preset, stage: Stage) -> Start:

@@ -19,7 +19,10 @@ from zephyr_kit.writing import who_writes
 
 RECIPE = 2
 """Part of every stage's key: raised when the same preset comes to mean another result."""
-MACHINE_KEYS = ("tokens_per_batch", "sharding", "share_prompts", "checkpoint_every", "keep_checkpoints", "keep_best", "held_out_every")
+MACHINE_KEYS = (
+    *("tokens_per_batch", "sharding", "context_parallel", "share_prompts"),
+    *("checkpoint_every", "keep_checkpoints", "keep_best", "held_out_every"),
+)
 """Keys of `train` that may change while a run is under way: they change no result, except for which units dropout hides."""
 
 

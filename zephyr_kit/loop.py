@@ -196,7 +196,7 @@ class Loop:
         assert feed is not None, "it is asked whether to look"
         with self.stop.at_once() if self.world.size == 1 else nullcontext():
             packs = pack(range(len(feed.corpus)), feed.lengths, feed.capacity)
-            means = self.trainer.evaluate(_Works(feed, list(together(packs, self.world.size))))
+            means = self.trainer.evaluate(_Works(feed, list(together(packs, self.world.num_teams))))
         if self.world.leads:
             self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
         self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])

@@ -215,7 +215,7 @@ class Pipeline:
             self.plugins,
             self.narrator,
             before,
-            self.world,
+            self.world.in_teams(task.train.context_parallel),
             self.stop,
         )
 

@@ -48,6 +48,8 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
 
 def foresee(outlook: Outlook, narrator: Narrator, world: World | None = None) -> Forecast | None:
     """What a stage will take of each device; raises `NotReady` when that cannot hold it, None when it cannot be known."""
+    if world is not None:
+        world.in_teams(outlook.task.train.context_parallel)  # refuses what cannot be divided
     ways = [outlook] if world is None or world.size == 1 else over_devices(outlook, world.size, world.local_size)
     for way in ways:
         forecast, reason = foretell(way)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-REPLICATE, SHARD = "pretended replicate", "pretended shard"
+REPLICATE, SHARD, TEAM = "pretended replicate", "pretended shard", "pretended team"
 """Dimensions of no other mesh: torch keeps what it has worked out by mesh, and takes those of one shape and names for one."""
 
 
@@ -21,20 +21,38 @@ def pretended_mesh(count: int, *, machines: int | None = None) -> Iterator[Devic
 
     Ranks that train together may be there: only the first of them may ask, and their own group stays as it is.
     """
-    from torch.distributed._tools import fake_collectives  # noqa: F401  gives collectives a form without data
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
     ranks = torch.arange(count * (machines or 1)).view(-1, count)
     with ExitStack() as stack:
-        if not dist.is_initialized():
-            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks.numel())
-            stack.callback(dist.destroy_process_group)
+        stack.enter_context(_pretended(ranks.numel()))
         shard = stack.enter_context(_group(SHARD, ranks[0].tolist()))
         if machines:
             replicate = stack.enter_context(_group(REPLICATE, ranks[:, 0].tolist()))
             yield DeviceMesh.from_group([replicate, shard], "cpu", mesh=ranks, mesh_dim_names=(REPLICATE, SHARD))
         else:
             yield DeviceMesh.from_group(shard, "cpu", mesh_dim_names=(SHARD,))
+
+
+@contextmanager
+def pretended_team(count: int) -> Iterator[dist.ProcessGroup]:
+    """A group of `count` devices, of which this is the first."""
+    with _pretended(count), _group(TEAM, range(count)) as group:
+        yield group
+
+
+@contextmanager
+def _pretended(count: int) -> Iterator[None]:
+    """The group of all, unless there is one."""
+    from torch.distributed._tools import fake_collectives  # noqa: F401  gives collectives a form without data
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -91,9 +91,9 @@ class Scoring:
             missing = list(_missing(corpus, keys, range(first, min(first + EXAMPLES_AT_ONCE, len(keys))), values))
             new: dict[bytes, Values] = {}
             lengths = [self._row_length(one.tree) for one in missing]
-            packs = pack(range(len(missing)), lengths, self.capacity, multiple=self.world.size)
-            for turn in range(0, len(packs), self.world.size):
-                new |= self._score([[missing[i] for i in members] for members in packs[turn : turn + self.world.size]])
+            packs = pack(range(len(missing)), lengths, self.capacity, multiple=self.world.num_teams)
+            for turn in range(0, len(packs), self.world.num_teams):
+                new |= self._score([[missing[i] for i in members] for members in packs[turn : turn + self.world.num_teams]])
                 advance(done + len(new))
             if new:
                 if self.world.leads:
@@ -104,16 +104,16 @@ class Scoring:
 
     @torch.no_grad()
     def _score(self, packs: Sequence[Sequence[Missing]]) -> dict[bytes, Values]:
-        """Every rank scores one of the packs, and all learn the scores of all."""
-        own = [one.tree for one in packs[self.world.rank]]
+        """Every team scores one of the packs, and all learn the scores of all."""
+        own = [one.tree for one in packs[self.world.own_team]]
         batch = lay_out(own, share_prompts=self.share_prompts) if own else idle()
         logp_M = self.policy.score(batch.to(self.device)).cpu()
         counts = [[count for one in members for count in one.num_targets()] for members in packs]
         places = np.cumsum([0, *map(sum, counts)])
         # Sums with zeros, in the widest type, are exact.
         scores = torch.zeros(int(places[-1]), dtype=torch.float64)
-        scores[places[self.world.rank] : places[self.world.rank + 1]] = logp_M
-        found = self.world.total(scores).to(logp_M.dtype).numpy()
+        scores[places[self.world.own_team] : places[self.world.own_team + 1]] = logp_M
+        found = self.world.total_of_teams(scores).to(logp_M.dtype).numpy()
         keys = [key for members in packs for one in members for key in one.keys]
         return dict(zip(keys, np.split(found, np.cumsum(list(itertools.chain.from_iterable(counts)))[:-1]), strict=True))
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from zephyr_kit.batch import Batch, Tree, lay_out
@@ -75,10 +76,10 @@ class Rehearsal:
     """Between the devices of a mesh, by kind: how many in the step, and the bytes of the whole of what they gather or reduce."""
 
 
-def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
-    """Run one step, of one of the devices of a mesh if that is given; raises whatever code raises that cannot go without data.
+def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None, team: ProcessGroup | None = None) -> Rehearsal:
+    """Run one step, of one of the devices of a mesh, and of a team, if given; raises whatever code raises that cannot go without data.
 
-    The mesh is one of a process group that sends nothing, torch's "fake" one.
+    Both are of a process group that sends nothing, torch's "fake" one; a team computes its batches together.
     """
     # Forked outside the mode, for the state of the random numbers is real.
     with torch.random.fork_rng(devices=[]):
@@ -90,10 +91,12 @@ def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None) -> Rehearsal:
                 with footprint.counted_as(WEIGHTS):
                     _give_storage(skeleton.policy.module)
                     shape = _shape(skeleton.policy.module)
+                    if team is not None:
+                        skeleton.policy.share_rows(team)
                     if mesh is not None:
                         skeleton.policy.shard(mesh)
                 with footprint.resizes_seen():
-                    return _Rehearsing(planned, skeleton, footprint, batch, shape).run()
+                    return _Rehearsing(planned, skeleton, footprint, batch, shape, 1 if team is None else team.size()).run()
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class _Rehearsing:
     footprint: Footprint
     batch: Batch
     shape: Shape
+    num_sharing: int
+    """Devices that compute the batch together."""
 
     def run(self) -> Rehearsal:
         reference_pass, reference_flops, scores = self._reference()
@@ -122,8 +127,8 @@ class _Rehearsing:
             sum(tensor.numel() * tensor.element_size() for tensor in _state(trainer)),
             sum(map(nbytes, _state(trainer))),
             len(self.batch.tokens_T),
-            self.footprint.flops,
-            reference_flops,
+            self.num_sharing * self.footprint.flops,
+            self.num_sharing * reference_flops,
             self.skeleton.mapped,
             self.skeleton.remark,
             {name: (count, self.footprint.message_bytes[name]) for name, count in self.footprint.messages.items()},

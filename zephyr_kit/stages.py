@@ -39,10 +39,14 @@ class Train:
     tokens_per_step: Positive | None = None
     """Tokens with each prompt counted once."""
     tokens_per_batch: Positive | None = None
-    """What one device takes at once; as much as its memory holds and a step fills, unless given. Changes no result."""
+    """What one device, or a team of `context_parallel`, takes at once; as much as its memory holds and a step fills, unless given. Changes
+    no result."""
     sharding: Sharding | Literal["auto"] = "auto"
     """Whether each of several devices holds the whole model (`replicated`) or a share of it (`sharded`; `hybrid`: shared out over the
     devices of a machine, and each machine holds it whole); what the plan says, unless given. Changes no result."""
+    context_parallel: Positive = 1
+    """Devices that compute each batch together, each a part of its tokens, for rows that are longer than one device holds; their number
+    is a multiple of it. On one device, and in the result, it changes nothing."""
     share_prompts: bool = True
     """Compute the prompt of several completions once; changes no result."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"

@@ -121,7 +121,7 @@ def take(
     record = Record()
     trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
     for members in steps:
-        work = feed.work(members, partial(_cut, way=way, num_ranks=world.size))
+        work = feed.work(members, partial(_cut, way=way, num_ranks=world.num_teams))
         record.losses.append(trainer.step(work).means["loss"].item())
         record.batches.append(len(work.works))
     return record

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
+
+from zephyr_kit import ZkitError
 
 Item = TypeVar("Item")
 
@@ -40,6 +42,8 @@ class World:
     store: Any = field(default=None, compare=False)
     broken: Path | None = field(default=None, compare=False)
     """A file that is there once a rank has ended, which then says nothing any more."""
+    team: int = 1
+    """Ranks that compute each batch together; they follow each other."""
     _words: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
@@ -47,15 +51,39 @@ class World:
         """Whether this is the rank that writes files and tells the user."""
         return self.rank == 0
 
+    @property
+    def num_teams(self) -> int:
+        """How many batches are computed at once."""
+        return self.size // self.team
+
+    @property
+    def own_team(self) -> int:
+        """The number of this rank's."""
+        return self.rank // self.team
+
+    def in_teams(self, size: int) -> World:
+        """The same ranks, so many of which compute each batch together; one that is alone does so alone."""
+        if self.size % size and self.size > 1:
+            raise ZkitError(f"`train.context_parallel` = {size}: {self.size} devices cannot be divided into teams of {size}")
+        return replace(self, team=size if self.size > 1 else 1)
+
+    def team_group(self, device: str) -> dist.ProcessGroup:
+        """Of this rank's team; every rank asks for its own at once."""
+        return init_device_mesh(device, (self.num_teams, self.team), mesh_dim_names=("teams", "team")).get_group("team")
+
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This rank's share of the batches of a step."""
-        return items[self.rank :: self.size]
+        """The share of the batches of a step that falls to this rank's team."""
+        return items[self.own_team :: self.num_teams]
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a value over all ranks, in its place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def total_of_teams(self, value: Tensor) -> Tensor:
+        """The sum of a value over all teams, whose members have the same, in its place."""
+        return self.total(value) if self.team == 1 else self.total(value).div_(self.team)
 
     def highest(self, value: int) -> int:
         """The highest value of any rank; the host waits for the others, and no device does."""

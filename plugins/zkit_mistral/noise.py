@@ -13,13 +13,13 @@ from zephyr_kit.batch import Batch
 
 
 @contextmanager
-def noisy(embedding: nn.Module, batch: Batch, alpha: float) -> Iterator[None]:
-    """Within it, the embeddings of the batch get noise, uniform within alpha / sqrt(L D).
+def noisy(embedding: nn.Module, batch: Batch, alpha: float, embedded_T: slice = slice(None)) -> Iterator[None]:
+    """Within it, the embeddings of the batch, or of these tokens of it, get noise, uniform within alpha / sqrt(L D).
 
     L is the length of a token's own example: its segment, and the prompt that this shares; of a shared prompt, with the longest
     of its completions.
     """
-    limit_T = alpha / lengths(batch).sqrt()
+    limit_T = alpha / lengths(batch)[embedded_T].sqrt()
 
     def add(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
         limit_TD = (limit_T / embedded.shape[-1] ** 0.5).to(embedded.dtype)[:, None]

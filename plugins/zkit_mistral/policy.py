@@ -21,9 +21,11 @@ from zkit_mistral.generation import write_replies
 from zkit_mistral.head import is_likeliest, target_logp
 from zkit_mistral.noise import noisy
 from zkit_mistral.quiet import quiet
+from zkit_mistral.team import Exchanged, Share, Team
 from zkit_mistral.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -41,25 +43,35 @@ class Scorer(nn.Module):
         self.attention = attention
         self.noise = noise
         self.mover = Mover.of(next(model.parameters()).device) if offload else None
+        self.team: Team | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
+        if self.team is not None:
+            return self._shared(causal, batch, self.team.share(batch))
         hidden_TD = self.hidden(causal, batch)
         return target_logp(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
-    def hidden(self, causal: Any, batch: Batch) -> Tensor:
-        """What the body of transformers' model makes of every token, (T, D)."""
+    def _shared(self, causal: Any, batch: Batch, share: Share) -> Tensor:
+        """Of every target, where this device computes no more than a share of the row."""
+        hidden_QD = share.sources(self.hidden(causal, batch, share), batch.source_M)
+        logp_Q = target_logp(hidden_QD, causal.get_output_embeddings().weight, share.targets(batch.target_M))
+        return share.of_all(logp_Q, len(batch.target_M))
+
+    def hidden(self, causal: Any, batch: Batch, share: Share | None = None) -> Tensor:
+        """What the body of transformers' model makes of every token, (T, D), or of those of a share."""
         body = getattr(causal, causal.base_model_prefix)
-        packed = Packed(self.attention, batch)
+        own = slice(None) if share is None else share.tokens
+        packed = Packed(self.attention if share is None else Exchanged(self.attention, share), batch)
         learns = torch.is_grad_enabled()
         moved = on_the_host(self, self.mover) if self.mover is not None and learns else nullcontext()
         # What is scored while training without learning from it, as for a survey of the step, has none.
-        noise = noisy(causal.get_input_embeddings(), batch, self.noise) if self.noise and self.training and learns else nullcontext()
+        noise = noisy(causal.get_input_embeddings(), batch, self.noise, own) if self.noise and self.training and learns else nullcontext()
         with moved, noise:
             hidden_TD: Tensor = body(
-                input_ids=batch.tokens_T[None],
-                position_ids=batch.positions_T[None],
+                input_ids=batch.tokens_T[None, own],
+                position_ids=batch.positions_T[None, own],
                 use_cache=False,
                 packed=packed,
             ).last_hidden_state[0]
@@ -103,6 +115,13 @@ class MistralPolicy:
         for scorer in (self.module, self._twin):
             if scorer is not None:
                 sharding.shard(scorer, bare(scorer.model), mesh)
+
+    def share_rows(self, group: ProcessGroup) -> None:
+        team = Team(group)
+        team.check(bare(self.module.model).config)
+        for scorer in (self.module, self._twin):
+            if scorer is not None:
+                scorer.team = team
 
     @contextmanager
     def reference(self) -> Iterator[None]:

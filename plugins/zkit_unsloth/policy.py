@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from zkit_mistral.policy import MistralPolicy, Scorer
+from zkit_mistral.team import Share
 
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch
 from zephyr_kit.protocols import Reply, Request
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
 class UnslothScorer(Scorer):
     """The fused head on the hidden states of unsloth's body, which is told how long the segments of the row are."""
 
-    def hidden(self, causal: Any, batch: Batch) -> Tensor:
+    def hidden(self, causal: Any, batch: Batch, share: Share | None = None) -> Tensor:
         if any(parent >= 0 for parent in batch.parents):
             raise ZkitError("unsloth has no mask for rows that share prompts: lay them out with share_prompts = false")
         body = getattr(causal, causal.base_model_prefix)
@@ -40,6 +42,11 @@ class UnslothPolicy(MistralPolicy):
 
     def generate(self, requests: Sequence[Request], *, on_text: Callable[[str], None] | None = None) -> Iterator[tuple[int, Reply]]:
         raise ZkitError("a model that unsloth trains writes no replies; saved, it does")
+
+    def share_rows(self, group: ProcessGroup) -> None:
+        raise ZkitError(
+            "[model] use = \"unsloth\": its kernels compute whole rows; leave `train.context_parallel` out, or set `use` = \"mistral\""
+        )
 
     def shard(self, mesh: DeviceMesh) -> None:
         raise ZkitError(

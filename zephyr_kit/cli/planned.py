@@ -18,6 +18,7 @@ from zephyr_kit.protocols import Start
 from zephyr_kit.remedy import Remedy, find_remedy
 from zephyr_kit.stage_data import prepare_part
 from zephyr_kit.stages import TrainStage
+from zephyr_kit.world import World
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def look_ahead(preset: Preset, device: Device, narrator: Narrator, run: Path, *,
     for stage in (bound(each, run) for each in preset.stages):
         if isinstance(stage.task, TrainStage):
             corpus, remark = _corpus(stage, stage.task, preset.seed, narrator) if with_data else (None, "planned without its data")
-            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus)
+            team = World(size=device.count).in_teams(stage.task.train.context_parallel).team
+            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus, team=team)
             yield _planned(outlook, remark)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
     from zephyr_kit.batch import Batch, Tree
@@ -84,6 +85,15 @@ class Policy(Protocol):
 
         Called once, after `keep_reference` and before the first score. From then on every rank
         calls `score` and `save` together with the others, and the first one writes.
+        """
+        ...
+
+    def share_rows(self, group: ProcessGroup) -> None:
+        """Compute each batch together with the other ranks of a group, each a part of it.
+
+        Called once, like `shard`. From then on these ranks call `score` together, with the same batch; each gets
+        the scores of all targets, and its backward pass gives a part of every gradient, of which the whole is the sum.
+        Raises `ZkitError` where the model cannot be divided so.
         """
         ...
 

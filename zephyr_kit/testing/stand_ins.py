@@ -19,6 +19,7 @@ from zephyr_kit.example import Example
 from zephyr_kit.protocols import Leaner, Reply, Request, Skeleton, Start
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 NUM_BYTES = 256
@@ -62,6 +63,10 @@ class TablePolicy:
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Nothing of it is worth sharing out."""
+        raise NotImplementedError
+
+    def share_rows(self, group: ProcessGroup) -> None:
+        """Its rows are short."""
         raise NotImplementedError
 
     @contextmanager
