@@ -191,7 +191,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     told = json.loads(out)["stages"][0]
     assert (code, told["holds"], told["objective"], told["num_examples"]) == (0, True, "sft", 2), err
     passed = {one["what"] for one in told["comparisons"] if one["verdict"] == "pass"}
-    assert {"2 ranks", "2 ranks, weights shared out", "attention dense"} <= passed
+    assert {"2 ranks", "2 ranks, weights shared out", "2 ranks, each batch together", "attention dense"} <= passed
     code, out, _ = call("--ranks", "1", "--tolerance", "1e-30", "--set", "seed=7")
     assert code == 1
     assert "not certified" in out

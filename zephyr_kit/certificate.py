@@ -163,8 +163,11 @@ def _record(trial: Trial, detour: Detour) -> Record | str:
 def _on_ranks(trial: Trial, plain: Way, ranks: int) -> list[tuple[Detour, Record | str]]:
     if ranks == 1:
         return []
-    whole, shared = plain, replace(plain, sharded=True)
-    detours = [Detour(f"{ranks} ranks", whole, ADDS_UP), Detour(f"{ranks} ranks, weights shared out", shared, ADDS_UP)]
+    detours = [
+        Detour(f"{ranks} ranks", plain, ADDS_UP),
+        Detour(f"{ranks} ranks, weights shared out", replace(plain, sharded=True), ADDS_UP),
+        Detour(f"{ranks} ranks, each batch together", replace(plain, together=True)),
+    ]
     if trial.device.type != "cpu":
         return [(detour, "ranks are compared on a CPU: --device cpu") for detour in detours]
-    return list(zip(detours, trial.records([whole, shared], ranks), strict=True))
+    return list(zip(detours, trial.records([detour.way for detour in detours], ranks), strict=True))

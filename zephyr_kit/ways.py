@@ -49,6 +49,8 @@ class Way:
     """Score the reference before the first step, instead of in each."""
     sharded: bool = False
     """Share the weights out over the ranks."""
+    together: bool = False
+    """Let the ranks compute each batch together."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def take(
     world = world or World()
     if objective.needs_reference and not way.cached:
         policy.keep_reference()
+    if way.together:
+        world = world.in_teams(world.size)
+        policy.share_rows(world.team_group(device.type))
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))
     feed = _feed(policy, objective, examples, way, max_length, device, world)
