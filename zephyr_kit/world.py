@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,8 @@ Item = TypeVar("Item")
 
 RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 """Environment variables in which torch's launchers tell a process its place."""
-BETWEEN_LOOKS = timedelta(seconds=1)
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
+"""Seconds between two looks for a word: a long wait costs nothing, a short one is not made longer."""
 PATIENCE = timedelta(minutes=10)
 """How long a message may take: longer than any step, and the other ranks are given up."""
 
@@ -127,15 +129,15 @@ class World:
 
     def _read(self, key: str) -> Any:
         assert self.store is not None
-        while True:
-            try:
-                self.store.wait([key], BETWEEN_LOOKS)
-            except dist.DistStoreError:  # a signal is heard in between
-                # In this order: what a rank said before its end is heard.
-                if self.broken and self.broken.exists() and not self.store.check([key]):
-                    raise RuntimeError("a rank has ended before it said what this one waited for") from None
-                continue
-            return json.loads(self.store.get(key))
+        # Not `store.wait`, in which no signal is heard, and whose timeouts ask a name server for the name of 127.0.0.1.
+        pause = SHORTEST_PAUSE
+        while not self.store.check([key]):
+            # In this order: what a rank said before its end is heard.
+            if self.broken and self.broken.exists() and not self.store.check([key]):
+                raise RuntimeError("a rank has ended before it said what this one waited for")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return json.loads(self.store.get(key))
 
 
 def is_a_rank() -> bool:
