@@ -1,6 +1,6 @@
 """Signs of life that a rank gives to who has started it.
 
-    FOLDER/RANK.beat      written anew every few seconds: how many steps were taken
+    FOLDER/RANK.beat      written anew every few seconds, and after each step: how many steps were taken
     FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2)
     FOLDER/RANK.failed    why the rank has ended, if it has failed
     FOLDER/broken         a rank has ended and the others are being ended; written by who has started them
@@ -38,6 +38,7 @@ class Heart:
     @hookimpl
     def zkit_step_ended(self, report: Report) -> None:
         self._step = report.step
+        self._tell()  # at once: whoever counts starts that came to nothing must not miss a step
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -55,10 +56,13 @@ class Heart:
 
     def _beat(self) -> None:
         while True:
-            with suppress(OSError):  # a full disk is told by who writes what matters
-                self.signs.beat.write_text(str(self._step), "utf-8")
+            self._tell()
             if self._stop.wait(SECONDS_BETWEEN_BEATS):
                 return
+
+    def _tell(self) -> None:
+        with suppress(OSError):  # a full disk is told by who writes what matters
+            self.signs.beat.write_text(str(self._step), "utf-8")
 
 
 @dataclass(frozen=True, slots=True)

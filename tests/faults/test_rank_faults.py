@@ -33,10 +33,10 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def strike(process: Forked, output: Path, draw: random.Random, number: int) -> float | None:
-    """Send a signal to one rank when some new steps were taken; seconds until there are more, None if the run was over."""
-    before = steps(output)
-    wait_until(lambda: process.poll() is not None or steps(output) >= before + draw.randint(1, 6), 120)
+def strike(process: Forked, output: Path, draw: random.Random, number: int, best: int) -> tuple[float, int] | None:
+    """Send a signal to one rank when it is some steps further than ever; seconds until there are more, None if the run was over."""
+    further = best + draw.randint(1, 6)
+    wait_until(lambda: process.poll() is not None or steps(output) >= further, 120)
     if process.poll() is not None or steps(output) >= STEPS - 4:
         return None
     pid = wait_until(lambda: pid_of(output, draw.randint(0, 1)), 60)
@@ -44,16 +44,17 @@ def strike(process: Forked, output: Path, draw: random.Random, number: int) -> f
     struck, at = time.monotonic(), steps(output)
     wait_until(lambda: process.poll() is not None or steps(output) < at or pid_of(output, 0) not in (None, pid), 90)
     wait_until(lambda: process.poll() is not None or steps(output) > 0, 90)
-    return time.monotonic() - struck
+    return time.monotonic() - struck, at
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("label", "number", "count", "limit"), [("W3", signal.SIGKILL, 50, 30.0), ("S7", signal.SIGSTOP, 20, 60.0)])
 def test_struck_in_one_run(preset, straight, tmp_path, tell: Tell, label: str, number: int, count: int, limit: float) -> None:
-    draw, output, back = random.Random(label), tmp_path / "run", []
+    draw, output, back, best = random.Random(label), tmp_path / "run", [], 0
     with started(preset, output, "--devices", "2", prepare=partial(slow, 10_000)) as process:
-        while len(back) < count and (seconds := strike(process, output, draw, number)) is not None:
-            back.append(seconds)
+        while len(back) < count and (found := strike(process, output, draw, number, best)) is not None:
+            back.append(found[0])
+            best = max(best, found[1])
         said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert_same_run(output, straight)

@@ -35,7 +35,9 @@ class Spread:
     def __str__(self) -> str:
         if self.deviation is None or not math.isfinite(self.deviation):
             return f"{self.mean:.4g}"
-        digits = 4 if not self.deviation else max(0, min(6, 1 - math.floor(math.log10(self.deviation))))
+        if not self.deviation:
+            return f"{self.mean:.6g} ± 0"
+        digits = max(0, min(6, 1 - math.floor(math.log10(self.deviation))))
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
 
 
