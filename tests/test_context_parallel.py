@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from forked import spawn
 from policies import PAIRS, backend
-from tiny import random_trees, write_model
+from tiny import TablePolicy, random_trees, write_model
+from tiny_presets import FROM_SCRATCH
 from torch import nn
 from zkit_attentions.dense import Dense
 from zkit_mistral.backend import Lora, Quantize
@@ -21,6 +24,8 @@ from zkit_sft.objective import Sft
 
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch, Tree, idle, lay_out
+from zephyr_kit.cli import build
+from zephyr_kit.engine import Trainer, TrainingError
 from zephyr_kit.footprint import ACTIVATIONS, HEAD, WEIGHTS
 from zephyr_kit.pretended import pretended_mesh, pretended_team
 from zephyr_kit.protocols import Start
@@ -48,7 +53,7 @@ def scored(world: World, weights: Path) -> dict[str, Any]:
     for name, settings in SETTINGS.items():
         policy = backend(weights, **settings).load(CPU, start=Start(seed=1), train=True)
         if world.size > 1:
-            policy.share_rows(world.in_teams(world.size).team_group("cpu"))
+            policy.share_rows(world.in_teams(world.size).team_group())
         policy.module.train()
         for kind, batch in BATCHES.items():
             logp_M = policy.score(batch)
@@ -120,5 +125,29 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
 
 
 def test_teams_take_batches_in_turn() -> None:
-    worlds = [replace(World(rank, 4), team=2) for rank in range(4)]
+    worlds = [replace(World(rank, 4), num_in_team=2) for rank in range(4)]
     assert [world.mine("abcde") for world in worlds] == ["ace", "ace", "bd", "bd"]
+
+
+PRESET = 'name = "tiny"\n' + FROM_SCRATCH + """
+[stages.sft]
+objective = "sft"
+data = [{ use = "quickstart", part = "chat", count = 8 }]
+max_length = 512
+train = { steps = 2, examples_per_step = 4, learning_rate = 1e-3, context_parallel = 2 }
+"""
+
+
+def test_a_plan_refuses_it_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(PRESET)
+    result = CliRunner().invoke(build(), ["plan", str(tmp_path / "tiny.toml"), "--devices", "2"])
+    assert isinstance(result.exception, ZkitError)
+    assert "the model's 1 heads of keys and values are no multiple of it" in str(result.exception)
+
+
+def test_a_rank_that_lacks_memory_does_not_wait_for_its_team() -> None:
+    world = replace(World(0, 2), num_in_team=2)
+    optimizer = partial(AdamW().build, learning_rate=1e-2)
+    trainer = Trainer(TablePolicy(), Sft(), optimizer=optimizer, learning_rate=lambda _: 1e-2, seed=0, world=world)
+    with pytest.raises(TrainingError, match=r"out of memory \(no room\); set a smaller `tokens_per_batch`"):
+        trainer._share_lack("no room")

@@ -64,7 +64,7 @@ CASES += [Case("kto", False, "sharded"), Case("kto", True, "replicated", live=Tr
 CASES += [Case("dpo", lora, sharding, live=True) for lora in (False, True) for sharding in ("replicated", "sharded")]
 CASES += [Case(objective, lora, "replicated", team=2) for objective in IN_EVERY_WAY for lora in (False, True)]
 CASES += [Case("dpo", False, "sharded", team=2), Case("dpo", False, "replicated", live=True, team=2)]
-CASES += [Case("bco", True, "sharded", live=True, team=2)]
+CASES += [Case("bco", True, "sharded", live=True, team=2), Case("kto", False, "hybrid", live=True, team=2)]
 
 
 def train(case: Case, world: World, weights: Path, folder: Path) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def train(case: Case, world: World, weights: Path, folder: Path) -> dict[str, An
     policy = backend(weights, dtype="float64", lora=lora).load(CPU, start=Start(seed=1), train=True)
     if case.live:
         policy.keep_reference()
-    if world.team > 1:
-        policy.share_rows(world.team_group("cpu"))
+    if world.num_in_team > 1:
+        policy.share_rows(world.team_group())
     if world.size > 1 and case.sharding != "replicated":
         policy.shard(world.mesh("cpu", hybrid=case.sharding == "hybrid"))
     adamw = partial(AdamW(weight_decay=0.01).build, learning_rate=1e-3)

@@ -107,12 +107,13 @@ class Begun:
             write_hashed(half, [json.dumps(asdict(written)).encode()])
             half.rename(file.with_suffix(NOTE))
 
-    def write_tensors(self) -> dict[str, Checksum]:
+    def write_tensors(self, world: World) -> dict[str, Checksum]:
         """Write the leader's tensors, and wait for those of the others; the checksums of all."""
         files = {self._file(0): write_hashed(self.staging / self._file(0), pieces(self.state.tensors))}
         for rank in self.writers[1:]:
             note = (self.staging / self._file(rank)).with_suffix(NOTE)
             while not note.exists():
+                world.refuse_broken(note.exists)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             files[self._file(rank)] = Checksum(**json.loads(note.read_text("utf-8")))
             note.unlink()
@@ -191,7 +192,7 @@ class Checkpoints:
 
     def _write(self, begun: Begun) -> None:
         facts = json.dumps(dict(begun.state.facts), sort_keys=True)
-        files = {**begun.write_tensors(), FACTS: write_hashed(begun.staging / FACTS, [facts.encode()])}
+        files = {**begun.write_tensors(self.world), FACTS: write_hashed(begun.staging / FACTS, [facts.encode()])}
         write_hashed(begun.staging / MANIFEST, [Manifest(begun.state.step, self.run or {}, files).text().encode()])
         for path in self.beside:
             sync(path)

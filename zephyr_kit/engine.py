@@ -167,7 +167,7 @@ class Trainer:
 
     def _share_lack(self, lack: str) -> None:
         """Stop on all ranks where memory lacked on one."""
-        if lack and any(share_of(p) is not None for p in self.policy.module.parameters()):
+        if lack and (self.world.num_in_team > 1 or any(share_of(p) is not None for p in self.policy.module.parameters())):
             # The others are in the middle of a message that will not be answered.
             raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
         if self.world.highest(int(bool(lack))):

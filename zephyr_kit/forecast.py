@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from zephyr_kit import ZkitError
 from zephyr_kit.batch import Tree
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device, measured_rate, resident
@@ -110,7 +111,7 @@ class Outlook:
     corpus: Corpus | None = None
     libraries: int | None = None
     """Bytes that are taken before there is a model; unless given, what this process has taken when it has rehearsed."""
-    team: int = 1
+    num_in_team: int = 1
     """Devices that compute a batch together."""
 
     def forecast(self) -> Forecast:
@@ -153,7 +154,7 @@ class Outlook:
         machines = 2 if self.task.train.sharding == "hybrid" else None
         with ExitStack() as stack:
             mesh = stack.enter_context(pretended_mesh(self.device.count, machines=machines)) if self.device.count > 1 else None
-            team = stack.enter_context(pretended_team(self.team)) if self.team > 1 else None
+            team = stack.enter_context(pretended_team(self.num_in_team)) if self.num_in_team > 1 else None
             return rehearse(planned, mesh, team)
 
     def changed(self, **task: object) -> Outlook:
@@ -173,9 +174,11 @@ class Outlook:
 
 
 def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
-    """The forecast, or why there is none: that must not stop a run that works."""
+    """The forecast, or why there is none: that must not stop a run that works. Raises what the user can mend."""
     try:
         return outlook.forecast(), ""
+    except ZkitError:  # what the user can mend
+        raise
     except Exception as error:  # whatever a model's code raises that cannot go without data
         return None, f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
 
@@ -184,7 +187,8 @@ def over_devices(outlook: Outlook, num_devices: int, num_local: int) -> list[Out
     """The outlooks of the ways to train on so many devices that the stage allows, the one with the fewest messages first."""
     shares = {"replicated": [1], "sharded": [num_devices], "hybrid": [num_local], "auto": [1, num_devices]}
     train = outlook.task.train
-    return [replace(outlook, device=replace(outlook.device, count=count), team=train.context_parallel) for count in shares[train.sharding]]
+    outlook = replace(outlook, num_in_team=train.context_parallel)
+    return [replace(outlook, device=replace(outlook.device, count=count)) for count in shares[train.sharding]]
 
 
 def skeleton_start(preset: Preset, stage: Stage) -> Start:

@@ -110,7 +110,7 @@ class Loop:
     def _steps(self) -> Iterator[Totals]:
         """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
         feed = self.feed
-        if feed.device.type == "cuda" and self.world.size == 1:
+        if feed.device.type == "cuda":
             feed = self._try_largest(feed)
         while self.trainer.num_steps_taken < self.plan.num_steps:
             lack = ""
@@ -132,8 +132,10 @@ class Loop:
         """Before the first step: what would lack memory after hours shall do so now."""
         while True:
             steps = np.unique(np.linspace(0, self.plan.num_steps - 1, NUM_STEPS_PACKED).astype(int))
-            packs = [batch for number in steps for batch in pack(self.plan.step(int(number)), feed.lengths, feed.capacity)]
-            work = feed.step(max(packs, key=lambda batch: int(feed.lengths[batch].sum())))
+            cut = partial(pack, capacity=feed.capacity, multiple=self.world.num_teams)
+            packs = [batch for number in steps for batch in cut(self.plan.step(int(number)), feed.lengths)]
+            largest = max(packs, key=lambda batch: int(feed.lengths[batch].sum()))
+            work = feed.work(largest, lambda members, _: [list(members)] * self.world.num_teams)
             try:
                 self.trainer.try_out(work)
             except torch.OutOfMemoryError as error:

@@ -94,8 +94,8 @@ class Training:
         policy = self.stage.model.load(self.device, start=self.start, train=True)
         if self.task.reference == "live":
             policy.keep_reference()
-        if self.world.team > 1:
-            policy.share_rows(self.world.team_group(self.device.type))
+        if self.world.num_in_team > 1:
+            policy.share_rows(self.world.team_group())
         if self._is_sharded:
             policy.shard(self.world.mesh(self.device.type, hybrid=self.task.train.sharding == "hybrid"))
         return policy

@@ -117,7 +117,7 @@ def take(
         policy.keep_reference()
     if way.together:
         world = world.in_teams(world.size)
-        policy.share_rows(world.team_group(device.type))
+        policy.share_rows(world.team_group())
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))
     feed = _feed(policy, objective, examples, way, max_length, device, world)
@@ -126,7 +126,7 @@ def take(
     record = Record()
     trainer.optimizer.register_step_pre_hook(lambda *_: record.gradients.append(_gradient(trainer.parameters)))
     for members in steps:
-        work = feed.work(members, partial(_cut, way=way, num_ranks=world.num_teams))
+        work = feed.work(members, partial(_cut, way=way, num_teams=world.num_teams))
         record.losses.append(trainer.step(work).means["loss"].item())
         record.batches.append(len(work.works))
     return record
@@ -145,9 +145,9 @@ def _feed(
     return feed(examples, feed(Mismatched(examples, max_length)) if survey is not None and survey.surveys == "mismatched" else None)
 
 
-def _cut(members: Sequence[int], lengths: Indices, way: Way, num_ranks: int) -> list[list[int]]:
+def _cut(members: Sequence[int], lengths: Indices, way: Way, num_teams: int) -> list[list[int]]:
     """The batches of a step."""
-    packs = pack(members, lengths, max(1, int(way.room * sum(int(lengths[i]) for i in members))), multiple=num_ranks)
+    packs = pack(members, lengths, max(1, int(way.room * sum(int(lengths[i]) for i in members))), multiple=num_teams)
     return [members[::-1] for members in packs[::-1]] if way.reverse else packs
 
 

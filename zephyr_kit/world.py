@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -44,8 +44,9 @@ class World:
     store: Any = field(default=None, compare=False)
     broken: Path | None = field(default=None, compare=False)
     """A file that is there once a rank has ended, which then says nothing any more."""
-    team: int = 1
+    num_in_team: int = 1
     """Ranks that compute each batch together; they follow each other."""
+    _groups: dict[int, dist.ProcessGroup] = field(default_factory=dict, compare=False, repr=False)
     _words: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
@@ -56,22 +57,25 @@ class World:
     @property
     def num_teams(self) -> int:
         """How many batches are computed at once."""
-        return self.size // self.team
+        return self.size // self.num_in_team
 
     @property
     def own_team(self) -> int:
         """The number of this rank's."""
-        return self.rank // self.team
+        return self.rank // self.num_in_team
 
     def in_teams(self, size: int) -> World:
         """The same ranks, so many of which compute each batch together; one that is alone does so alone."""
         if self.size % size and self.size > 1:
             raise ZkitError(f"`train.context_parallel` = {size}: {self.size} devices cannot be divided into teams of {size}")
-        return replace(self, team=size if self.size > 1 else 1)
+        return replace(self, num_in_team=size if self.size > 1 else 1)
 
-    def team_group(self, device: str) -> dist.ProcessGroup:
-        """Of this rank's team; every rank asks for its own at once."""
-        return init_device_mesh(device, (self.num_teams, self.team), mesh_dim_names=("teams", "team")).get_group("team")
+    def team_group(self) -> dist.ProcessGroup:
+        """Of this rank's team, made once; every rank asks for its own at once."""
+        if self.num_in_team not in self._groups:
+            own, _ = dist.new_subgroups(self.num_in_team, timeout=PATIENCE)  # type: ignore[no-untyped-call]
+            self._groups[self.num_in_team] = own
+        return self._groups[self.num_in_team]
 
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """The share of the batches of a step that falls to this rank's team."""
@@ -85,7 +89,7 @@ class World:
 
     def total_of_teams(self, value: Tensor) -> Tensor:
         """The sum of a value over all teams, whose members have the same, in its place."""
-        return self.total(value) if self.team == 1 else self.total(value).div_(self.team)
+        return self.total(value) if self.num_in_team == 1 else self.total(value).div_(self.num_in_team)
 
     def highest(self, value: int) -> int:
         """The highest value of any rank; the host waits for the others, and no device does."""
@@ -127,14 +131,17 @@ class World:
         if self.leads:
             self.word()
 
+    def refuse_broken(self, has_come: Callable[[], bool]) -> None:
+        """Raise if a rank has ended, and what this one waits for has not come before that."""
+        if self.broken and self.broken.exists() and not has_come():
+            raise RuntimeError("a rank has ended before it said what this one waited for")
+
     def _read(self, key: str) -> Any:
         assert self.store is not None
         # Not `store.wait`, in which no signal is heard, and whose timeouts ask a name server for the name of 127.0.0.1.
         pause = SHORTEST_PAUSE
         while not self.store.check([key]):
-            # In this order: what a rank said before its end is heard.
-            if self.broken and self.broken.exists() and not self.store.check([key]):
-                raise RuntimeError("a rank has ended before it said what this one waited for")
+            self.refuse_broken(lambda: self.store.check([key]))
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         return json.loads(self.store.get(key))

@@ -148,7 +148,8 @@ TRAINING: Mapping[str, Rule] = {
         EVAL_BATCH, "eval_batch_size", "eval_sample_packing", "eval_sequence_len", "eval_table_size", "eval_max_new_tokens", "do_bench_eval"
     ),
     **each(SHARING, "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "ddp", "ddp_timeout", "dp_shard_size", "dp_replicate_size"),
-    **each(Leave("a row is computed on one device"), "sequence_parallel_degree", "context_parallel_size", "tensor_parallel_size"),
+    **each(Carry("context_parallel", count), "sequence_parallel_degree", "context_parallel_size"),
+    "tensor_parallel_size": Leave("a layer is computed on one device", "train.context_parallel"),
     **each(HUB, "hub_strategy", "push_dataset_to_hub", "hf_use_auth_token", "hub_revision"),
     **each(
         LOGGED,

@@ -154,14 +154,18 @@ def _train(said: Said, devices: int | None) -> Iterator[Line]:
     yield from _schedule(said, steps)
     yield _optimizer(said)
     yield from _line(said, "clip")
+    if said.value("context_parallel", 1) > 1:
+        yield from _line(said, "context_parallel")
     yield from _rhythm(said)
 
 
 def _step_size(said: Said, devices: int | None) -> Line:
     batch, accumulation, length = (int(said.value(word)) for word in ("batch", "accumulation", "max_length"))
-    count = devices or said.value("devices", 1)
+    together = said.value("context_parallel", 1)
+    count = max(1, (devices or said.value("devices", 1)) // together)
     assumed = "" if devices or said.gives("devices") else " (not in the file: --devices N if there were more)"
-    product = f"{batch} rows x {accumulation} accumulated x {count} device{'s' if count > 1 else ''}{assumed}"
+    takers = f"{count} {'device' if together == 1 else 'team'}{'s' if count > 1 else ''}{f' of {together} devices' if together > 1 else ''}"
+    product = f"{batch} rows x {accumulation} accumulated x {takers}{assumed}"
     if said.value("packing"):
         return Line("tokens_per_step", batch * accumulation * count * length, f"{product}, packed to {length:,} tokens each")
     return Line("examples_per_step", batch * accumulation * count, product)

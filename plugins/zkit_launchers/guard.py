@@ -91,9 +91,15 @@ class Guard(LocalElasticAgent):
     def _tell_of_the_ended(self, group: WorkerGroup) -> None:
         """Who waits for a word of a rank that has ended would otherwise wait until torch's patience with it ends."""
         assert isinstance(self._pcontext, SubprocessContext)
-        ended = [handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()]
-        if any(ended):
-            next(self._signs(group)).broken.touch()
+        if any(handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()):
+            self._break(group)
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._break(worker_group)  # one on another machine may have ended
+        super()._restart_workers(worker_group)
+
+    def _break(self, group: WorkerGroup) -> None:
+        next(self._signs(group)).broken.touch()
 
     def _judge(self, group: WorkerGroup, failures: Mapping[int, Any]) -> None:
         """Whether to start again."""

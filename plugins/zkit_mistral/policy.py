@@ -21,7 +21,7 @@ from zkit_mistral.generation import write_replies
 from zkit_mistral.head import is_likeliest, target_logp
 from zkit_mistral.noise import noisy
 from zkit_mistral.quiet import quiet
-from zkit_mistral.team import Exchanged, Share, Team
+from zkit_mistral.team import Exchanged, Part, Team
 from zkit_mistral.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -49,21 +49,21 @@ class Scorer(nn.Module):
         """Log-probability of every target, (M,)."""
         causal = bare(self.model)
         if self.team is not None:
-            return self._shared(causal, batch, self.team.share(batch))
+            return self._together(causal, batch, self.team.part(batch))
         hidden_TD = self.hidden(causal, batch)
         return target_logp(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
-    def _shared(self, causal: Any, batch: Batch, share: Share) -> Tensor:
-        """Of every target, where this device computes no more than a share of the row."""
-        hidden_QD = share.sources(self.hidden(causal, batch, share), batch.source_M)
-        logp_Q = target_logp(hidden_QD, causal.get_output_embeddings().weight, share.targets(batch.target_M))
-        return share.of_all(logp_Q, len(batch.target_M))
+    def _together(self, causal: Any, batch: Batch, part: Part) -> Tensor:
+        """Of every target, where this device computes no more than a part of the row."""
+        hidden_QD = part.sources(self.hidden(causal, batch, part), batch.source_M)
+        logp_Q = target_logp(hidden_QD, causal.get_output_embeddings().weight, part.targets(batch.target_M))
+        return part.of_all(logp_Q, len(batch.target_M))
 
-    def hidden(self, causal: Any, batch: Batch, share: Share | None = None) -> Tensor:
-        """What the body of transformers' model makes of every token, (T, D), or of those of a share."""
+    def hidden(self, causal: Any, batch: Batch, part: Part | None = None) -> Tensor:
+        """What the body of transformers' model makes of every token, (T, D), or of those of a part."""
         body = getattr(causal, causal.base_model_prefix)
-        own = slice(None) if share is None else share.tokens
-        packed = Packed(self.attention if share is None else Exchanged(self.attention, share), batch)
+        own = slice(None) if part is None else part.tokens
+        packed = Packed(self.attention if part is None else Exchanged(self.attention, part), batch)
         learns = torch.is_grad_enabled()
         moved = on_the_host(self, self.mover) if self.mover is not None and learns else nullcontext()
         # What is scored while training without learning from it, as for a survey of the step, has none.

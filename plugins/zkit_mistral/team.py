@@ -37,18 +37,20 @@ class Team:
 
     def check(self, config: Any) -> None:
         """Refuse a model whose heads cannot be divided."""
-        for kind, count in (("heads", config.num_attention_heads), ("heads of keys and values", config.num_key_value_heads)):
+        heads = config.num_attention_heads
+        of_keys = [getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads")]
+        for kind, count in (("heads", heads), ("heads of keys and values", next(filter(None, of_keys), heads))):
             if count % self.size:
                 raise ZkitError(f"`train.context_parallel` = {self.size}: the model's {count} {kind} are no multiple of it")
 
-    def share(self, batch: Batch) -> Share:
+    def part(self, batch: Batch) -> Part:
         """This device's part of a row."""
         ends = [len(batch.tokens_T) * place // self.size for place in range(self.size + 1)]
-        return Share(self.group, tuple(later - first for first, later in itertools.pairwise(ends)), ends[self.group.rank()])
+        return Part(self.group, tuple(later - first for first, later in itertools.pairwise(ends)), ends[self.group.rank()])
 
 
 @dataclass(frozen=True)
-class Share:
+class Part:
     """A part of a row of T tokens: P of them, from `first` on.
 
     Models read no empty rows: where there are fewer tokens than devices, one that has none reads somebody else's, to no effect.
@@ -114,7 +116,7 @@ class Exchanged:
     """An attention over whole rows, each device's for its share of the heads."""
 
     attention: Attention
-    share: Share
+    part: Part
 
     def problems(self, device: torch.device) -> list[str]:
         """See `protocols.Attention`."""
@@ -124,9 +126,9 @@ class Exchanged:
         self, query: Tensor, key: Tensor, value: Tensor, batch: Batch, *, scale: float, window: int | None, dropout: float
     ) -> Tensor:
         """See `protocols.Attention`; of this device's tokens."""
-        query, key, value = (self.share.to_heads(own) for own in (query, key, value))
+        query, key, value = (self.part.to_heads(own) for own in (query, key, value))
         attended = self.attention.attend(query, key, value, batch, scale=scale, window=window, dropout=dropout)
-        return self.share.to_tokens(attended)
+        return self.part.to_tokens(attended)
 
 
 def _exchange(flat: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from zkit_mistral.policy import MistralPolicy, Scorer
-from zkit_mistral.team import Share
+from zkit_mistral.team import Part
 
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class UnslothScorer(Scorer):
     """The fused head on the hidden states of unsloth's body, which is told how long the segments of the row are."""
 
-    def hidden(self, causal: Any, batch: Batch, share: Share | None = None) -> Tensor:
+    def hidden(self, causal: Any, batch: Batch, part: Part | None = None) -> Tensor:
         if any(parent >= 0 for parent in batch.parents):
             raise ZkitError("unsloth has no mask for rows that share prompts: lay them out with share_prompts = false")
         body = getattr(causal, causal.base_model_prefix)

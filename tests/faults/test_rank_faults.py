@@ -48,17 +48,21 @@ def strike(process: Forked, output: Path, draw: random.Random, number: int, best
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("label", "number", "count", "limit"), [("W3", signal.SIGKILL, 50, 30.0), ("S7", signal.SIGSTOP, 20, 60.0)])
-def test_struck_in_one_run(preset, straight, tmp_path, tell: Tell, label: str, number: int, count: int, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("label", "number", "count", "limit", "sharding"),
+    [("W3", signal.SIGKILL, 25, 30.0, "replicated"), ("W3", signal.SIGKILL, 25, 30.0, "sharded"), ("S7", signal.SIGSTOP, 20, 60.0, "replicated")],
+)
+def test_struck_in_one_run(preset, straight, tmp_path, tell: Tell, label: str, number: int, count: int, limit: float, sharding: str) -> None:
     draw, output, back, best = random.Random(label), tmp_path / "run", [], 0
-    with started(preset, output, "--devices", "2", prepare=partial(slow, 10_000)) as process:
+    options = ["--devices", "2", "--set", f"stages.sft.train.sharding={sharding}"]
+    with started(preset, output, *options, prepare=partial(slow, 10_000)) as process:
         while len(back) < count and (found := strike(process, output, draw, number, best)) is not None:
             back.append(found[0])
             best = max(best, found[1])
         said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert_same_run(output, straight)
-    tell(label, sum(seconds <= limit for seconds in back), len(back), f"back within {max(back):.0f} s at the longest")
+    tell(label, sum(seconds <= limit for seconds in back), len(back), f"{sharding}: back within {max(back):.0f} s at the longest")
 
 
 @pytest.mark.timeout(3600)

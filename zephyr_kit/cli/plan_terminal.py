@@ -24,7 +24,7 @@ def show(preset: Preset, device: Device, planned: Sequence[Planned], console: Co
     many = f"{device.count} x " if device.count > 1 else ""
     console.print(f"{preset.name} on {many}{device.name}, {in_words(device.memory)}{' each' if many else ''}", markup=False, style="bold")
     if many:
-        console.print("fully sharded; a run on several devices is to come, this is its plan", markup=False)
+        console.print("the weights shared out over all of them", markup=False)
     for each in planned:
         console.print()
         _show_stage(each, console)

@@ -63,8 +63,8 @@ def look_ahead(preset: Preset, device: Device, narrator: Narrator, run: Path, *,
     for stage in (bound(each, run) for each in preset.stages):
         if isinstance(stage.task, TrainStage):
             corpus, remark = _corpus(stage, stage.task, preset.seed, narrator) if with_data else (None, "planned without its data")
-            team = World(size=device.count).in_teams(stage.task.train.context_parallel).team
-            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus, team=team)
+            num_in_team = World(size=device.count).in_teams(stage.task.train.context_parallel).num_in_team
+            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus, num_in_team=num_in_team)
             yield _planned(outlook, remark)
 
 
