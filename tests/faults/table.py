@@ -37,6 +37,7 @@ ROWS = {
     "N1": ("NaN and Inf: no update, rows named, never kept; three in a row: exit 5", "0 of 4 (loss shown as 0.0)"),
     "N2": ("nothing to train, weights that do not move: refused", "in silence (trl #6700)"),
     "N3": ("accumulation is schedule: loss and gradient in float32", "–"),
+    "W2": ("one run goes on on other numbers of ranks, one curve", "–"),
     "W3": ("one of two ranks killed, again and again: back within 30 s", "all ended, nothing saved"),
     "N5": ("100 losses each of SFT, DPO and IPO equal those checked in", "–"),
 }

@@ -82,3 +82,20 @@ def test_asked_to_end(preset, straight, tmp_path, tell: Tell, whom: str) -> None
     run(preset, output, "--devices", "2")
     assert_same_run(output, straight)
     tell("S3", saved, count, "")
+
+
+@pytest.mark.timeout(3600)
+def test_one_run_on_ever_other_numbers_of_ranks(tmp_path, tell: Tell) -> None:
+    # Few steps: what sums in another order round away grows with each.
+    preset, output, straight = write_preset(tmp_path, num_steps=20), tmp_path / "run", tmp_path / "straight" / "run"
+    run(preset, straight)
+    for count in (4, 2, 3):
+        before = steps(output)
+        with started(preset, output, "--devices", str(count), prepare=partial(slow, 10_000)) as process:
+            wait_until(lambda before=before: process.poll() is not None or steps(output) > before + 2, 120)
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode == 143, said
+    run(preset, output, "--devices", "1")
+    assert_same_run(output, straight)
+    tell("W2", 3, 3, "4, then 2, 3 and 1 ranks")
