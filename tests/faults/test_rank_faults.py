@@ -34,16 +34,19 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def strike(process: Forked, output: Path, draw: random.Random, number: int, best: int) -> tuple[float, int] | None:
-    """Send a signal to one rank when it is some steps further than ever; seconds until there are more, None if the run was over."""
+    """Send a signal to one rank when it is some steps further than ever.
+
+    Seconds until new processes are where it was, and that step; None if the run was over.
+    """
     further = best + draw.randint(1, 6)
     wait_until(lambda: process.poll() is not None or steps(output) >= further, 120)
     if process.poll() is not None or steps(output) >= STEPS - 4:
         return None
-    pid = wait_until(lambda: pid_of(output, draw.randint(0, 1)), 60)
-    os.kill(pid, number)
+    pids = [wait_until(lambda rank=rank: pid_of(output, rank), 60) for rank in (0, 1)]
+    os.kill(draw.choice(pids), number)
     struck, at = time.monotonic(), steps(output)
-    wait_until(lambda: process.poll() is not None or steps(output) < at or pid_of(output, 0) not in (None, pid), 90)
-    wait_until(lambda: process.poll() is not None or steps(output) > 0, 90)
+    wait_until(lambda: process.poll() is not None or all(pid_of(output, rank) not in (None, old) for rank, old in enumerate(pids)), 90)
+    wait_until(lambda: process.poll() is not None or steps(output) >= at, 90)
     return time.monotonic() - struck, at
 
 
