@@ -36,7 +36,7 @@ def straight(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def strike(process: Forked, output: Path, draw: random.Random, number: int, best: int) -> tuple[float, int] | None:
     """Send a signal to one rank when it is some steps further than ever.
 
-    Seconds until new processes are where it was, and that step; None if the run was over.
+    Seconds until new processes are further than it was, and where that is; None if the run was over.
     """
     further = best + draw.randint(1, 6)
     wait_until(lambda: process.poll() is not None or steps(output) >= further, 120)
@@ -46,7 +46,7 @@ def strike(process: Forked, output: Path, draw: random.Random, number: int, best
     os.kill(draw.choice(pids), number)
     struck, at = time.monotonic(), steps(output)
     wait_until(lambda: process.poll() is not None or all(pid_of(output, rank) not in (None, old) for rank, old in enumerate(pids)), 90)
-    wait_until(lambda: process.poll() is not None or steps(output) >= at, 90)
+    wait_until(lambda: process.poll() is not None or steps(output) > at, 90)
     return time.monotonic() - struck, at
 
 
