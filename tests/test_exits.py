@@ -51,14 +51,14 @@ def test_what_is_no_length_of_time(text):
 
 def test_a_request_waits_between_steps_and_not_within_a_look():
     stop = Stop()
-    with stop.listening(), pytest.raises(Stopped), stop.between_steps():  # noqa: PT012  as the loop has it
+    with stop.listening(), pytest.raises(Stopped), stop.later("this step is saved"):  # noqa: PT012  as the loop has it
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested() is Exit.TERMINATED
         with pytest.raises(Stopped), stop.at_once():
             pytest.fail("it should not be entered")
         signal.raise_signal(signal.SIGTERM)  # a scheduler that repeats itself changes nothing
     other = Stop()
-    with other.listening(), pytest.raises(Stopped, match="SIGUSR1"), other.between_steps(), other.at_once():
+    with other.listening(), pytest.raises(Stopped, match="SIGUSR1"), other.later("this step is saved"), other.at_once():
         signal.raise_signal(signal.SIGUSR1)
 
 

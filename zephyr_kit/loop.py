@@ -60,7 +60,7 @@ class Loop:
         error: BaseException | None = None
         try:
             self._tell("zkit_run_started", run=self.about)
-            with self.stop.between_steps():
+            with self.stop.later("this step is saved"):
                 self._run()
         except BaseException as caught:
             error = caught

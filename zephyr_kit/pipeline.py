@@ -162,7 +162,9 @@ class Pipeline:
         if device.kind == "cpu":  # whose memory the ranks of a machine share
             device = replace(device, memory=device.memory // self.world.local_size)
         outlook = Outlook(stage, task, skeleton_start(self.preset, stage), device, self.preset.seed, corpus, libraries)
-        return foresee(outlook, self.narrator, self.world)
+        # A rehearsal's backward pass calls Python back from C++, where an exception may abort the process.
+        with self.stop.later("the plan is made"):
+            return foresee(outlook, self.narrator, self.world)
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])

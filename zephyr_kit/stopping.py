@@ -44,6 +44,7 @@ class Stop:
         self._asked: Exit | None = None
         self._since = 0.0
         self._waits = False
+        self._until = ""
 
     def requested(self) -> Exit | None:
         """For what reason, if it is to stop; asked after each step, and where ranks will agree on it."""
@@ -56,9 +57,9 @@ class Stop:
             raise Stopped(asked)
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Within it, a request waits until the loop asks, or until it ends."""
-        self._waits = True
+    def later(self, until: str) -> Iterator[None]:
+        """Within it, a request waits until somebody asks, or until it ends; which the user is told in these words."""
+        self._waits, self._until = True, until
         try:
             yield
         finally:
@@ -102,7 +103,7 @@ class Stop:
             self._asked, self._since = SIGNALS[signal.Signals(number)], time.monotonic()
             if not self._waits:
                 raise Stopped(self._asked)
-            _tell("stopping when this step is saved; Ctrl-C twice leaves at once")
+            _tell(f"stopping when {self._until}; Ctrl-C twice leaves at once")
         elif number == signal.SIGINT and time.monotonic() - self._since > SECONDS_APART:
             _tell("left at once; the same command goes on after the last checkpoint")
             os._exit(self._asked)
