@@ -271,7 +271,7 @@ def test_names_are_short_distinct_and_fit_for_folders():
 
 def test_one_value_has_no_spread():
     assert str(Spread.of([0.5])) == "0.5"
-    assert str(Spread.of([0.5, 0.5])) == "0.5000 ± 0.0000"
+    assert str(Spread.of([0.5, 0.5])) == "0.5 ± 0"
     assert str(Spread.of([1.0, 3.0])) == "2.0 ± 1.4"
     assert str(Spread(1.0, float("nan"), 2)) == str(Spread(1.0, float("inf"), 2)) == "1"
     assert (str(Spread.of([995.0, 995.0])), str(Spread.of([0.25, 0.35]))) == ("995 ± 0", "0.300 ± 0.071")
