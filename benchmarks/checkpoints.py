@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,15 +37,13 @@ def run(given: argparse.Namespace) -> None:
 def train(checkpoint_every: int) -> dict[str, Any]:
     """One run, and the seconds of which it is made."""
     from zephyr_kit.checkpoint import Checkpoints
-    from zephyr_kit.cli import main
 
     with tempfile.TemporaryDirectory(prefix="zkit-checkpoints-") as folder, _timed() as seconds:
         changes = [f"stages.base.train.checkpoint_every={checkpoint_every}", *(f"stages.{stage}=false" for stage in OTHERS)]
         arguments = ["run", str(PRESET), "--output", f"{folder}/run", "--device", "cpu", "--devices", "1"]
         with mock.patch.object(Checkpoints, "write", _counted(Checkpoints.write, seconds, "writing")):
             begun = time.perf_counter()
-            with suppress(SystemExit):
-                main([*arguments, *(word for change in changes for word in ("--set", change))])
+            _run([*arguments, *(word for change in changes for word in ("--set", change))])
             whole = time.perf_counter() - begun
         newest = max(Path(folder, "run", "base", "checkpoints").glob("step-*"))
         size = sum(file.stat().st_size for file in newest.iterdir())
@@ -56,6 +54,16 @@ def train(checkpoint_every: int) -> dict[str, Any]:
         **{f"seconds {what}": round(spent, 3) for what, spent in seconds.items()},
         "checksums and syncs": round((seconds["hashing"] + seconds["syncing"]) / whole, 5),
     }
+
+
+def _run(arguments: list[str]) -> None:
+    from zephyr_kit.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"zkit {' '.join(arguments)} ended with {ended.code}") from ended
 
 
 @contextmanager

@@ -116,11 +116,12 @@ def _noise(table: nn.Embedding, batch: Batch, part: slice) -> torch.Tensor:
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ZkitError, match=r"`train.context_parallel` = 2: 3 devices cannot be divided into teams of 2"):
+    with pytest.raises(ZkitError, match=r"`train.context_parallel` = 2 does not divide the 3 devices"):
         World(0, 3).in_teams(2)
     assert World().in_teams(2) == World()
     policy = backend(write_model(tmp_path)).load(CPU, start=Start(), train=True)
-    with pretended_team(4) as team, pytest.raises(ZkitError, match="the model's 2 heads of keys and values are no multiple of it"):
+    told = "does not divide the model's 4 heads and 2 heads of keys and values; it may be 1 or 2"
+    with pretended_team(4) as team, pytest.raises(ZkitError, match=told):
         policy.share_rows(team)
 
 
@@ -142,7 +143,8 @@ def test_a_plan_refuses_it_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(PRESET)
     result = CliRunner().invoke(build(), ["plan", str(tmp_path / "tiny.toml"), "--devices", "2"])
     assert isinstance(result.exception, ZkitError)
-    assert "the model's 1 heads of keys and values are no multiple of it" in str(result.exception)
+    told = "[stages.sft] `train.context_parallel` = 2 does not divide the model's 2 heads and 1 heads of keys and values"
+    assert str(result.exception).startswith(told)
 
 
 def test_a_rank_that_lacks_memory_does_not_wait_for_its_team() -> None:

@@ -290,3 +290,13 @@ def test_axolotl_drops_what_is_too_long_unless_told_otherwise(tmp_path):
     assert table(tmp_path, AXO)[0]["stages"]["sft"]["too_long"] == "drop"
     assert "too_long" not in table(tmp_path, f"{AXO}excess_length_strategy: truncate\n")[0]["stages"]["sft"]
     assert AXOLOTL.defaults("sft", table(tmp_path, AXO)[1].drafts[0].said)["warmup"] == 0.03
+
+
+@pytest.mark.parametrize("key", ["context_parallel_size", "sequence_parallel_degree"])
+def test_devices_that_share_a_row_count_as_one_taker(tmp_path, key):
+    read, made = table(tmp_path, AXO + f"{key}: 2\n", devices=8)
+    alone, _ = table(tmp_path, AXO, devices=4)
+    ours = read["stages"]["sft"]["train"]
+    assert ours.pop("context_parallel") == 2
+    assert ours == alone["stages"]["sft"]["train"]
+    assert "4 teams of 2 devices" in made.text

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from forked import start
 from launched import STEPS, assert_same_run, pid_of, run, run_anew, slow, started, steps, wait_until, write_preset
 
 from zephyr_kit import ZkitError, heartbeat
@@ -66,6 +67,21 @@ def test_asked_to_end_all_ranks_save_the_same_step(preset, alone, tmp_path, whom
     assert int(newest.name.partition("-")[2]) == steps(output)
     assert asked <= steps(output) < STEPS, "at once"
     run(preset, output, "--devices", "1" if whom == "all" else "2")
+    assert_same_run(output, alone)
+
+
+def test_a_second_command_is_refused_and_does_the_first_no_harm(preset, alone, tmp_path):
+    output = tmp_path / "run"
+    with started(preset, output, "--devices", "2", prepare=slow) as process:
+        wait_until(lambda: steps(output) >= 2)
+        signs = wait_until(lambda: pid_of(output, 0)), pid_of(output, 1)
+        second = start(["run", str(preset), "--output", str(output), "--devices", "2"], tmp_path / "second", ranks=True)
+        assert second.wait(60) == 1
+        assert "another zkit works in this folder" in second.said
+        assert (pid_of(output, 0), pid_of(output, 1)) == signs
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "start again" not in said
     assert_same_run(output, alone)
 
 

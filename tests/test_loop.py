@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import spawn
 from tiny import ListCorpus, TablePolicy, random_trees
 from toys import Listener
 from zkit_optimizers.adamw import AdamW
@@ -51,13 +52,14 @@ class NamedCorpus(ListCorpus):
         return [f"rows.jsonl:{number}" for number in range(1, len(self.trees) + 1)]
 
 
-def loop_of(policy: TablePolicy, folder: Path, *, every: int = 2, capacity: int = 10_000) -> Loop:
+def loop_of(policy: TablePolicy, folder: Path, *, every: int = 2, capacity: int = 10_000, world: World = World()) -> Loop:  # noqa: B008  frozen
     corpus: Any = NamedCorpus(random_trees(16, vocabulary=16))
     train = Train(learning_rate=1e-2, steps=STEPS, examples_per_step=8, checkpoint_every=every, optimizer=AdamW())
-    trainer = Trainer(policy, Sft(), optimizer=partial(AdamW().build, learning_rate=1e-2), learning_rate=lambda _: 1e-2, seed=0)
-    feed = Feed(corpus, Sft(), capacity, True, CPU, World())
+    optimizer = partial(AdamW().build, learning_rate=1e-2)
+    trainer = Trainer(policy, Sft(), optimizer=optimizer, learning_rate=lambda _: 1e-2, seed=0, world=world)
+    feed = Feed(corpus, Sft(), capacity, True, CPU, world)
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=100), MetricLog(folder / "metrics.jsonl")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     about = Run("tiny", "sft", folder, STEPS)
     return Loop(
         about,
@@ -99,6 +101,17 @@ def test_the_largest_batch_can_be_tried_before_the_first_step(tmp_path: Path) ->
     assert torch.equal(loop.trainer.parameters[0], before)
     assert loop.trainer.parameters[0].grad is None
     assert loop.trainer.num_steps_taken == 0
+
+
+def tried_on_ranks(world: World, folder: Path) -> int:
+    """The batches that a rank begins with, where the second has little memory."""
+    loop = loop_of(SmallPolicy(40 if world.rank else 10_000), folder / str(world.rank), world=world)
+    return loop._try_largest(loop.feed).capacity
+
+
+def test_where_memory_lacks_on_one_rank_all_try_smaller_batches(tmp_path: Path) -> None:
+    alone = loop_of(SmallPolicy(40), tmp_path / "alone")
+    assert spawn(tried_on_ranks, 2, tmp_path, tmp_path) == [alone._try_largest(alone.feed).capacity] * 2
 
 
 def test_an_example_that_does_not_fit_is_told(tmp_path: Path) -> None:

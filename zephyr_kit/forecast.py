@@ -174,11 +174,11 @@ class Outlook:
 
 
 def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
-    """The forecast, or why there is none: that must not stop a run that works. Raises what the user can mend."""
+    """The forecast, or why there is none: that must not stop a run that works. Raises what the user can mend, with the stage's name."""
     try:
         return outlook.forecast(), ""
-    except ZkitError:  # what the user can mend
-        raise
+    except ZkitError as error:
+        raise ZkitError(f"[stages.{outlook.stage.name}] {error}") from error
     except Exception as error:  # whatever a model's code raises that cannot go without data
         return None, f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
 

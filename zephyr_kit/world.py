@@ -67,7 +67,7 @@ class World:
     def in_teams(self, size: int) -> World:
         """The same ranks, so many of which compute each batch together; one that is alone does so alone."""
         if self.size % size and self.size > 1:
-            raise ZkitError(f"`train.context_parallel` = {size}: {self.size} devices cannot be divided into teams of {size}")
+            raise ZkitError(f"`train.context_parallel` = {size} does not divide the {self.size} devices; change it, or --devices")
         return replace(self, num_in_team=size if self.size > 1 else 1)
 
     def team_group(self) -> dist.ProcessGroup:

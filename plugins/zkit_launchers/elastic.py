@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zephyr_kit.heartbeat import FOLDER
 from zephyr_kit.protocols import Job
+from zephyr_kit.runs import RunFolder
 
 STARTS = 10_000
 """torch's own limit of restarts, which counts those that got on as well; ours does not."""
@@ -34,14 +35,19 @@ class Elastic:
 
     def launch(self, job: Job, say: Callable[[str], None]) -> int:
         """See `protocols.Launcher`."""
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        logs = job.folder / "logs" / (socket.gethostname() if job.nodes > 1 else "")
+        # Before anything of it is touched: a second launcher in this folder must do the first one no harm.
+        with RunFolder(logs).locked():
+            return self._launch(job, logs, say)
+
+    def _launch(self, job: Job, logs: Path, say: Callable[[str], None]) -> int:
         from torch.distributed.elastic.agent.server.api import WorkerSpec
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 
         from zkit_launchers.guard import Guard, Watched
         from zkit_launchers.meeting import meeting
 
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        logs = job.folder / "logs" / (socket.gethostname() if job.nodes > 1 else "")
         signs = _fresh(logs / "signs")
         _prepare(job, signs)
         spec = WorkerSpec(

@@ -9,6 +9,7 @@ arXiv 2309.14509, section 3.1).
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +40,13 @@ class Team:
         """Refuse a model whose heads cannot be divided."""
         heads = config.num_attention_heads
         of_keys = [getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads")]
-        for kind, count in (("heads", heads), ("heads of keys and values", next(filter(None, of_keys), heads))):
-            if count % self.size:
-                raise ZkitError(f"`train.context_parallel` = {self.size}: the model's {count} {kind} are no multiple of it")
+        shared = next(filter(None, of_keys), heads)
+        common = math.gcd(heads, shared)
+        if common % self.size:
+            raise ZkitError(
+                f"`train.context_parallel` = {self.size} does not divide the model's {heads} heads and {shared} heads of keys and values; "
+                f"it may be {' or '.join(str(size) for size in range(1, common + 1) if common % size == 0)}"
+            )
 
     def part(self, batch: Batch) -> Part:
         """This device's part of a row."""
