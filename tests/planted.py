@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from zephyr_kit import Unit
-from zephyr_kit.protocols import Outcome, Scores
+from zephyr_kit.example import Example
+from zephyr_kit.protocols import Outcome, Scores, Verdict
 
 CUT = "it averages over the pairs that it is given"
 OPENLY = {"adds_up_over_examples": CUT}
@@ -136,3 +138,35 @@ class ByRating(Crossing):
         assert policy.rating_N is not None
         apart = policy.rating_N[0::2] - policy.rating_N[1::2]
         return Outcome((apart - self.margins(policy, reference)).relu().sum())
+
+
+@dataclass(frozen=True)
+class Odds(Averaging):
+    """Takes the logarithm of 1 - p, which there is none of where the model is certain."""
+
+    def __call__(self, policy: Scores, reference: Scores | None) -> Outcome:
+        means = policy.means()
+        return Outcome((-means + (1 - means.exp()).log()).sum())
+
+
+@dataclass(frozen=True)
+class Shouting:
+    """Lowers the first letter of a reply, and strips its end without a word."""
+
+    def problems(self) -> Sequence[str]:
+        return []
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"shouting": True}
+
+    def look(self, example: Example) -> Verdict:
+        (first, *rest), *others = example.completions
+        calm = replace(first, content=first.content[0].lower() + first.content[1:].strip())
+        shouts = first.content[0].isupper()
+        return Verdict(replace(example, completions=((calm, *rest), *others)), "lowered" if shouts else "")
+
+    def memory(self, folder: Path, *, first: int) -> None:
+        return None
+
+    def miniature(self, folder: Path) -> Shouting:
+        return self

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -63,7 +65,8 @@ def check(plugins: Plugins, target: str, changes: tuple[str, ...]) -> int:
     subjects = list(subjects_in(folder) if folder.is_dir() else subjects_of(plugins, _plugin_named(target, plugins), changes))
     if not subjects:
         raise ZkitError(f"plugin {target}: offers nothing that has laws")
-    counts = Counter(outcome for subject in subjects for outcome in _shown(subject))
+    with _nothing_left_behind():
+        counts = Counter(outcome for subject in subjects for outcome in _shown(subject))
     told = (f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
     click.echo(f"\n{', '.join(told) or 'nothing was tried'}")
     return 1 if counts["broken"] else 0
@@ -87,8 +90,22 @@ def _shown(subject: Subject) -> Iterator[str]:
         yield finding.outcome
 
 
+@contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Keep what hypothesis notes down out of the current folder."""
+    from hypothesis.configuration import set_hypothesis_home_dir
+
+    with TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            set_hypothesis_home_dir(None)
+
+
 def _lines(finding: Finding) -> list[str]:
     figures = ", ".join(f"{what} {value:.1e}" if value else f"{what} 0" for what, value in finding.figures.items())
     line = f"  {MARKS[finding.outcome]:7} {finding.law.words}"
-    told = [f"{line}{f'  ({figures})' if figures else ''}{f': {finding.remark}' if finding.remark else ''}"]
+    remark, *more = finding.remark.splitlines() or [""]
+    told = [f"{line}{f'  ({figures})' if figures else ''}{f': {remark}' if remark else ''}", *(f"          {each}" for each in more)]
     return [*told, f"          without it, {finding.law.without}"] if finding.outcome == "broken" else told

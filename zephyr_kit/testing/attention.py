@@ -11,7 +11,10 @@ from torch import Tensor
 from zephyr_kit.batch import Batch, Tree, lay_out, visible
 from zephyr_kit.protocols import Attention
 from zephyr_kit.testing.offer import OfferLaws
-from zephyr_kit.testing.random_data import random_trees
+from zephyr_kit.testing.strategies import for_all, trees
+
+LONG = 2
+"""Draws of long rows."""
 
 
 class AttentionLaws(OfferLaws):
@@ -28,26 +31,29 @@ class AttentionLaws(OfferLaws):
     size: ClassVar[int] = 8
     window: ClassVar[int | None] = None
 
+    cases: ClassVar[int] = 10
+    """Draws on which each law is tried."""
+
     def test_equals_its_definition_on_repeated_prompts(self) -> None:
         """On rows of plain segments it is softmax attention under `visible`, forward and backward.
 
         Without it, examples see each other, or not themselves, and the model that comes out is nobody's.
         """
-        self._compare(lay_out(random_trees(5, 2), share_prompts=False))
+        for_all(trees(2, prompt=0), lambda drawn: self._compare(lay_out(drawn, share_prompts=False)), cases=self.cases)
 
     def test_equals_its_definition_on_shared_prompts(self) -> None:
         """A completion sees the whole of its own prompt, which is written once, and nothing of the other completions.
 
         Without it, a pair is judged by what its other half says.
         """
-        self._compare(lay_out(random_trees(5, 3), share_prompts=True))
+        for_all(trees(3, prompt=0), lambda drawn: self._compare(lay_out(drawn)), cases=self.cases)
 
     def test_equals_its_definition_on_long_rows(self) -> None:
         """Also where segments fill several blocks of a kernel, and end within one.
 
         Without it, short examples are right and long ones wrong, which no loss curve shows.
         """
-        self._compare(lay_out(random_trees(4, 2, longest=300), share_prompts=True))
+        for_all(trees(2, count=(2, 4), longest=300), lambda drawn: self._compare(lay_out(drawn)), cases=LONG, shrink=False)
 
     def test_equals_its_definition_on_one_token(self) -> None:
         """Also on a row of one token, the smallest there is.

@@ -6,11 +6,12 @@ import copy
 import json
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from zephyr_kit.batch import Tree, lay_out
@@ -19,6 +20,7 @@ from zephyr_kit.example import Example, Message
 from zephyr_kit.protocols import Backend, Policy, PolicyWithDistributions, Request, Sampling, Scores, Start
 from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
+from zephyr_kit.testing.strategies import examples, for_all
 
 
 class BackendLaws(OfferLaws):
@@ -29,6 +31,8 @@ class BackendLaws(OfferLaws):
     backend: Backend
     device: ClassVar[torch.device] = torch.device("cpu")
     tolerance: ClassVar[float] = 2e-4
+    cases: ClassVar[int] = 5
+    """Draws of further dialogues on which laws about any dialogue are tried."""
     dialogue: ClassVar[tuple[Message, ...]] = (Message("user", "a b c?"),)
     replies: ClassVar[tuple[str, ...]] = ("d e f.", "g h.", "i j k l m n.")
 
@@ -37,10 +41,13 @@ class BackendLaws(OfferLaws):
 
         Without it, what an example teaches depends on which others were packed beside it.
         """
-        policy, trees = self._policy(), self._trees()
-        together = self._sums(policy, trees)
-        alone = torch.cat([self._sums(policy, [tree]) for tree in trees])
-        self.same(together, alone, rtol=self.tolerance, atol=self.tolerance)
+        policy = self._policy()
+
+        def holds(trees: list[Tree]) -> None:
+            alone = torch.cat([self._sums(policy, [tree]) for tree in trees])
+            self.same(self._sums(policy, trees), alone, rtol=self.tolerance, atol=self.tolerance)
+
+        self._for_any_dialogues(holds)
 
     def test_shared_prompts_score_as_repeated_ones(self) -> None:
         """A prompt that is written once for several completions scores them as prompts of their own would.
@@ -49,9 +56,13 @@ class BackendLaws(OfferLaws):
         """
         if not self._shares:
             raise DoesNotApply("it says `shares_prompts = False`")
-        policy, trees = self._policy(), self._trees()
-        shared, repeated = self._sums(policy, trees), self._sums(policy, trees, share_prompts=False)
-        self.same(shared, repeated, rtol=self.tolerance, atol=self.tolerance)
+        policy = self._policy()
+
+        def holds(trees: list[Tree]) -> None:
+            shared, repeated = self._sums(policy, trees), self._sums(policy, trees, share_prompts=False)
+            self.same(shared, repeated, rtol=self.tolerance, atol=self.tolerance)
+
+        self._for_any_dialogues(holds)
 
     def test_scores_are_log_probabilities_in_float32_or_better(self) -> None:
         """Scores are log-probabilities, at most 0, in float32 or better.
@@ -244,10 +255,18 @@ class BackendLaws(OfferLaws):
         return policy
 
     def _trees(self) -> list[Tree]:
-        tokenizer = self.backend.tokenizer(Start())
         completions = tuple((Message("assistant", reply),) for reply in self.replies)
         longer = (*self.dialogue, Message("assistant", "o p."), Message("user", "q?"))
-        return [tokenizer.encode(Example(prompt, completions)) for prompt in (self.dialogue, longer)]
+        return self._encoded([Example(prompt, completions) for prompt in (self.dialogue, longer)])
+
+    def _encoded(self, some: Sequence[Example]) -> list[Tree]:
+        return [*map(self.backend.tokenizer(Start()).encode, some)]
+
+    def _for_any_dialogues(self, law: Callable[[list[Tree]], None]) -> None:
+        """Its own, then others with one completion to three."""
+        law(self._trees())
+        some = st.lists(st.integers(1, 3).flatmap(examples), min_size=1, max_size=4)
+        for_all(some, lambda drawn: law(self._encoded(drawn)), cases=self.cases, shrink=False)
 
     def _requests(self) -> list[Request]:
         longer = (*self.dialogue, Message("assistant", "o p."), Message("user", "q?"))

@@ -50,6 +50,7 @@ class Finding:
     outcome: Outcome
     figures: Mapping[str, float] = field(default_factory=dict)
     remark: str = ""
+    """Of one that is broken, also a line on the smallest case that breaks it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _outcome(laws: Laws, law: Law) -> tuple[Outcome, str]:
     except Exception as error:
         if isinstance(error, AttributeError) and error.obj is laws:
             return "not tried", f"there is no `{error.name}`; if a fixture sets it, run pytest"
-        return "broken", _told(error, getattr(laws, laws.subject, None))
+        told = [_told(error, getattr(laws, laws.subject, None)), *getattr(error, "__notes__", ())]
+        return "broken", "\n".join(told)
     return "holds", ""
 
 

@@ -6,10 +6,14 @@ import copy
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
+
+from hypothesis import strategies as st
 
 from zephyr_kit.example import Example
 from zephyr_kit.protocols import Filter, Memory, Verdict
 from zephyr_kit.testing.offer import OfferLaws
+from zephyr_kit.testing.strategies import examples, for_all
 
 Met = Sequence[tuple[int, Verdict, str]]
 
@@ -31,14 +35,21 @@ class FilterLaws(OfferLaws):
     rows: Sequence[Example]
     """With some that it removes or changes, and some that it leaves."""
 
+    cases: ClassVar[int] = 20
+    """Draws of further rows on which laws about any row are tried, after its own."""
+
     def test_looks_at_each_example_alone(self) -> None:
         """What it makes of a row is a function of the row alone.
 
         Without it, the rows that remain depend on the number of workers.
         """
-        forwards = [self.filter.look(row) for row in self.rows]
-        backwards = [self.filter.look(row) for row in reversed(self.rows)]
-        assert forwards == backwards[::-1]
+
+        def holds(rows: Sequence[Example]) -> None:
+            forwards = [self.filter.look(row) for row in rows]
+            backwards = [self.filter.look(row) for row in reversed(rows)]
+            assert forwards == backwards[::-1]
+
+        self._for_any_rows(holds)
 
     def test_works_in_another_process(self) -> None:
         """It can be pickled, before and after it has looked at a row, and does the same.
@@ -55,9 +66,13 @@ class FilterLaws(OfferLaws):
 
         Without it, rows vanish, or change, in silence.
         """
-        for row in self.rows:
-            verdict = self.filter.look(row)
-            assert bool(verdict.reason) == (verdict.example != row)
+
+        def holds(rows: Sequence[Example]) -> None:
+            for row in rows:
+                verdict = self.filter.look(row)
+                assert bool(verdict.reason) == (verdict.example != row)
+
+        self._for_any_rows(holds)
 
     def test_reasons_can_be_counted(self) -> None:
         """Reasons are words that can be counted, and do not name the row.
@@ -80,10 +95,14 @@ class FilterLaws(OfferLaws):
 
         Without it, a row no longer leads back to where it stood, or a pair is no pair.
         """
-        for row in self.rows:
-            kept = self.filter.look(row).example
-            if kept is not None:
-                assert (kept.origin, kept.scores, _roles(kept)) == (row.origin, row.scores, _roles(row))
+
+        def holds(rows: Sequence[Example]) -> None:
+            for row in rows:
+                kept = self.filter.look(row).example
+                if kept is not None:
+                    assert (kept.origin, kept.scores, _roles(kept)) == (row.origin, row.scores, _roles(row))
+
+        self._for_any_rows(holds)
 
     def test_has_a_fingerprint_that_stays(self) -> None:
         """Its fingerprint stays.
@@ -128,6 +147,12 @@ class FilterLaws(OfferLaws):
         met = self._met()
         gaps = [(3 * number, verdict, origin) for number, verdict, origin in met]
         assert self._answers(tmp_path / "gaps", gaps) == self._answers(tmp_path / "none", met)
+
+    def _for_any_rows(self, law: Callable[[Sequence[Example]], None]) -> None:
+        """Its own rows, then whatever can be written."""
+        law(self.rows)
+        number = st.integers(1, 3)
+        for_all(number.flatmap(lambda completions: st.lists(examples(completions), min_size=1, max_size=4)), law, cases=self.cases)
 
     def _met(self) -> list[tuple[int, Verdict, str]]:
         """The rows that pass, as the memory meets them."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 from zephyr_kit import Unit
+from zephyr_kit.batch import Tree
 from zephyr_kit.offset import Offset
 from zephyr_kit.protocols import Objective, Outcome, Scores, broken_laws, survey_of
 from zephyr_kit.testing.laws import DoesNotApply
 from zephyr_kit.testing.offer import OfferLaws
-from zephyr_kit.testing.random_data import random_scores, random_trees
 from zephyr_kit.testing.stand_ins import TablePolicy
+from zephyr_kit.testing.strategies import Compared, compared, for_all, in_general_position, trees
 from zephyr_kit.trees import Trees
 from zephyr_kit.ways import Way, take
 
@@ -29,7 +32,13 @@ ACROSS = (
 
 USUAL = 4.0
 COMPARED = (USUAL, 100 * USUAL)
-"""Scales of log-probabilities: margins within a bend of the loss, and beyond it, also with a beta of 0.01."""
+"""How low log-probabilities go: margins within a bend of the loss, and beyond it, also with a beta of 0.01."""
+HIGHEST = -0.01
+"""How high they go: what is certain is extreme."""
+EXTREME = (1e-6, 1e4)
+MEANS = (-1.5, 0.0, 0.7)
+STEPS = 2
+"""Draws on which steps are taken, each in every way."""
 OFFSETS = (0.5, 50.0)
 """How far from the reference steps start, to the same end."""
 WAYS: Mapping[str, Way] = {
@@ -48,8 +57,8 @@ class ObjectiveLaws(OfferLaws):
     title = "Objectives"
     gate = "is_a_scalar_sum"
     objective: Objective
-    cases: ClassVar[int] = 8
-    """Draws of random scores on which each law is tried."""
+    cases: ClassVar[int] = 20
+    """Draws on which each law is tried."""
 
     def test_declares_what_it_compares(self) -> None:
         """It says how many completions an example has, what its loss is a sum over, and whether it needs the reference.
@@ -65,34 +74,44 @@ class ObjectiveLaws(OfferLaws):
 
         Without it, there is nothing to go back through.
         """
-        for _, policy, reference in self._draws(*COMPARED):
-            loss = self._call(policy, reference).loss
+
+        def holds(drawn: Compared) -> None:
+            loss = self._call(*drawn.scores()).loss
             assert loss.ndim == 0, f"the loss has the shape {tuple(loss.shape)}: sum it up"
-            assert loss.isfinite(), f"the loss of ordinary log-probabilities, down to {policy.logp_M.min().item():.3g}, is {loss.item()}"
+            assert loss.isfinite(), f"the loss of ordinary log-probabilities is {loss.item()}"
             assert loss.requires_grad, "the loss has lost its graph"
+
+        for_all(self._drawn(), holds, cases=self.cases)
 
     def test_adds_up_over_examples(self) -> None:
         """The loss of A and B is that of A plus that of B, and so is every metric.
 
         Without it, the result depends on micro-batches, packing and the number of devices, which the engine chooses freely.
         """
-        for count, policy, reference in self._draws(*COMPARED):
+
+        def holds(drawn: Compared) -> None:
+            policy, reference = drawn.scores()
             whole = self._call(policy, reference)
-            parts = [self._call(self._only(policy, i), self._only(reference, i)) for i in range(count)]
+            parts = [self._call(*alone) for alone in zip(self._each(policy), self._each(reference), strict=True)]
             self.same(whole.loss, torch.stack([part.loss for part in parts]).sum(), told=ACROSS)
             for name, value in whole.metrics.items():
                 parted = torch.stack([part.metrics[name] for part in parts]).sum()
                 self.same(value, parted, told=f"metric {name} is no sum: the report divides it by the number of units")
+
+        for_all(self._drawn(least=2), holds, cases=self.cases)
 
     def test_does_not_look_at_the_order_of_examples(self) -> None:
         """Examples of a batch may change places.
 
         Without it, packing, which lays the longest first, changes the loss.
         """
-        for count, policy, reference in self._draws(*COMPARED):
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
-            moved = (self._join([self._only(scores, i) for i in order]) for scores in (policy, reference))
+
+        def holds(drawn: Compared) -> None:
+            policy, reference = drawn.scores()
+            moved = (self._join(self._each(scores)[::-1]) for scores in (policy, reference))
             self.same(self._call(policy, reference).loss, self._call(*moved).loss, told=ACROSS)
+
+        for_all(self._drawn(least=2), holds, cases=self.cases)
 
     def test_a_step_is_the_same_however_it_is_cut(self) -> None:
         """The engine takes the same steps with it in few batches or many, in any order, prompts shared or not, reference cached or not.
@@ -101,72 +120,94 @@ class ObjectiveLaws(OfferLaws):
         """
         if given_up := {"adds_up_over_examples", "does_not_look_at_the_order_of_examples"} & set(broken_laws(self.objective)):
             raise DoesNotApply(f"it breaks the law `{min(given_up)}`, on which this rests")
-        examples = Trees(random_trees(6, self.objective.completions, vocabulary=16))
-        for offset in OFFSETS:
-            taken = functools.partial(self._taken, examples, Offset(offset))
+        ways = {words: way for words, way in WAYS.items() if self.objective.needs_reference or not way.cached}
+
+        def holds(drawn: tuple[list[Tree], float]) -> None:
+            taken = functools.partial(self._taken, Trees(drawn[0]), Offset(drawn[1]))
             plainly = taken(Way())
-            for words, way in WAYS.items():
-                if self.objective.needs_reference or not way.cached:
-                    self.same(plainly, taken(way), told=f"another loss or gradient with {words}")
+            for words, way in ways.items():
+                self.same(plainly, taken(way), told=f"another loss or gradient with {words}")
+
+        examples = trees(self.objective.completions, count=(6, 6), vocabulary=16)
+        for_all(st.tuples(examples, st.sampled_from(OFFSETS)), holds, cases=STEPS, shrink=False)
 
     def test_gradient_is_finite_and_not_zero(self) -> None:
         """There is something to learn, from every example.
 
         Without it, a step is skipped for its numbers, or rows are paid for that teach nothing.
         """
-        for count, policy, reference in self._draws():
+
+        def holds(drawn: Compared) -> None:
+            policy, reference = drawn.scores()
             self._call(policy, reference).loss.backward()  # type: ignore[no-untyped-call]
             gradient = policy.logp_M.grad
             assert gradient is not None
             assert gradient.isfinite().all(), f"the gradient of {policy.logp_M.tolist()} is {gradient.tolist()}"
+            count = policy.num_sequences // self.objective.completions
             idle = [i for i in range(count) if not gradient[policy.sequence_M // self.objective.completions == i].any()]
             assert not idle, f"examples {idle} of {count} have no gradient; if that is meant, try settings with which they have"
+
+        for_all(in_general_position(self.objective.completions, USUAL), holds, cases=self.cases)
 
     def test_metrics_hold_no_graph(self) -> None:
         """A metric is a number, detached.
 
         Without it, the memory of the whole step is held until the metric is read.
         """
-        metrics = self._call(*self._scores(2)).metrics
-        for name, value in metrics.items():
-            assert not value.requires_grad, f"metric {name} holds the graph: .detach()"
-            assert value.ndim == 0, f"metric {name} has the shape {tuple(value.shape)}: sum it up"
+
+        def holds(drawn: Compared) -> None:
+            for name, value in self._call(*drawn.scores()).metrics.items():
+                assert not value.requires_grad, f"metric {name} holds the graph: .detach()"
+                assert value.ndim == 0, f"metric {name} has the shape {tuple(value.shape)}: sum it up"
+
+        for_all(self._drawn(), holds, cases=self.cases)
 
     def test_survives_extreme_scores(self) -> None:
-        """Long completions of an untrained model have sums in the thousands, and the loss and its gradient stay finite.
+        """Tokens that are certain, and long completions with sums in the thousands: the loss and its gradient stay finite.
 
-        Without it, the first steps are skipped, or the run stops: prefer logsigmoid to log(sigmoid).
+        Without it, steps are skipped, or the run stops: prefer logsigmoid to log(sigmoid), and do not take the logarithm of 1 - p.
         """
-        for scale in (1e4, 1e-6):
-            policy, reference = self._scores(3, scale=scale)
+
+        def holds(drawn: Compared) -> None:
+            policy, reference = drawn.scores()
             loss = self._call(policy, reference).loss
             loss.backward()  # type: ignore[no-untyped-call]
-            assert loss.isfinite(), f"the loss of log-probabilities down to -{scale:g} is {loss.item()}"
+            assert loss.isfinite(), f"the loss of log-probabilities down to {policy.logp_M.min().item():g} is {loss.item()}"
             assert policy.logp_M.grad is not None
-            assert policy.logp_M.grad.isfinite().all(), f"the gradient of log-probabilities down to -{scale:g} is not finite"
+            assert policy.logp_M.grad.isfinite().all(), f"the gradient of {policy.logp_M.tolist()} is {policy.logp_M.grad.tolist()}"
+
+        for_all(compared(self.objective.completions, *EXTREME), holds, cases=self.cases)
 
     def test_is_the_same_each_time(self) -> None:
         """The same scores give the same loss: nothing is hidden in it.
 
         Without it, a resumed run is another one.
         """
-        policy, reference = self._scores(3)
-        one, other = (self._call(policy, reference).loss.item() for _ in range(2))
-        assert one == other, f"the loss of the same scores is {one}, and then {other}"
+
+        def holds(drawn: Compared) -> None:
+            one, other = (self._call(*drawn.scores()).loss.item() for _ in range(2))
+            assert one == other, f"the loss of the same scores is {one}, and then {other}"
+
+        for_all(self._drawn(), holds, cases=self.cases)
 
     def test_its_measure_adds_up_over_examples(self) -> None:
         """What is measured of A and B is what is measured of A plus that of B.
 
         Without it, the mean that an objective compares with depends on how the step is cut.
         """
-        survey, (learning, reference) = survey_of(self.objective), self._scores(6)
+        survey = survey_of(self.objective)
         if survey is None:
             raise DoesNotApply("it measures nothing over a step")
-        policy = dataclasses.replace(learning, logp_M=learning.logp_M.detach())
-        pairs = [(policy, reference), *((self._only(policy, i), self._only(reference, i)) for i in range(6))]
-        whole, *parts = (survey.measure(one, other if self.objective.needs_reference else None) for one, other in pairs)
-        assert whole.ndim == 0
-        torch.testing.assert_close(whole, torch.stack(parts).sum())
+
+        def holds(drawn: Compared) -> None:
+            learning, reference = drawn.scores()
+            policy = dataclasses.replace(learning, logp_M=learning.logp_M.detach())
+            pairs = [(policy, reference), *zip(self._each(policy), self._each(reference), strict=True)]
+            whole, *parts = (survey.measure(one, other if self.objective.needs_reference else None) for one, other in pairs)
+            assert whole.ndim == 0
+            self.same(whole, torch.stack(parts).sum())
+
+        for_all(self._drawn(least=2), holds, cases=self.cases)
 
     def test_keeps_its_laws_against_a_mean(self) -> None:
         """Given the mean over a step, an objective that compares with one is like any other.
@@ -175,9 +216,9 @@ class ObjectiveLaws(OfferLaws):
         """
         if survey_of(self.objective) is None:
             raise DoesNotApply("it compares with no mean over a step")
-        for mean in (-1.5, 0.0, 0.7):
-            given = copy.copy(self)
-            given.objective = _Given(self.objective, mean)
+        for mean in MEANS:
+            given: Any = copy.copy(self)
+            given.objective, given.cases = _Given(self.objective, mean), math.ceil(self.cases / len(MEANS))
             given.test_adds_up_over_examples()
             given.test_does_not_look_at_the_order_of_examples()
             given.test_gradient_is_finite_and_not_zero()
@@ -193,19 +234,12 @@ class ObjectiveLaws(OfferLaws):
         assert len(record.gradients) == len(steps), f"a step was skipped, for its loss or gradient is not finite; losses: {record.losses}"
         return torch.cat([*record.gradients, torch.tensor(record.losses)])
 
-    def _draws(self, *scales: float) -> Iterator[tuple[int, Scores, Scores]]:
-        """How many examples, and their scores under policy and reference."""
-        for scale, seed in itertools.product(scales or (USUAL,), range(self.cases)):
-            count = 2 + seed % 5
-            yield count, *self._scores(count, seed=seed, scale=scale)
+    def _drawn(self, least: int = 1) -> SearchStrategy[Compared]:
+        return compared(self.objective.completions, *COMPARED, highest=HIGHEST, least=least)
 
-    def _scores(self, count: int, scale: float = USUAL, seed: int = 0) -> tuple[Scores, Scores]:
-        trees = random_trees(count, self.objective.completions, seed=seed)
-        return random_scores(trees, seed=2 * seed, scale=scale, needs_gradient=True), random_scores(trees, seed=2 * seed + 1, scale=scale)
-
-    def _only(self, whole: Scores, example: int) -> Scores:
-        n = self.objective.completions
-        return whole.only(range(example * n, example * n + n))
+    def _each(self, whole: Scores) -> list[Scores]:
+        """The scores of each example."""
+        return whole.examples(self.objective.completions)
 
     def _join(self, parts: Sequence[Scores]) -> Scores:
         n = self.objective.completions

@@ -6,9 +6,15 @@ import pickle
 from typing import ClassVar
 
 import torch
+from hypothesis import strategies as st
 
 from zephyr_kit.protocols import OptimizerFactory, updates_bfloat16
 from zephyr_kit.testing.offer import OfferLaws
+from zephyr_kit.testing.strategies import for_all
+
+RATE = 1e-2
+CASES = 5
+"""Draws of rates, before and after."""
 
 
 class OptimizerLaws(OfferLaws):
@@ -26,26 +32,32 @@ class OptimizerLaws(OfferLaws):
         """
         parameter, optimizer = self._fresh()
         for _ in range(20):
-            self._step(parameter, optimizer)
+            self._step(parameter, optimizer, RATE)
         assert float(parameter.detach().norm()) < 64
 
     def test_goes_on_to_the_bit_from_its_state(self) -> None:
-        """After two steps, a copy made of its state alone takes the next two to the same bits.
+        """After any number of steps, a copy made of its state alone takes the next ones to the same bits.
 
         Without it, a resumed run ends elsewhere.
         """
-        parameter, optimizer = self._fresh()
-        for _ in range(2):
-            self._step(parameter, optimizer)
-        state = pickle.loads(pickle.dumps(optimizer.state_dict()))  # noqa: S301  our own bytes
-        other, again = self._fresh()
-        with torch.no_grad():
-            other.copy_(parameter)
-        again.load_state_dict(state)
-        for _ in range(2):
-            self._step(parameter, optimizer)
-            self._step(other, again)
-        assert torch.equal(parameter, other)
+
+        def holds(drawn: tuple[list[float], list[float]]) -> None:
+            before, after = drawn
+            parameter, optimizer = self._fresh()
+            for rate in before:
+                self._step(parameter, optimizer, rate)
+            state = pickle.loads(pickle.dumps(optimizer.state_dict()))  # noqa: S301  our own bytes
+            other, again = self._fresh()
+            with torch.no_grad():
+                other.copy_(parameter)
+            again.load_state_dict(state)
+            for rate in after:
+                self._step(parameter, optimizer, rate)
+                self._step(other, again, rate)
+            assert torch.equal(parameter, other)
+
+        rates = st.lists(st.floats(0, 0.1), min_size=1, max_size=4)
+        for_all(st.tuples(rates, rates), holds, cases=CASES)
 
     def test_heeds_the_rate_of_the_schedule(self) -> None:
         """The rate that the engine sets before each step is the one that counts: at 0 nothing moves.
@@ -54,9 +66,7 @@ class OptimizerLaws(OfferLaws):
         """
         parameter, optimizer = self._fresh()
         before = parameter.detach().clone()
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        self._step(parameter, optimizer)
+        self._step(parameter, optimizer, 0.0)
         self.same(parameter.detach(), before)
 
     def test_leaner_ones_are_optimizers_too(self) -> None:
@@ -67,13 +77,16 @@ class OptimizerLaws(OfferLaws):
         for leaner in self.factory.leaner():
             dtype = torch.bfloat16 if updates_bfloat16(leaner.offer) else torch.float32
             parameter = torch.nn.Parameter(torch.ones(8, 8, dtype=dtype))
-            assert isinstance(leaner.offer.build([parameter], learning_rate=1e-2), torch.optim.Optimizer)
+            assert isinstance(leaner.offer.build([parameter], learning_rate=RATE), torch.optim.Optimizer)
 
     def _fresh(self) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         parameter = torch.nn.Parameter(torch.ones(64, 64, device=self.device))
-        return parameter, self.factory.build([parameter], learning_rate=1e-2)
+        return parameter, self.factory.build([parameter], learning_rate=RATE)
 
-    def _step(self, parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    def _step(self, parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """One step, as the engine takes it: at the rate of the schedule."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         parameter.square().sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
