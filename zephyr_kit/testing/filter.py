@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zephyr_kit.example import Example
 from zephyr_kit.protocols import Filter, Memory, Verdict
 from zephyr_kit.testing.offer import OfferLaws
-from zephyr_kit.testing.strategies import examples, for_all
+from zephyr_kit.testing.strategies import PIECES, examples, for_all
 
 Met = Sequence[tuple[int, Verdict, str]]
 
@@ -152,7 +152,7 @@ class FilterLaws(OfferLaws):
         """Its own rows, then whatever can be written."""
         law(self.rows)
         number = st.integers(1, 3)
-        for_all(number.flatmap(lambda completions: st.lists(examples(completions), min_size=1, max_size=4)), law, cases=self.cases)
+        for_all(number.flatmap(lambda completions: st.lists(examples(completions, PIECES), min_size=1, max_size=4)), law, cases=self.cases)
 
     def _met(self) -> list[tuple[int, Verdict, str]]:
         """The rows that pass, as the memory meets them."""

@@ -21,9 +21,10 @@ from zephyr_kit.protocols import Scores
 
 SMALLEST = "the smallest that was found to break it: "
 """How the note begins on what a law failed with."""
-LETTERS = "abc xyz. Aß,é?1\n\t'\"<|/s>{{}}[INST]\\-–中🙂\u0301\u200b\u202e"
-"""Of everything that text is made of, a little; and of what templates and patterns stumble over."""
-
+LETTERS = (*"ab z.Aß,é1?\n\t'\"{\\-–中🙂\u0301\u200b\u202e",)
+"""Of everything that text is made of, a little."""
+PIECES = (*LETTERS, "</s>", "<|user|>", "[INST]", "{{ x }}", "a" * 30, "word ")
+"""And what templates and patterns stumble over."""
 
 T = TypeVar("T")
 
@@ -111,9 +112,9 @@ def trees(
     return [tree(own) for own in ratings]
 
 
-def examples(completions: int = 1) -> SearchStrategy[Example]:
-    """Dialogues of one question or two, in whatever can be written."""
-    text = st.text(LETTERS, min_size=1, max_size=40).filter(str.strip)
+def examples(completions: int = 1, pieces: Sequence[str] = LETTERS) -> SearchStrategy[Example]:
+    """Dialogues of one question or two, in whatever can be written with these pieces."""
+    text = st.lists(st.sampled_from(pieces), min_size=1, max_size=20).map("".join).filter(str.strip)
     user, assistant = (st.builds(Message, st.just(role), text) for role in ("user", "assistant"))
     prompt = st.tuples(user) | st.tuples(user, assistant, user)
     replies = st.lists(st.tuples(assistant), min_size=completions, max_size=completions, unique=True).map(tuple)
