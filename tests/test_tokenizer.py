@@ -307,9 +307,9 @@ def test_opening(tmp_path: Path) -> None:
 def test_a_damaged_template_is_named_and_no_row_is(tmp_path: Path, file: str, damaged: bytes) -> None:
     byte_pairs([CODE], 300).save_pretrained(tmp_path)
     (tmp_path / file).write_bytes(damaged)
+    template = "auto" if file == "chat_template.jinja" else str(tmp_path / file)
     with pytest.raises(ZkitError) as caught:
-        it = open_tokenizer(str(tmp_path), template="auto" if file == "chat_template.jinja" else str(tmp_path / file))
-        it.encode(demonstration("Why?", "So."))
+        open_tokenizer(str(tmp_path), template=template).encode(demonstration("Why?", "So."))
     assert str(caught.value).startswith(f"{tmp_path / file}: ")
     assert "f:1" not in str(caught.value)
 

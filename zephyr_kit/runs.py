@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -32,9 +31,10 @@ from typing import IO, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
-from zephyr_kit.records import as_json, differences, write_json
+from zephyr_kit.records import as_json, differences, read_json, write_json
 
 BROKEN_LAWS = "broken_laws.json"
+MEND = "remove the folder it is in to run that stage again"
 SECONDS_BETWEEN_TRIES = 0.1
 """To lock a folder."""
 
@@ -247,10 +247,5 @@ def _link(source: str, target: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); remove the folder it is in to run that stage again") from error
+    facts: dict[str, Any] | None = read_json(path, MEND) if path.exists() else None
     return facts
