@@ -142,7 +142,7 @@ class Corpus:
         try:
             array: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise DamagedError(f"{file}: damaged ({error}); {MEND}") from error
+            raise DamagedError(f"{file}: damaged (no whole array); {MEND}") from error
         return array
 
 
