@@ -23,7 +23,7 @@ from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
-from zephyr_kit.inputs import refuse
+from zephyr_kit.inputs import refuse, refuse_unknown
 from zephyr_kit.journal import Journal
 from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
@@ -65,6 +65,8 @@ class Pipeline:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             standing = self._standing(answers)
+            if self.accepted:
+                refuse_unknown(self.accepted, standing.names())
             outdated = standing.outdated()
             refuse([change for _, change in outdated.changes], self.accepted)
             self._take_over(standing)

@@ -14,7 +14,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.devices import give_back_memory
 from zephyr_kit.gathered import gathered_by
-from zephyr_kit.inputs import Change, changes
+from zephyr_kit.inputs import Change, changes, names
 from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import Stage, portions_of
@@ -83,6 +83,11 @@ class Standing:
             else:
                 key = gathering_key(task, self.bench(stage, before), seed=self.seed, plugins=self.plugins)
             yield stage, key
+
+    def names(self) -> set[str]:
+        """What the inputs of the stages are called, those of before included."""
+        keys = [(stage, each) for stage, key in self.with_keys() for each in (key, self.folder.stage(stage.name).key() or {})]
+        return {name for stage, key in keys for name in names(stage.name, as_json(key), stage.changed)}
 
     def outdated(self) -> Outdated:
         """What is there and would not be made so now, with the inputs that have changed."""
