@@ -6,7 +6,7 @@ import pytest
 
 from zephyr_kit.config import PresetError
 from zephyr_kit.exits import Exit
-from zephyr_kit.inputs import Change, ChangedInputs, changes, names, refuse, refuse_unknown
+from zephyr_kit.inputs import Change, ChangedInputs, changes, files_differing, names, refuse, refuse_unknown
 
 KEY = {
     "seed": 1,
@@ -76,3 +76,10 @@ def test_what_is_accepted_is_the_name_of_an_input_or_of_a_table():
         refuse_unknown(["seed", "stages.dpo.objective.bet"], known)
     with pytest.raises(PresetError, match=r"--accept nosuch\.key: no input of the run has that name; .* and all is all of them"):
         refuse_unknown(["nosuch.key"], known)
+
+
+def test_of_files_those_that_differ_are_named():
+    before, now = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "4", "d": "3"}
+    assert files_differing(before, now) == "b has changed, d is new, c is gone"
+    assert files_differing(before, dict(before)) == ""
+    assert files_differing({}, {str(number): "1" for number in range(9)}).endswith("4 is new and 4 more")

@@ -15,6 +15,8 @@ from zephyr_kit.exits import Exit
 from zephyr_kit.gathered import NOT_YET
 
 ALL = "all"
+NUM_FILES = 5
+"""That are told of."""
 WIDTH = 40
 """Of a column, in characters."""
 
@@ -44,6 +46,17 @@ def changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], own: 
     if any(name.startswith(("model.", f"stages.{stage}.model.")) for name in found):
         found.pop(f"stages.{stage}.tokenizer", None)  # which is made from the model's files and template
     return [Change(name, *_columns(was, is_)) for name, (was, is_) in found.items()]
+
+
+def files_differing(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which files, each with a digest, are others than before; empty if none."""
+    fates = {
+        "has changed": [file for file in now if file in before and before[file] != now[file]],
+        "is new": [file for file in now if file not in before],
+        "is gone": [file for file in before if file not in now],
+    }
+    told = [f"{file} {fate}" for fate, files in fates.items() for file in files]
+    return ", ".join(told[:NUM_FILES]) + (f" and {len(told) - NUM_FILES:,} more" if len(told) > NUM_FILES else "")
 
 
 def names(stage: str, key: Mapping[str, Any], own: AbstractSet[str] = frozenset()) -> set[str]:

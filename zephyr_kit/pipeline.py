@@ -29,11 +29,11 @@ from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
-from zephyr_kit.preset import Preset, Stage, bound, portions_of
+from zephyr_kit.preset import Preset, Stage, bound, portions_of, tables_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Start
 from zephyr_kit.records import digest, write_json, write_text
-from zephyr_kit.runs import RunFolder, StageFolder
+from zephyr_kit.runs import FILES, RunFolder, StageFolder
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.standing import Outdated, Standing, Trained
@@ -261,6 +261,8 @@ class Pipeline:
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
         opened = self.folder.open_stage(stage.name, key)
         folder = opened.stage
+        files = {table: portion.files() for table, portion in tables_of(stage.task)}
+        write_json(folder.path / FILES, files)
         damage = folder.damage()
         if damage is not None:
             self.narrator.say(f"stage {stage.name}: {damage}; it is made again, from its last checkpoint if that is there")
