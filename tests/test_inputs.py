@@ -79,7 +79,7 @@ def test_what_is_accepted_is_the_name_of_an_input_or_of_a_table():
 
 
 def test_of_files_those_that_differ_are_named():
-    before, now = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "4", "d": "3"}
+    before, now = {"a": "1", "b": "2", "c": "3", "e": "6"}, {"a": "1", "b": "4", "d": "5", "moved": "6"}
     assert files_differing(before, now) == "b has changed, d is new, c is gone"
     assert files_differing(before, dict(before)) == ""
-    assert files_differing({}, {str(number): "1" for number in range(9)}).endswith("4 is new and 4 more")
+    assert files_differing({}, {str(number): str(number) for number in range(9)}).endswith("4 is new and 4 more")

@@ -49,11 +49,11 @@ def changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], own: 
 
 
 def files_differing(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Which files, each with a digest, are others than before; empty if none."""
+    """Which files, each with a digest, hold what they did not; empty if none does, wherever they have moved."""
     fates = {
         "has changed": [file for file in now if file in before and before[file] != now[file]],
-        "is new": [file for file in now if file not in before],
-        "is gone": [file for file in before if file not in now],
+        "is new": [file for file in now if file not in before and now[file] not in before.values()],
+        "is gone": [file for file in before if file not in now and before[file] not in now.values()],
     }
     told = [f"{file} {fate}" for fate, files in fates.items() for file in files]
     return ", ".join(told[:NUM_FILES]) + (f" and {len(told) - NUM_FILES:,} more" if len(told) > NUM_FILES else "")
