@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from zephyr_kit.preset import Preset, resolve
 from zephyr_kit.protocols import Attention, Objective
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.trial import Size, Trial, trial_of
+from zephyr_kit.ways import Way
 
 CPU = torch.device("cpu")
 PAIRS = {"use": "ultrafeedback", "path": "preference_pandalm.jsonl.gz"}
@@ -192,8 +194,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert (code, told["holds"], told["objective"], told["num_examples"]) == (0, True, "sft", 2), err
     passed = {one["what"] for one in told["comparisons"] if one["verdict"] == "pass"}
     assert {"2 ranks", "2 ranks, weights shared out", "2 ranks, each batch together", "attention dense"} <= passed
-    code, out, _ = call("--ranks", "1", "--tolerance", "1e-30", "--set", "seed=7")
+    code, out, _ = call("--ranks", "1", "--tolerance", "1e-30", "--set", "seed=7", "--set", "stages.sft.train.context_parallel=3")
     assert code == 1
+    assert "each batch by 3 ranks together, as train.context_parallel says: not tried: --ranks 3 tries it" in out
     assert "not certified" in out
     assert "FAIL" in out
     assert "attention flash: not tried: " in out
@@ -203,6 +206,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     code, _, err = call("--stage", "stf")
     assert code == 2
     assert "no stage that trains is called 'stf'; did you mean `sft`?" in err
+
+
+def test_ranks_that_compute_each_batch_together_are_as_many_as_the_stage_says(pairs: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def records(_: Trial, ways: Sequence[Way], ranks: int) -> list[str]:
+        asked.append((ranks, ways[-1].num_in_team))
+        return ["as a test has it"] * len(ways)
+
+    monkeypatch.setattr(Trial, "records", records)
+    for number, ranks in ((1, 2), (2, 4), (3, 3), (3, 2)):
+        train = replace(pairs.task.train, context_parallel=number)
+        found = certificate(replace(pairs, task=replace(pairs.task, train=train)), ranks=ranks)
+    assert asked == [(2, 2), (4, 2), (3, 3), (2, 2)]
+    assert found.comparisons[-1].remark == "--ranks 3 tries it"
 
 
 def test_what_cannot_be_honoured_is_refused(pairs: Trial, tmp_path: Path) -> None:

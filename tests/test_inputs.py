@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from zephyr_kit.config import PresetError
 from zephyr_kit.exits import Exit
-from zephyr_kit.inputs import Change, ChangedInputs, changes, refuse
+from zephyr_kit.inputs import Change, ChangedInputs, changes, files_differing, names, refuse, refuse_unknown
 
 KEY = {
     "seed": 1,
@@ -65,3 +66,20 @@ def test_other_names_do_not(accepted):
     assert [first.split(), second.split()] == [["stages.dpo.data[0]", "1", "2"], ["seed", "3", "4"]]
     assert first.index("1") == second.index("3") == titles.index("was")
     assert "--accept stages.dpo.data[0]  (or --accept all)" in accept
+
+
+def test_what_is_accepted_is_the_name_of_an_input_or_of_a_table():
+    known = names("dpo", KEY, frozenset({"lora"}))
+    assert {"seed", "model.weights", "stages.dpo.model.lora.rank", "stages.dpo.data[1]", "stages.dpo.objective.beta"} <= known
+    refuse_unknown(["all", "seed", "stages.dpo", "stages.dpo.data", "stages.dpo.data[0]", "model"], known)
+    with pytest.raises(PresetError, match=r"--accept stages\.dpo\.objective\.bet: .* did you mean `stages\.dpo\.objective\.beta`"):
+        refuse_unknown(["seed", "stages.dpo.objective.bet"], known)
+    with pytest.raises(PresetError, match=r"--accept nosuch\.key: no input of the run has that name; .* and all is all of them"):
+        refuse_unknown(["nosuch.key"], known)
+
+
+def test_of_files_those_that_differ_are_named():
+    before, now = {"a": "1", "b": "2", "c": "3", "e": "6"}, {"a": "1", "b": "4", "d": "5", "moved": "6"}
+    assert files_differing(before, now) == "b has changed, d is new, c is gone"
+    assert files_differing(before, dict(before)) == ""
+    assert files_differing({}, {str(number): str(number) for number in range(9)}).endswith("4 is new and 4 more")

@@ -152,3 +152,18 @@ def test_devices_that_are_not_there_are_told(tmp_path):
     with pytest.raises(ZkitError, match="--nodes 3:2"):
         Devices("cpu", nodes="3:2")
     assert Ray().problems(job(tmp_path, rendezvous="x:1"))
+
+
+def test_teams_that_do_not_divide_the_devices_are_refused_before_anything_is_handed_in(tmp_path):
+    asks = (QUICKSTART, "--output", str(tmp_path / "run"), "--device", "cpu", "--set", "stages.dpo.train.context_parallel=3")
+    code, said = asked("slurm", *asks, "--devices", "4", "--nodes", "2:3", "--option", "submit=false")
+    assert code != 0
+    assert "[stages.dpo] `train.context_parallel` = 3 does not divide the 8 devices" in said
+    assert not (tmp_path / "run").exists()
+    assert asked("slurm", *asks, "--devices", "3", "--nodes", "2", "--option", "submit=false")[0] == 0
+
+
+def test_an_option_without_a_value_is_told_as_an_option(tmp_path):
+    code, said = asked("slurm", QUICKSTART, "--output", str(tmp_path / "run"), "--option", "partition")
+    assert code != 0
+    assert said == "--option partition: write it as key=value, as in partition=gpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,3 +167,10 @@ def test_a_plan_of_few_steps_is_looked_through(tmp_path: Path) -> None:
     loop = loop_of(TablePolicy(), tmp_path)
     assert isinstance(loop.plan, Plan)
     assert loop._try_largest(loop.feed) is loop.feed
+
+
+def test_a_metric_that_is_known_only_late_is_refused_at_the_first_step(tmp_path: Path) -> None:
+    loop = loop_of(TablePolicy(dtype=torch.float64), tmp_path)
+    loop = replace(loop, train=replace(loop.train, keep_best="lss"))
+    with pytest.raises(TrainingError, match=r"^\[stages\.sft\] `train.keep_best` = \"lss\": there is no such metric; did you mean `loss`"):
+        loop.run()

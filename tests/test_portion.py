@@ -165,3 +165,24 @@ def test_real_feedback_adds_up_by_every_rule(tmp_path: Path, shared: Path, rule:
     assert ledger["added"] == expected["added"]
     assert sum(ledger["left_out"].values()) == expected["left_out"]
     assert (ledger["added"] > 0) == (rule in ("all_pairs", "each"))
+
+
+RULES = [(None, 1, 1), (None, 4, 4), (Binarise("ranked", take=6), 6, 6), (Binarise("best"), 1, 2)]
+
+
+@pytest.mark.parametrize(("rule", "count", "found"), RULES)
+def test_rows_in_miniature_have_as_many_completions_as_are_compared(tmp_path: Path, rule: Any, count: int, found: int) -> None:
+    scored = Rows(tuple(replace(example("q", "a", "b", line=number), scores=(2.0, 1.0)) for number in range(3)), str(tmp_path))
+    small = smoke.refitted(Portion(scored, binarise=rule), count)
+    rows = [row for row in small.source.rows() if isinstance(row, Example)]
+    assert {len(set(row.completions)) for row in rows} == {len(row.scores or ()) for row in rows} == {found}
+    assert [row.completions[0] for row in rows] == [each.completions[0] for each in scored.rows()]
+    corpus = prepare([small], Letters(stop="\0"), Door(count, 4000, "cut"), cache=tmp_path)
+    assert corpus.ledger["kept"] == 3
+    assert smoke.refitted(small, count) == small
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_every_rule_has_a_miniature(rule: Any) -> None:
+    assert smoke._lenient(Binarise(rule)).rule == rule
+    assert smoke._lenient(Binarise("ranked", take=4, margin=2.0)) == Binarise("ranked", take=4)

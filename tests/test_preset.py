@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import tomli_w
 from zephyr_kit import protocols
 from zephyr_kit.config import Offered, Offers, PresetError
 from zephyr_kit.plugins import OFFERS, Plugins
-from zephyr_kit.preset import EvaluateStage, Preset, TrainStage, load, read_toml
+from zephyr_kit.preset import EvaluateStage, Preset, TrainStage, load, read_toml, resolve
 from zephyr_kit.schema import preset_schema
 from zephyr_kit.smoke import STEPS, miniature
 
@@ -402,3 +403,33 @@ def test_the_schema_explains_itself(installed):
     assert "learning rate rises" in train["properties"]["warmup"]["description"]
     assert train["properties"]["warmup"]["default"] == 0.0
     assert train["properties"]["optimizer"]["default"] == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("objective", "best", "told"),
+    [
+        ("sft", "heldout/loss", "there is no such metric; did you mean `held_out/loss`?"),
+        ("dpo", "held_out/reward/margn", "there is no such metric; did you mean `held_out/reward/margin`?"),
+        ("kto", "reward/chosn", "there is no such metric"),
+        ("dpo", "reward/margin", ""),
+        ("dpo", "held_out/loss", ""),
+        ("sft", "gradient_norm", ""),
+    ],
+)
+def test_the_best_is_kept_by_what_will_be_measured(objective, best, told):
+    rows = [{"use": "jsonl", "path": "rows.jsonl"}]
+    train = {"steps": 1, "examples_per_step": 1, "learning_rate": 1.0, "keep_best": best}
+    stage = {"objective": objective, "data": rows, "held_out": rows, "train": train}
+    table = {"name": "x", "model": {"use": "mistral", "weights": "y/z"}, "stages": {"one": stage}}
+    if not told:
+        resolve(table, Plugins().offers, file="x.toml")
+        return
+    with pytest.raises(PresetError) as caught:
+        resolve(table, Plugins().offers, file="x.toml")
+    assert str(caught.value).startswith(f'x.toml: [stages.one] `train.keep_best` = "{best}": {told}')
+
+
+def test_every_objective_tells_its_metrics_beforehand():
+    for name, cls in Plugins().offered(protocols.Objective).items():
+        with suppress(TypeError, ValueError):  # one whose table needs keys
+            assert protocols.metrics_of(cls()) is not None, name

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -214,6 +215,22 @@ def test_a_changed_beta_runs_its_own_stage_again_and_says_why(preset: Path, stra
     assert "stage dpo is taken back from superseded/, where the same one was" in said
     assert content(finished / "dpo") == content(straight / "dpo")
     assert {path.name for path in (finished / "superseded").iterdir()} == {"dpo-2"}
+
+
+def test_of_rows_that_have_changed_files_and_numbers_are_told(preset: Path, finished: Path, tmp_path: Path) -> None:
+    chat = preset.with_name("chat.jsonl")
+    before = chat.read_bytes()
+    try:
+        chat.write_bytes(before + before.splitlines(keepends=True)[0])
+        refused = run_here(preset, finished, code=3)
+    finally:
+        chat.write_bytes(before)
+    told = next(line for line in refused.splitlines() if line.startswith("  stages.sft.data[0]"))
+    assert re.fullmatch(rf"  stages\.sft\.data\[0\] +30 rows +31 rows: {re.escape(str(chat))} has changed", told)
+    more = tmp_path / "more.jsonl"
+    more.write_bytes(before + before)
+    refused = run_here(preset, finished, f"stages.sft.data[0].path={more}", code=3)
+    assert f"60 rows: {more} is new, {chat} is gone" in refused
 
 
 @pytest.mark.parametrize("damage", ["remove the folder", "remove a file", "flip a bit"])

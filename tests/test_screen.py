@@ -159,3 +159,24 @@ def test_tables_and_samples_cannot_steer_the_terminal(sequence):
     out = console.file.getvalue()
     assert sequence not in out
     assert out.count("[/x] [bold]") >= 7, "and no markup is read in it"
+
+
+def test_a_table_that_is_too_wide_is_shown_in_several_and_nothing_is_cut():
+    columns = ["accuracy", "win rate", "wins", "ties", "losses", "length of a reply", "bits per byte"]
+    rows = {model: {name: place + 0.125 for place, name in enumerate(columns)} for model in ("a-model-with-quite-some-name", "dpo")}
+    intervals = {model: {name: (0.4, 200.0 + place) for place, name in enumerate(columns)} for model in rows}
+    evaluation = Evaluation("Win rates", dict.fromkeys(columns, "x"), rows, intervals=intervals)
+
+    def shown_in(width: int) -> str:
+        file = io.StringIO()
+        Teller(Console(file=file, width=width, soft_wrap=True)).show(evaluation)
+        return file.getvalue()
+
+    said = shown_in(80)
+    assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
+    for place, name in enumerate(columns):
+        assert name in said
+        assert said.count(f"(0.400 – {200 + place}.000)") == said.count(f" {place}.125 ") == 2
+    assert "…" not in shown_in(40)
+    assert shown_in(400).count("Win rates") == 1

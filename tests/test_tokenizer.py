@@ -194,7 +194,7 @@ def test_templates_that_cannot_be_trained_with(name: str) -> None:
     examples = [demonstration(*["Why?", "So."] * number) for number in (1, 2, 3)]
     with pytest.raises(TemplateError, match=words) as caught:
         deque(map(it.encode, examples))
-    assert "(first met at f:1)" in str(caught.value)
+    assert str(caught.value).startswith("the tokenizer: ")
     assert 'set `template = "zephyr"`' in str(caught.value)
 
 
@@ -300,6 +300,18 @@ def test_opening(tmp_path: Path) -> None:
     others = [open_tokenizer(str(tmp_path), template=name) for name in ("zephyr", "auto")]
     assert len({it.fingerprint() for it in (mine, *others)}) == 3
     assert mine.fingerprint() == pickle.loads(pickle.dumps(mine)).fingerprint()
+
+
+@pytest.mark.parametrize("damaged", [b"", QWEN.encode()[: len(QWEN) // 2], b"\x00\xff\xfe"])
+@pytest.mark.parametrize("file", ["chat_template.jinja", "mine.jinja"])
+def test_a_damaged_template_is_named_and_no_row_is(tmp_path: Path, file: str, damaged: bytes) -> None:
+    byte_pairs([CODE], 300).save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(damaged)
+    template = "auto" if file == "chat_template.jinja" else str(tmp_path / file)
+    with pytest.raises(ZkitError) as caught:
+        open_tokenizer(str(tmp_path), template=template).encode(demonstration("Why?", "So."))
+    assert str(caught.value).startswith(f"{tmp_path / file}: ")
+    assert "f:1" not in str(caught.value)
 
 
 def test_a_tokenizer_that_was_saved_with_truncation_does_not_cut(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from zephyr_kit.cache import count_rows, open_database, used
+from zephyr_kit.records import DamagedError
 
 DATABASE = "answers.sqlite"
 
@@ -21,26 +25,38 @@ class Answers:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / DATABASE
         self._lock = Lock()
-        self._database = open_database(folder / DATABASE, one_thread=False)
-        self._database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
-        used(folder / DATABASE)
+        with self._damage_told():
+            self._database = open_database(self._file, one_thread=False)
+            self._database.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID")
+        used(self._file)
 
     def get(self, question: Any) -> Any:
         """The answer to a question; None if it is not known."""
-        with self._lock:
+        with self._lock, self._damage_told():
             found = self._database.execute("SELECT answer FROM answers WHERE question = ?", [digest(question)]).fetchone()
         return None if found is None else json.loads(found[0])
 
     def put(self, question: Any, answer: Any) -> None:
         """Remember an answer."""
         row = [digest(question), json.dumps(answer, ensure_ascii=False)]
-        with self._lock:
+        with self._lock, self._damage_told():
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
 
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # it is only locked, or the disk is full
+                raise
+            mend = "restore it, or move it elsewhere: what it kept is then asked, and paid for, again"
+            raise DamagedError(f"{self._file}: damaged ({error}); {mend}") from error
 
 
 def count_answers(folder: Path) -> int:

@@ -93,7 +93,7 @@ def _content_problem(file: Path) -> str:
     if file.name.endswith(WEIGHTS):
         return header_problem(file)
     if file.name.endswith(TEMPLATES):
-        return _size_problem(file, MOST_BYTES_TEMPLATE)
+        return _size_problem(file, MOST_BYTES_TEMPLATE) or _text_problem(file)
     # Others are read by nobody here.
     is_read = file.name in (*SMALL_JSON, *VOCABULARIES) or file.name.endswith(INDEX)
     return _json_problem(file) if is_read else ""
@@ -102,6 +102,14 @@ def _content_problem(file: Path) -> str:
 def _size_problem(file: Path, most: int) -> str:
     size = file.stat().st_size
     return f"has {size / MIB:,.0f} MiB; more than {most / MIB:g} are not read" if size > most else ""
+
+
+def _text_problem(file: Path) -> str:
+    try:
+        file.read_text("utf-8")
+    except ValueError as error:
+        return f"is no text in UTF-8: {error}"
+    return ""
 
 
 def _json_problem(file: Path) -> str:

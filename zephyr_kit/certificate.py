@@ -130,6 +130,10 @@ def _compared(trial: Trial, tolerance: float, attentions: Mapping[str, type], ra
             yield scales.compared(detour, _record(trial, detour))
     with narrator.track(f"{ranks} ranks"):
         yield from (scales.compared(detour, record) for detour, record in _on_ranks(trial, plain, ranks))
+    wanted = trial.task.train.context_parallel
+    if wanted > 1 and ranks % wanted:
+        what = f"each batch by {wanted} ranks together, as train.context_parallel says"
+        yield Comparison(what, "not tried", remark=f"--ranks {wanted} tries it")
 
 
 def _detours(trial: Trial, plain: Way, attentions: Mapping[str, type]) -> Iterator[Detour]:
@@ -163,10 +167,12 @@ def _record(trial: Trial, detour: Detour) -> Record | str:
 def _on_ranks(trial: Trial, plain: Way, ranks: int) -> list[tuple[Detour, Record | str]]:
     if ranks == 1:
         return []
+    wanted = trial.task.train.context_parallel
+    team = wanted if wanted > 1 and ranks % wanted == 0 else ranks
     detours = [
         Detour(f"{ranks} ranks", plain, ADDS_UP),
         Detour(f"{ranks} ranks, weights shared out", replace(plain, sharded=True), ADDS_UP),
-        Detour(f"{ranks} ranks, each batch together", replace(plain, together=True)),
+        Detour(f"{ranks} ranks, each batch {'' if team == ranks else f'by {team} '}together", replace(plain, num_in_team=team)),
     ]
     if trial.device.type != "cpu":
         return [(detour, "ranks are compared on a CPU: --device cpu") for detour in detours]

@@ -11,6 +11,8 @@ from typing import Any
 from zephyr_kit.config import USE, PresetError, suggest
 
 COMMAND_LINE = "command line"
+FORMS = {"--set": "path.to.key=value, as in stages.dpo.objective.beta=0.05", "--option": "key=value, as in partition=gpu"}
+"""How a change is written, by the option that it is given with."""
 PATH = re.compile(r"[^.\[\]\s]+(\.[^.\[\]\s]+|\[\d+\])*")
 STEP = re.compile(r"\[\d+\]|[^.\[\]]+")
 
@@ -23,7 +25,7 @@ def apply_changes(
     for change in changes:
         path, equals, text = (part.strip() for part in change.partition("="))
         if not equals or not PATH.fullmatch(path):
-            raise PresetError(f"{option} {change}: write it as path.to.key=value, as in stages.dpo.objective.beta=0.05")
+            raise PresetError(f"{option} {change}: write it as {FORMS.get(option, 'key=value')}")
         try:
             _set(changed, path, _value(text))
         except LookupError as error:

@@ -38,10 +38,12 @@ from zephyr_kit.places import Places, numbered
 from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
+from zephyr_kit.records import DamagedError, read_json
 
 FORMAT = 7
 """Part of every key: a corpus of another format is made anew."""
 NUM_REASONS_TOLD = 10
+MEND = "remove the folder it is in, and the rows are tokenised again"
 
 Track = Callable[[str], AbstractContextManager[Advance]]
 """Told that a part of the work begins, and then how many rows are done."""
@@ -95,7 +97,7 @@ class Corpus:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """What became of every row that was read."""
-        facts: dict[str, Any] = self.places.told(json.loads((self.folder / "ledger.json").read_text("utf-8")))
+        facts: dict[str, Any] = self.places.told(read_json(self.folder / "ledger.json", MEND))
         portions = [{**told, **kept} for told, kept in zip(self.portions, facts["portions"], strict=False)]
         return {**facts, "portions": portions}
 
@@ -136,7 +138,11 @@ class Corpus:
         return self._array("first")
 
     def _array(self, name: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        file = self.folder / f"{name}.npy"
+        try:
+            array: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DamagedError(f"{file}: damaged (no whole array); {MEND}") from error
         return array
 
 

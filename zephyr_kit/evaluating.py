@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from zephyr_kit.keys import what_is_read
 from zephyr_kit.metrics import as_text
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import Evaluation, Suite
-from zephyr_kit.records import as_json, digest, write_json
+from zephyr_kit.records import as_json, digest, read_json, write_json
 from zephyr_kit.subjects import Subject
 from zephyr_kit.surroundings import surroundings
 
@@ -52,7 +51,7 @@ def evaluate_once(
     contents = {name: subject.content for name, subject in models.items()}
     key = as_json({"suite": settings, "read": what_is_read(suite), "models": contents})
     place = folder / f"{name}-{digest(key)[:8]}"
-    known = json.loads((place / RESULT).read_text("utf-8")) if (place / RESULT).exists() else None
+    known = read_json(place / RESULT, "remove it to measure again") if (place / RESULT).exists() else None
     if known is not None and known["key"] == key:
         evaluations = [read_evaluation(facts) for facts in known["evaluations"]]
         narrator.say(f"{name}: measured before, nothing changed ({place}){_main_figures(evaluations)}")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from zephyr_kit.cache import cache_folder, used
 
-DIGITS = 64
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def file_fingerprint(path: Path) -> str:
-    """Digest of a file's bytes; remembered as long as its size and times stay."""
+    """Digest of a file's bytes; remembered as long as its size, times and place stay: an edit may set one time back, not the other."""
     stat = path.stat()
-    known = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    known = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     note = cache_folder("digests") / hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
-    if note.exists() and len(digest := note.read_text("ascii")) == DIGITS:  # after a loss of power, it may be empty
+    if note.exists() and DIGEST.fullmatch(digest := note.read_text("ascii", "replace")):  # after a loss of power, it may be empty
         used(note)
         return digest
     with path.open("rb") as file:

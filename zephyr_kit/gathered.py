@@ -18,6 +18,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.example import Example, Message
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.portion import Portion
+from zephyr_kit.records import DamagedError
 
 Part = Literal["train", "held_out"]
 NOT_YET = "not gathered yet"
@@ -62,9 +63,17 @@ class GatheredRows:
         return self.path.exists()
 
     def rows(self) -> Iterator[Example]:
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                yield replace(read_row(json.loads(line)), origin=f"{self.path}:{number}")
+                try:
+                    row = read_row(json.loads(line))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DamagedError(f"{self.path}:{number}: damaged ({error}); {self._mend}") from error
+                yield replace(row, origin=f"{self.path}:{number}")
+
+    @property
+    def _mend(self) -> str:
+        return f"remove {self.path.parent}, and the same command gathers the rows again, from the answers that are kept"
 
     def fingerprint(self) -> str:
         return f"gathered {file_fingerprint(self.path)}" if self.is_there else NOT_YET

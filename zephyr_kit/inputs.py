@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_kit import ZkitError
+from zephyr_kit.config import PresetError, did_you_mean
 from zephyr_kit.exits import Exit
 from zephyr_kit.gathered import NOT_YET
 
 ALL = "all"
+NUM_FILES = 5
+"""That are told of."""
 WIDTH = 40
 """Of a column, in characters."""
 
@@ -45,6 +48,30 @@ def changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], own: 
     return [Change(name, *_columns(was, is_)) for name, (was, is_) in found.items()]
 
 
+def files_differing(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which files, each with a digest, hold what they did not; empty if none does, wherever they have moved."""
+    fates = {
+        "has changed": [file for file in now if file in before and before[file] != now[file]],
+        "is new": [file for file in now if file not in before and now[file] not in before.values()],
+        "is gone": [file for file in before if file not in now and before[file] not in now.values()],
+    }
+    told = [f"{file} {fate}" for fate, files in fates.items() for file in files]
+    return ", ".join(told[:NUM_FILES]) + (f" and {len(told) - NUM_FILES:,} more" if len(told) > NUM_FILES else "")
+
+
+def names(stage: str, key: Mapping[str, Any], own: AbstractSet[str] = frozenset()) -> set[str]:
+    """What the inputs of a stage are called."""
+    return {_name(stage, path, own) for path in _leaves(key)}
+
+
+def refuse_unknown(accepted: Sequence[str], known: AbstractSet[str]) -> None:
+    """Raise for what is to be accepted and is the name of no input, nor of a table with any."""
+    for name in accepted:
+        if not any(Change(each, "", "").is_accepted([name]) for each in known):
+            near = did_you_mean(name, known) or f"; they have the names of the preset, as {min(known)}, and {ALL} is all of them"
+            raise PresetError(f"--accept {name}: no input of the run has that name{near}")
+
+
 def refuse(found: Sequence[Change], accepted: Sequence[str]) -> None:
     """Raise with all changes side by side, unless every one is accepted."""
     refused = [change for change in found if not change.is_accepted(accepted)]
@@ -64,6 +91,17 @@ def refuse(found: Sequence[Change], accepted: Sequence[str]) -> None:
 def _is_to_come(value: Any) -> bool:
     """Rows that a stage before this one has yet to gather: whether they will be others cannot be known."""
     return isinstance(value, list) and NOT_YET in value
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key in value:
+            yield from _leaves(value[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and "[" not in path:
+        for number, each in enumerate(value):
+            yield from _leaves(each, f"{path}[{number}]")
+    else:
+        yield path
 
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

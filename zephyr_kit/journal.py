@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.exits import Exit
-from zephyr_kit.records import as_json, differences, write_json
+from zephyr_kit.records import as_json, differences, read_json, write_json
 from zephyr_kit.redaction import redacted
 
 if TYPE_CHECKING:
     import torch
 
 DONE = "done"
+MEND = "move it elsewhere, and the same command goes on: no result rests on it, only the report's times and costs"
 OF_ONE_SESSION = (
     *("command", "key", "began", "ended", "seconds", "memory", "outcome", "exit"),
     *("flops_per_token", "reference_flops_per_token"),
@@ -34,7 +34,7 @@ class Journal:
 
     def notes(self) -> list[dict[str, Any]]:
         """All of them."""
-        found: list[dict[str, Any]] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
+        found: list[dict[str, Any]] = read_json(self.path, MEND, kind=list) if self.path.exists() else []
         return found
 
     def add(self, *notes: Mapping[str, Any]) -> None:

@@ -169,7 +169,7 @@ class Loop:
             self.log.append(report.facts() for report in reports)
         for report in reports:
             self._tell("zkit_step_ended", run=self.about, report=report)
-            self._refuse_unknown_best(["loss", "gradient_norm", *report.metrics])
+            self._refuse_unknown_best(report.metrics)
             if report.num_skipped:
                 self.narrator.say(f"{self.about.stage} step {report.step} changes no weight: {_not_finite(report)}")
             if report.num_skipped >= NUM_SKIPPED:
@@ -180,10 +180,10 @@ class Loop:
                 )
 
     def _refuse_unknown_best(self, names: Iterable[str]) -> None:
-        best, names = self.train.keep_best, sorted(names)
-        if best is not None and best not in names and best.startswith(HELD_OUT) == names[0].startswith(HELD_OUT):
-            where = f"[stages.{self.about.stage}.train]"
-            raise TrainingError(f'{where} `keep_best` = "{best}": there is no such metric, but {", ".join(names)}')
+        try:
+            self.train.refuse_unknown_best(names, held_out=self.held_out is not None)
+        except ValueError as error:
+            raise TrainingError(f"[stages.{self.about.stage}] {error}") from error
 
     def _refuse_stillness(self) -> None:
         if not self.trainer.has_moved():
@@ -201,7 +201,6 @@ class Loop:
             means = self.trainer.evaluate(_Works(feed, list(together(packs, self.world.num_teams))))
         if self.world.leads:
             self.log.append([{"step": step, **{f"{HELD_OUT}{name}": value for name, value in means.items()}}])
-        self._refuse_unknown_best([f"{HELD_OUT}{name}" for name in means])
         self._tell("zkit_held_out", run=self.about, step=step, metrics=means)
 
     def _rows(self, step: int) -> list[str]:

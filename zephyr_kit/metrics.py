@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit import ZkitError
 from zephyr_kit.disk import put
+from zephyr_kit.records import DamagedError
 
 HELD_OUT = "held_out/"
 """Before the name of every metric of held-out data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """What a metrics file had when training went on."""
+
+    last_step: int
+    """That had a line; 0 if there was none."""
+    num_damaged: int
+    """Lines that could not be read, and are gone."""
+    missing: Sequence[int]
+    """Steps up to where training goes on that have no line."""
+
+    def told(self) -> str:
+        """What it lacks; empty if nothing."""
+        damaged = f"{self.num_damaged:,} damaged line{'s' if self.num_damaged > 1 else ''} removed" if self.num_damaged else ""
+        return ", ".join(filter(None, (damaged, f"no line of step {_runs(self.missing)}" if self.missing else "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +45,15 @@ class MetricLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(_written(line), allow_nan=False) + "\n" for line in lines)
 
-    def rewind(self, step: int) -> None:
-        """Forget the lines after `step`: training goes on from there."""
-        kept = [line for line in self.lines() if line["step"] <= step]
+    def rewind(self, step: int) -> Rewound:
+        """Forget the lines after `step`, from where training goes on, and those that cannot be read."""
+        found = [_parsed(text) for text in self._texts()]
+        whole = [line for line in found if line is not None]
         staging = self.path.with_suffix(".part")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in whole if line["step"] <= step), "utf-8")
         put(staging, self.path)
-
-    def last_step(self) -> int:
-        """The last step that has a line; 0 if there is none."""
-        return max((line["step"] for line in self.lines()), default=0)
+        missing = set(range(1, step + 1)) - {line["step"] for line in whole if "loss" in line}
+        return Rewound(max((line["step"] for line in whole), default=0), len(found) - len(whole), sorted(missing))
 
     def worth(self, name: str) -> dict[int, float]:
         """How good each step was by a metric, the more the better: losses are best when they are low."""
@@ -54,12 +71,31 @@ class MetricLog:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """All whole lines; a killed process may have left a half one at the end."""
-        if self.path.exists():
-            for number, text in enumerate(self.path.read_text("utf-8", "replace").split("\n")[:-1], 1):
-                try:
-                    yield json.loads(text)
-                except ValueError as error:
-                    raise ZkitError(f"{self.path}:{number}: damaged ({error}); remove that line, and the same command goes on") from error
+        for number, text in enumerate(self._texts(), 1):
+            line = _parsed(text)
+            if line is None:
+                raise DamagedError(f"{self.path}:{number}: damaged (no figures of a step); remove that line, and the same command goes on")
+            yield line
+
+    def _texts(self) -> list[str]:
+        return self.path.read_text("utf-8", "replace").split("\n")[:-1] if self.path.exists() else []
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Rising numbers, those that follow each other in short: `3, 7–9`."""
+    known = set(numbers)
+    firsts = [number for number in numbers if number - 1 not in known]
+    lasts = [number for number in numbers if number + 1 not in known]
+    return ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in zip(firsts, lasts, strict=True))
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """The figures of a line; None if it is damaged."""
+    with suppress(ValueError):
+        line = json.loads(text)
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            return line
+    return None
 
 
 def _written(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit import ZkitError
 from zephyr_kit.changes import apply_changes
 from zephyr_kit.config import USE, Builder, PresetError, did_you_mean, suggest
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preset import Stage, bound, load
 from zephyr_kit.protocols import Backend, Start
+from zephyr_kit.records import read_json
 from zephyr_kit.stages import TrainStage
-from zephyr_kit.weights import CONFIG, local_file, looks_like_folder
+from zephyr_kit.weights import CONFIG, MEND, local_file, looks_like_folder
 
 READER = "mistral"
 """The backend of a model that no preset names."""
@@ -126,7 +125,7 @@ def _of_no_run(given: str, plugins: Plugins, keys: Sequence[str]) -> NamedModel:
     """One in Hugging Face format, or an adapter, which stands on the model that its file names."""
     folder = Path(given).expanduser()
     if (folder / ADAPTER_FILE).exists():
-        base = str(_json(folder / ADAPTER_FILE).get("base_model_name_or_path"))
+        base = str(read_json(folder / ADAPTER_FILE, MEND).get("base_model_name_or_path"))
         changed = frozenset(key.partition("=")[0].strip() for key in keys)
         return NamedModel(folder.absolute().name, _backend(plugins, base, keys), Start(folder, changed))
     if looks_like_folder(given) and not folder.is_dir():
@@ -146,18 +145,10 @@ def _of_no_run(given: str, plugins: Plugins, keys: Sequence[str]) -> NamedModel:
 def _backend(plugins: Plugins, weights: str, keys: Sequence[str]) -> Backend:
     table: dict[str, Any] = {USE: READER, "weights": weights}
     config = local_file(weights, CONFIG, revision=None)
-    told = {} if config is None else _json(config)
+    told = {} if config is None else read_json(config, MEND)
     dtype = told.get("dtype") or told.get("torch_dtype")
     if dtype in WIDE:
         table["dtype"] = dtype
     table, origins = apply_changes(table, keys, weights, option="--model")
     backend: Backend = Builder(plugins.offers, weights, origins).convert(Backend, table, "model")
     return backend
-
-
-def _json(file: Path) -> Mapping[str, Any]:
-    try:
-        found: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ZkitError(f"{file}: is not JSON: {error}") from error
-    return found

@@ -23,17 +23,17 @@ from zephyr_kit.evaluations import read_evaluation
 from zephyr_kit.feedback import Feedback
 from zephyr_kit.forecast import Forecast, Outlook, skeleton_start, with_capacity
 from zephyr_kit.gathered import are_there, gathered_by
-from zephyr_kit.inputs import refuse
+from zephyr_kit.inputs import refuse, refuse_unknown
 from zephyr_kit.journal import Journal
 from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.observe import Narrator
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_run
-from zephyr_kit.preset import Preset, Stage, bound, portions_of
+from zephyr_kit.preset import Preset, Stage, bound, portions_of, tables_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Start
 from zephyr_kit.records import digest, write_json, write_text
-from zephyr_kit.runs import RunFolder, StageFolder
+from zephyr_kit.runs import FILES, RunFolder, StageFolder
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.standing import Outdated, Standing, Trained
@@ -65,6 +65,8 @@ class Pipeline:
         """Run every stage that is not done yet; return the evaluations."""
         with self.folder.locked(), cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:
             standing = self._standing(answers)
+            if self.accepted:
+                refuse_unknown(self.accepted, standing.names())
             outdated = standing.outdated()
             refuse([change for _, change in outdated.changes], self.accepted)
             self._take_over(standing)
@@ -259,6 +261,8 @@ class Pipeline:
     def _open(self, stage: Stage, key: Mapping[str, Any]) -> StageFolder:
         opened = self.folder.open_stage(stage.name, key)
         folder = opened.stage
+        files = {table: portion.files() for table, portion in tables_of(stage.task)}
+        write_json(folder.path / FILES, files)
         damage = folder.damage()
         if damage is not None:
             self.narrator.say(f"stage {stage.name}: {damage}; it is made again, from its last checkpoint if that is there")

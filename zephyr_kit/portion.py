@@ -6,17 +6,23 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Gt, Interval
 
+from zephyr_kit import ZkitError
 from zephyr_kit.binarise import Binarise
 from zephyr_kit.cache import cache_folder
+from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.places import Places
 from zephyr_kit.protocols import INLINE, DataSource, Filter
 from zephyr_kit.sieve import Row, Sieve, Sifted, class_name
 
+MAX_BYTES_COUNTED = 64 * 2**20
+"""Of files whose rows are counted only to be told of."""
 MAX_DESCRIPTION = 300
 """Characters."""
 
@@ -53,6 +59,19 @@ class Portion:
     def places(self) -> Places:
         """The files that the rows are in."""
         return Places.of(self.source)
+
+    def files(self) -> dict[str, str]:
+        """The files that the rows are in, each with a digest of its bytes."""
+        there = (Path(name) for name in self.places.names.values())
+        return {str(file): file_fingerprint(file) for file in there if file.is_file()}
+
+    def num_rows(self) -> int | None:
+        """How many rows are taken; None where to count them would take long, or cannot be done."""
+        files = self.files()
+        with suppress(ZkitError, OSError):
+            if files and sum(Path(file).stat().st_size for file in files) <= MAX_BYTES_COUNTED:
+                return sum(1 for _ in self._taken())
+        return None
 
     def fingerprint(self) -> list[Any]:
         """JSON values that change whenever what comes of the rows would."""

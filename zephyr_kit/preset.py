@@ -160,6 +160,12 @@ def portions_of(task: Task) -> dict[str, tuple[Portion, ...]]:
     return {f"suites[{number}].{key}": portions for number, suite in suites for key, portions in portions_in(suite).items()}
 
 
+def tables_of(task: Task) -> Iterator[tuple[str, Portion]]:
+    """The same, each portion under the name of its table: `data[0]`."""
+    for key, portions in portions_of(task).items():
+        yield from ((f"{key}[{number}]", portion) for number, portion in enumerate(portions))
+
+
 def training_stages(preset: Preset, names: Sequence[str] = ()) -> list[Stage]:
     """The stages that train, or those of these names."""
     training = {stage.name: stage for stage in preset.stages if isinstance(stage.task, TrainStage)}

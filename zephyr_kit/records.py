@@ -9,7 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zephyr_kit import ZkitError
 from zephyr_kit.disk import sync
+
+
+class DamagedError(ZkitError):
+    """A file of ours, or of a model, that does not hold what was written."""
+
+
+def read_json(path: Path, mend: str, *, kind: type = dict) -> Any:
+    """The object, or whatever `kind` says, in a JSON file; raises `DamagedError`, with what mends it, for a file that is cut or garbled."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DamagedError(f"{path}: damaged ({error}); {mend}") from error
+    if not isinstance(found, kind):
+        raise DamagedError(f"{path}: damaged (holds {type(found).__name__}, not {kind.__name__}); {mend}")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

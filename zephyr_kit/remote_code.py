@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
-from zephyr_kit.weights import looks_like_folder
+from zephyr_kit.records import read_json
+from zephyr_kit.weights import MEND, looks_like_folder
 
 WRITTEN = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 FILES = ("config.json", "tokenizer_config.json")
@@ -66,7 +67,7 @@ def references_in(folder: Path) -> Iterator[str]:
     """The repositories of the code that a model's files name; empty for its own."""
     for file in (folder / name for name in FILES):
         if file.exists():
-            named = json.loads(file.read_text("utf-8")).get(KEY) or {}
+            named = read_json(file, MEND).get(KEY) or {}
             yield from (_repository(each) for each in _flat(named))
 
 

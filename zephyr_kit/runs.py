@@ -5,6 +5,7 @@
     RUN/run.json               each time a stage was worked on: versions, machine, time, how it ended; changes that were accepted
     RUN/report.html            what is known of it on one page; report.md is the same as text
     RUN/STAGE/key.json         what the stage's result depends on
+    RUN/STAGE/files.json       the files of its data, with digests: to tell which has changed
     RUN/STAGE/data.json        what became of every row (and quarantine.jsonl, lengths.json beside it)
     RUN/STAGE/broken_laws.json where its objective says that it breaks some
     RUN/STAGE/metrics.jsonl    a line for each step, and for each look at held-out data
@@ -19,12 +20,11 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,9 +32,10 @@ from typing import IO, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.disk import sync
 from zephyr_kit.fingerprint import folder_fingerprint
-from zephyr_kit.records import as_json, differences, write_json
+from zephyr_kit.records import as_json, differences, read_json, write_json
 
-BROKEN_LAWS = "broken_laws.json"
+BROKEN_LAWS, FILES = "broken_laws.json", "files.json"
+MEND = "remove the folder it is in to run that stage again"
 SECONDS_BETWEEN_TRIES = 0.1
 """To lock a folder."""
 
@@ -120,6 +121,18 @@ class StageFolder:
             if folder.is_dir()
             for name, found in folder_fingerprint(folder, ending).items()
         }
+
+    def files_of(self, table: str) -> dict[str, str] | None:
+        """The files of a table of data, `data[0]`, say, with digests, as they were when the stage was last opened; None if not known."""
+        found: dict[str, str] | None = (_read(self.path / FILES) or {}).get(table)
+        return found
+
+    def rows_of(self, table: str) -> int | None:
+        """How many rows were read of it; None if not known."""
+        name, _, number = table.removesuffix("]").partition("[")
+        with suppress(ZkitError, LookupError, TypeError):
+            return int((_read(self.path / f"{name}.json") or {})["portions"][int(number)]["read"])
+        return None
 
     def key(self) -> dict[str, Any] | None:
         """What the stage's result depends on, as it was when the stage began."""
@@ -247,10 +260,5 @@ def _link(source: str, target: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); remove the folder it is in to run that stage again") from error
+    facts: dict[str, Any] | None = read_json(path, MEND) if path.exists() else None
     return facts

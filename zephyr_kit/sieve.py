@@ -31,12 +31,14 @@ from zephyr_kit.cache import used
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
 from zephyr_kit.places import Places
 from zephyr_kit.protocols import Filter, Memory, Verdict
+from zephyr_kit.records import read_json
 from zephyr_kit.tally import SieveLedger, Tally
 from zephyr_kit.workers import in_workers
 
 FORMAT = 2
 """Part of every key: what was sifted in another format is sifted anew."""
 ROWS_PER_SHARD = 4096
+MEND = "remove the folder it is in, and the rows are sifted again"
 
 Row = Example | BadRow | Removed
 
@@ -60,7 +62,7 @@ class Sifted:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """What became of them."""
-        facts: dict[str, Any] = json.loads((self.folder / "ledger.json").read_text("utf-8"))
+        facts: dict[str, Any] = read_json(self.folder / "ledger.json", MEND)
         return facts
 
 
@@ -237,7 +239,7 @@ def _lines(shard: Path) -> Generator[dict[str, Any]]:
             for line in file:
                 yield json.loads(line)
     except (OSError, EOFError, ValueError) as error:
-        raise SieveError(f"{shard}: damaged ({error}); remove the folder it is in, and the rows are sifted again") from error
+        raise SieveError(f"{shard}: damaged ({error}); {MEND}") from error
 
 
 def _so_far(folder: Path) -> SieveLedger | None:

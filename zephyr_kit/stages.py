@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from zephyr_kit.binarise import Binarise
-from zephyr_kit.config import default_use
+from zephyr_kit.config import default_use, suggest
 from zephyr_kit.gate import Gate
+from zephyr_kit.metrics import HELD_OUT
 from zephyr_kit.portion import Portion
-from zephyr_kit.protocols import INLINE, Completer, Judge, Objective, OptimizerFactory, Suite
+from zephyr_kit.protocols import INLINE, Completer, Judge, Objective, OptimizerFactory, Suite, metrics_of
 
 if TYPE_CHECKING:
     from zephyr_kit.plan import Indices, Plan
@@ -76,6 +78,13 @@ class Train:
             steps=self.steps,
         )
 
+    def refuse_unknown_best(self, metrics: Iterable[str], *, held_out: bool) -> None:
+        """Raise ValueError where `keep_best` is neither among these metrics of the objective nor among what is measured with any."""
+        measured = ["loss", *metrics]
+        known = [*measured, "gradient_norm", *(f"{HELD_OUT}{name}" for name in measured if held_out)]
+        if self.keep_best is not None and self.keep_best not in known:
+            raise ValueError(f'`train.keep_best` = "{self.keep_best}": there is no such metric{suggest(self.keep_best, known)}')
+
     @property
     def capacity(self) -> int:
         """`tokens_per_batch`, where nothing has chosen it: what suits a CPU."""
@@ -108,12 +117,19 @@ class TrainStage:
     def __post_init__(self) -> None:
         if not self.data:
             raise ValueError("needs at least one table in `data`")
-        if (self.train.keep_best or "").startswith("held_out/") and not self.held_out:
-            raise ValueError(f'`train.keep_best` = "{self.train.keep_best}": there is no `held_out` data to be measured on')
+        self._check_best()
         for portion in (*self.data, *self.held_out):
             _check_rule(portion.binarise, self.objective)
         if self.reference is not None and not self.objective.needs_reference:
             raise ValueError(f'`reference` = "{self.reference}": the objective compares with no reference')
+
+    def _check_best(self) -> None:
+        """Refuse to keep the best by what is never measured, as far as that can be known beforehand."""
+        best = self.train.keep_best
+        if (best or "").startswith(HELD_OUT) and not self.held_out:
+            raise ValueError(f'`train.keep_best` = "{best}": there is no `held_out` data to be measured on')
+        if best not in (None, "loss", f"{HELD_OUT}loss") and (names := metrics_of(self.objective)) is not None:
+            self.train.refuse_unknown_best(names, held_out=bool(self.held_out))
 
 
 @dataclass(frozen=True)

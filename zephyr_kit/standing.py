@@ -14,10 +14,10 @@ from zephyr_kit import ZkitError
 from zephyr_kit.answers import Answers
 from zephyr_kit.devices import give_back_memory
 from zephyr_kit.gathered import gathered_by
-from zephyr_kit.inputs import Change, changes
+from zephyr_kit.inputs import Change, changes, files_differing, names
 from zephyr_kit.keys import evaluation_key, gathering_key, training_key
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.preset import Stage, portions_of
+from zephyr_kit.preset import Stage, portions_of, tables_of
 from zephyr_kit.protocols import Bench, Policy, Start
 from zephyr_kit.records import as_json, digest
 from zephyr_kit.runs import RunFolder
@@ -84,6 +84,11 @@ class Standing:
                 key = gathering_key(task, self.bench(stage, before), seed=self.seed, plugins=self.plugins)
             yield stage, key
 
+    def names(self) -> set[str]:
+        """What the inputs of the stages are called, those of before included."""
+        keys = [(stage, each) for stage, key in self.with_keys() for each in (key, self.folder.stage(stage.name).key() or {})]
+        return {name for stage, key in keys for name in names(stage.name, as_json(key), stage.changed)}
+
     def outdated(self) -> Outdated:
         """What is there and would not be made so now, with the inputs that have changed."""
         names = [stage.name for stage in self._outdated()]
@@ -105,7 +110,17 @@ class Standing:
             folder = self.folder.stage(stage.name)
             if folder.is_begun:
                 found = changes(stage.name, folder.key() or {}, as_json(key), stage.changed)
-                yield from ((stage.name, change) for change in found)
+                yield from ((stage.name, self._in_words(stage, change)) for change in found)
+
+    def _in_words(self, stage: Stage, change: Change) -> Change:
+        """Of rows: which files are others, and how many rows there are."""
+        table = change.name.removeprefix(f"stages.{stage.name}.")
+        portion, folder = dict(tables_of(stage.task)).get(table), self.folder.stage(stage.name)
+        before = folder.files_of(table) if portion is not None else None
+        if portion is None or before is None or not (told := files_differing(before, portion.files())):
+            return change
+        was, now = (f"{count:,} rows" if count is not None else "" for count in (folder.rows_of(table), portion.num_rows()))
+        return Change(change.name, was or "other rows", f"{now}: {told}".removeprefix(": "))
 
     def bench(self, stage: Stage, before: Trained | None) -> Bench:
         """With the model of the stage before; where none trains before, with that of [model] itself."""

@@ -177,12 +177,13 @@ class Training:
             self._rewind(trainer.num_steps_taken, resumed=state is not None)
 
     def _rewind(self, step: int, *, resumed: bool) -> None:
-        log = MetricLog(self.folder.metrics)
-        lost = log.last_step() - step
+        found = MetricLog(self.folder.metrics).rewind(step)
+        lost = found.last_step - step
         if resumed or lost > 0:
             again = f"; {lost} that came after are taken again" if lost > 0 else ""
             self.narrator.say(f"going on after step {step}{again}")
-        log.rewind(step)
+        if told := found.told():
+            self.narrator.say(f"{self.folder.metrics}: damaged: {told}; curves and reports lack that, the training lacks nothing")
 
     def _feeds(
         self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores], mismatched: Mapping[str, Feed] | None = None

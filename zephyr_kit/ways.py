@@ -49,8 +49,8 @@ class Way:
     """Score the reference before the first step, instead of in each."""
     sharded: bool = False
     """Share the weights out over the ranks."""
-    together: bool = False
-    """Let the ranks compute each batch together."""
+    num_in_team: int = 1
+    """Ranks that compute each batch together."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def take(
     world = world or World()
     if objective.needs_reference and not way.cached:
         policy.keep_reference()
-    if way.together:
-        world = world.in_teams(world.size)
+    if way.num_in_team > 1:
+        world = world.in_teams(way.num_in_team)
         policy.share_rows(world.team_group())
     if way.sharded:
         policy.shard(world.mesh(device.type, hybrid=False))

@@ -16,6 +16,7 @@ from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.patience import within
 
 SECONDS = 2.0
+MEND = "fetch the model again, or have it made again"
 CONFIG = "config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
@@ -71,8 +72,8 @@ def weight_files(weights: str, revision: str | None) -> dict[str, Path]:
     folder = Path(weights).expanduser() if looks_like_folder(weights) else _whole_snapshot(weights, revision)
     index = folder / INDEX_FILE
     if index.exists():
-        placed: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         check_folder(folder)
+        placed: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         return {tensor: folder / name for tensor, name in placed.items()}
     file = folder / WEIGHTS_FILE
     if not file.exists():

@@ -13,6 +13,7 @@ from zephyr_kit.markdown import table
 from zephyr_kit.models import NamedModel
 from zephyr_kit.preset import portions_of
 from zephyr_kit.report.phrases import evaluated
+from zephyr_kit.runs import StageFolder
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.weights import local_file, looks_like_folder
 from zkit_export.parity import HEAD, Parity, told
@@ -86,7 +87,7 @@ def _lineage(model: NamedModel) -> Iterator[str]:
     for stage in model.stages:
         parts = [f"objective `{stage.settings['objective.use']}`"] if isinstance(stage.task, TrainStage) else []
         parts += [f"data {portion.facts()['source']}" for each in portions_of(stage.task).values() for portion in each]
-        files = sorted((_json(model.run / stage.name / "done.json") or {}).get("files", {}).items())
+        files = sorted((StageFolder(model.run / stage.name).done() or {}).get("files", {}).items())
         parts += [f"`{name}` {digest[:NUM_DIGITS]}" for name, digest in files if name.endswith((".safetensors", ".jsonl"))]
         yield f"- stage `{stage.name}`: {'; '.join(parts) or 'measures'}"
     yield ""
@@ -127,7 +128,3 @@ def _base(model: NamedModel) -> str | None:
     """What training began with; None for random weights."""
     weights = model.stages[0].settings.get("model.weights") if model.stages else getattr(model.backend, "weights", model.name)
     return str(weights) if weights else None
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text("utf-8")) if file.exists() else None

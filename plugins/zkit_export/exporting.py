@@ -19,8 +19,8 @@ from zephyr_kit.disk import disk_errors_told, let_others_read, put
 from zephyr_kit.models import ADAPTER_FILE, NamedModel
 from zephyr_kit.observe import Narrator
 from zephyr_kit.protocols import MergingBackend, Start, Tokenizer
-from zephyr_kit.records import write_json
-from zephyr_kit.weights import CONFIG, looks_like_folder
+from zephyr_kit.records import read_json, write_json
+from zephyr_kit.weights import CONFIG, MEND, looks_like_folder
 from zkit_export import llama_cpp
 from zkit_export.card import write_card
 from zkit_export.gguf_file import TYPES, Source, check_gguf, is_ours, write_gguf
@@ -54,7 +54,7 @@ class Export:
         folder = self.model.start.folder
         if self._whole or folder is None:
             return None
-        base = str(json.loads((folder / ADAPTER_FILE).read_text("utf-8")).get("base_model_name_or_path"))
+        base = str(read_json(folder / ADAPTER_FILE, MEND).get("base_model_name_or_path"))
         return Path(base).expanduser() if looks_like_folder(base) else None
 
     def run(self) -> list[Parity]:

@@ -12,7 +12,8 @@ from annotated_types import Gt
 
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.protocols import Bench, Case, Failure, Judgement
-from zephyr_kit.weights import CONFIG, local_file, place_of, weights_fingerprint, weights_problems
+from zephyr_kit.records import read_json
+from zephyr_kit.weights import CONFIG, MEND, local_file, place_of, weights_fingerprint, weights_problems
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ class RewardModel:
         if config is None:
             return []
         where = f"weights = {json.dumps(self.weights)}"
-        facts = json.loads(config.read_text("utf-8"))
+        facts = read_json(config, MEND)
         kinds = facts.get("architectures") or ["no architecture"]
         if not kinds[0].endswith("ForSequenceClassification"):
             return [f"{where}: is a {kinds[0]}; a reward model is a …ForSequenceClassification with one label"]
@@ -86,7 +87,7 @@ class RewardModel:
         if any(self._local(name) for name in ("chat_template.jinja", "chat_template.json")):
             return True
         settings = self._local("tokenizer_config.json")
-        return settings is not None and bool(json.loads(settings.read_text("utf-8")).get("chat_template"))
+        return settings is not None and bool(read_json(settings, MEND).get("chat_template"))
 
     def _local(self, name: str) -> Path | None:
         return local_file(self.weights, name, revision=self.revision)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from zephyr_kit import ZkitError
 from zephyr_kit.artifacts import check_folder
 from zephyr_kit.config import suggest
+from zephyr_kit.records import read_json
+from zephyr_kit.weights import MEND
 
 if TYPE_CHECKING:
     from zephyr_kit.protocols import Start
@@ -108,7 +110,7 @@ def is_adapter(folder: Path | None) -> bool:
 
 def base_of(folder: Path) -> str:
     """The weights that an adapter belongs to."""
-    return str(json.loads((folder / CONFIG_FILE).read_text("utf-8"))["base_model_name_or_path"])
+    return str(read_json(folder / CONFIG_FILE, MEND).get("base_model_name_or_path"))
 
 
 def check_adapter(folder: Path) -> None:

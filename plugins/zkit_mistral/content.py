@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.protocols import Start
-from zephyr_kit.weights import CONFIG, looks_like_folder, weights_fingerprint
+from zephyr_kit.records import read_json
+from zephyr_kit.weights import CONFIG, MEND, looks_like_folder, weights_fingerprint
 from zkit_mistral.adapters import CONFIG_FILE, is_adapter
 from zkit_mistral.loading import bare_weights
 from zkit_mistral.scratch import shape_of
@@ -37,7 +37,7 @@ def _weights(settings: Settings, start: Start) -> dict[str, Any]:
     if start.folder is None or not is_adapter(start.folder):
         return {"weights": weights}
     # Where the base lies is said in the adapter's configuration; what it is, by its content.
-    adapter = json.loads((start.folder / CONFIG_FILE).read_text("utf-8"))
+    adapter = read_json(start.folder / CONFIG_FILE, MEND)
     return {"weights": weights, "adapter": {**_files(start.folder), **{key: adapter[key] for key in adapter if key != BASE_KEY}}}
 
 

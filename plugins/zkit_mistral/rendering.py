@@ -51,6 +51,8 @@ class ChatTemplate:
     """The chat template of a tokenizer of transformers."""
 
     tokens: Any
+    source: str = "the tokenizer"
+    """Where it stands, for a message."""
 
     def render(self, dialogue: Sequence[Message], asked: Sequence[Asked]) -> list[str]:
         """For each that is asked: so many turns as the template writes them, with the opening of a reply if wanted."""
@@ -58,7 +60,7 @@ class ChatTemplate:
         try:
             return self._writer.write(turns, asked)
         except TemplateOverrun as error:
-            raise TemplateError(f"{error}; {MEND}") from error
+            raise self._unusable(str(error)) from error
         except Exception as error:  # a template is somebody's program: it may raise anything
             raise ExampleError(f"the chat template refuses the dialogue: {error}") from error
 
@@ -84,15 +86,15 @@ class ChatTemplate:
         try:
             before, after = self.opening([question]), self.render([question, answer], [(2, False)])[0]
         except ExampleError as error:
-            raise TemplateError(f"{error} (a question and an answer); {MEND}") from error
+            raise self._unusable(f"{error} (a question and an answer)") from error
         lead, found, rest = after.removeprefix(before).partition(answer.content)
         if not after.startswith(before) or not found:
-            raise TemplateError(f"this chat template does not write a reply, word for word, after its generation prompt; {MEND}")
+            raise self._unusable("this chat template does not write a reply, word for word, after its generation prompt")
         if control := self.control.search(lead):
-            raise TemplateError(f"this chat template writes {control.group()!r} before a reply, but not in its generation prompt; {MEND}")
+            raise self._unusable(f"this chat template writes {control.group()!r} before a reply, but not in its generation prompt")
         end = self.control.search(rest)
         if end is None:
-            raise TemplateError(f"this chat template does not end a reply with a control token, so that a model would never stop; {MEND}")
+            raise self._unusable("this chat template does not end a reply with a control token, so that a model would never stop")
         return Frame(lead, rest[: end.end()])
 
     @cached_property
@@ -137,10 +139,13 @@ class ChatTemplate:
                 return error
             what = "alters a reply" if continues else "does not render the dialogue as the continuation of its beginning"
             return ExampleError(f"the chat template {what}")
-        return TemplateError(
+        return self._unusable(
             "this chat template does not render a dialogue as the continuation of its beginning, with each reply and its end token, "
-            f"so that trained tokens cannot be told from others; {MEND}"
+            "so that trained tokens cannot be told from others"
         )
+
+    def _unusable(self, why: str) -> TemplateError:
+        return TemplateError(f"{self.source}: {why}; {MEND}")
 
 
 def _span(whole: str, opening: str, reply: str, frame: Frame) -> Span | None:

@@ -17,8 +17,10 @@ from zephyr_kit import ZkitError
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.example import TEXT, Example, ExampleError, Message
 from zkit_mistral.opening import Origin
-from zkit_mistral.rendering import ChatTemplate, Span, TemplateError
+from zkit_mistral.rendering import MEND, ChatTemplate, Span, TemplateError
 from zkit_mistral.templates import NAMED, with_system
+
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ChatTokenizer:
     """A tokenizer of transformers with its chat template."""
 
     tokens: Any
+    source: str = "the tokenizer"
+    """Where the template stands, for a message."""
 
     def encode(self, example: Example) -> Tree:
         """Token ids of the prompt and the completions; see `protocols.Tokenizer`.
@@ -77,7 +81,7 @@ class ChatTokenizer:
     @cached_property
     def template(self) -> ChatTemplate:
         """How dialogues are written."""
-        return ChatTemplate(self.tokens)
+        return ChatTemplate(self.tokens, self.source)
 
     @cached_property
     def stop_ids(self) -> list[int]:
@@ -101,8 +105,11 @@ class ChatTokenizer:
 
     def _written(self, example: Example) -> tuple[str, list[tuple[str, list[Span]]]]:
         """The text of the prompt; and for each completion the whole text, and where its replies stand in it."""
+        if _is_verbatim(example):
+            return self._verbatim(example)
+        _ = self.template.frame  # what is wrong with the template on plain words is wrong with no row
         try:
-            return self._verbatim(example) if _is_verbatim(example) else self._dialogues(example)
+            return self._dialogues(example)
         except TemplateError as error:
             raise TemplateError(f"{error} (first met at {example.origin})" if example.origin else str(error)) from error
 
@@ -178,18 +185,29 @@ def open_tokenizer(origin: Origin | str, *, template: str, system: str | None = 
     # A tokenizer may have been saved with either; to cut and to pad is not its business here.
     tokens.backend_tokenizer.no_truncation()
     tokens.backend_tokenizer.no_padding()
-    tokens.chat_template = _template(tokens.chat_template, template, system)
-    return ChatTokenizer(tokens)
+    source, written = _template(tokens.chat_template, template, place)
+    tokens.chat_template = written if system is None else with_system(written, system)
+    return ChatTokenizer(tokens, source)
 
 
-def _template(own: str | dict[str, str] | None, wanted: str, system: str | None) -> str:
-    if wanted == "auto":
-        chosen = (own.get("default") if isinstance(own, dict) else own) or NAMED["zephyr"]
-    elif wanted in NAMED:
-        chosen = NAMED[wanted]
-    else:
-        chosen = Path(wanted).read_text("utf-8")
-    return chosen if system is None else with_system(chosen, system)
+def _template(own: str | dict[str, str] | None, wanted: str, place: str) -> tuple[str, str]:
+    """Where the template stands, and the template."""
+    if wanted in NAMED:
+        return place, NAMED[wanted]
+    if wanted != "auto":
+        return wanted, _read(Path(wanted))
+    file = Path(place) / TEMPLATE_FILE
+    source, own = str(file) if file.exists() else place, own.get("default") if isinstance(own, dict) else own
+    if own is not None and not own.strip():
+        raise TemplateError(f"{source}: the chat template is empty; {MEND}")
+    return source, own or NAMED["zephyr"]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise TemplateError(f"{file}: cannot be read: {error}; {MEND}") from error
 
 
 def _is_verbatim(example: Example) -> bool:

@@ -163,8 +163,8 @@ def test_the_best_checkpoint_is_kept_besides_the_last(job, tmp_path):
     kept = sorted(place.name for place in (tmp_path / "run" / "sft" / "checkpoints").iterdir())
     assert kept == [f"step-{best:08d}", f"step-{job.steps:08d}"]
     assert f"best by gradient_norm: step {best}" in said
-    said = finish(job, tmp_path / "other", "--set", f"{train}.keep_best=held_out/los", code=1)
-    assert '`keep_best` = "held_out/los": there is no such metric, but held_out/loss' in said
+    said = finish(job, tmp_path / "other", "--set", f"{train}.keep_best=heldout/loss", code=2)
+    assert '`train.keep_best` = "heldout/loss": there is no such metric; did you mean `held_out/loss`?' in said
     said = finish(job, tmp_path / "other", "--set", "stages.dpo.train.keep_best=held_out/loss", code=2)
     assert "there is no `held_out` data to be measured on" in said
 

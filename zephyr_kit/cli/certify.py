@@ -27,7 +27,7 @@ WORDS = {"pass": "PASS", "fail": "FAIL", "broken": "BREAKS", "not tried": "not t
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="What is computed in.")
 @click.option("--tolerance", type=click.FloatRange(0, min_open=True), help="What may differ.  [default: 1e-3, and 1e-9 in float64]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …; ranks are compared on a CPU.")
-@click.option("--ranks", default=2, show_default=True, type=click.IntRange(1), help="Processes that share the steps; 1 leaves that out.")
+@click.option("--ranks", type=click.IntRange(1), help="Processes that share the steps; 1: none.  [default: 2, or context_parallel]")
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1), help="Optimiser steps.")
 @click.option("--examples", default=4, show_default=True, type=click.IntRange(1), help="Examples in each.")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder, to start where its stages ended.  [default: runs/NAME]")
@@ -78,7 +78,7 @@ def _certificates(
     dtype: Any,
     tolerance: float | None,
     device: str,
-    ranks: int,
+    ranks: int | None,
     steps: int,
     examples: int,
     smoke: bool,
@@ -101,7 +101,11 @@ def _certificates(
             for stage in training_stages(preset, names)
         ]
         most, kernels = tolerance or TOLERANCES[dtype], plugins.offered(Attention)
-        return [certified(trial, tolerance=most, attentions=kernels, ranks=ranks, narrator=teller) for trial in trials]
+        num_ranks = [ranks or max(2, trial.task.train.context_parallel) for trial in trials]
+        return [
+            certified(trial, tolerance=most, attentions=kernels, ranks=num, narrator=teller)
+            for trial, num in zip(trials, num_ranks, strict=True)
+        ]
 
 
 def show(certificate: Certificate, console: Console) -> None:

@@ -1,13 +1,18 @@
-"""Finding presets by path or by name."""
+"""Finding presets by path or by name, and folders of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 import zephyr_kit
-from zephyr_kit.config import PresetError, suggest
+from zephyr_kit.config import PresetError, did_you_mean, suggest
 from zephyr_kit.plugins import Plugins
+
+RUN = "preset.toml"
+"""What tells the folder of a run."""
 
 
 def find_preset(given: str, plugins: Plugins) -> Path:
@@ -30,6 +35,16 @@ def known_presets(plugins: Plugins) -> Iterator[Path]:
     """All presets that can be named, ours first."""
     for folder in (_own_folder(), *plugins.preset_folders()):
         yield from sorted(folder.glob("*.toml"))
+
+
+def pool(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    """A folder that holds runs, for an option."""
+    if value is None or (value.is_dir() and not (value / RUN).exists()):
+        return value
+    if value.is_dir():
+        raise click.BadParameter(f"{value} is a run; give the folder that it is in, {value.parent}")
+    near = did_you_mean(value.name, (each.name for each in value.parent.iterdir() if each.is_dir())) if value.parent.is_dir() else ""
+    raise click.BadParameter(f"there is no folder {value}{near}")
 
 
 def _name(path: Path) -> str | None:

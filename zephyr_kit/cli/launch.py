@@ -30,4 +30,4 @@ def launch(context: click.Context, /, launcher: str, preset: str, output: Path |
     found = load(find_preset(preset, plugins), plugins.offers, changes=others["changes"])  # type: ignore[arg-type]
     folder = output or Path("runs") / (f"{found.name}-smoke" if others["smoke"] else found.name)
     wanted = Devices(*(others[name] for name in ("device", "devices", "nodes", "rendezvous")))  # type: ignore[arg-type]
-    return launch_job(chosen, found.name, folder, wanted, arguments=arguments_of_run(context.params, preset, folder, but=OWN))
+    return launch_job(chosen, found, folder, wanted, arguments=arguments_of_run(context.params, preset, folder, but=OWN))

@@ -14,6 +14,7 @@ from zephyr_kit.plugins import Plugins
 if TYPE_CHECKING:
     import torch
 
+    from zephyr_kit.preset import Preset
     from zephyr_kit.protocols import Launcher
     from zephyr_kit.world import World
 
@@ -66,26 +67,41 @@ def chosen_launcher(plugins: Plugins, name: str, options: tuple[str, ...]) -> La
     from zephyr_kit.config import USE, Builder
     from zephyr_kit.protocols import Launcher
 
-    table, origins = apply_changes({USE: name}, options, "--option")
+    table, origins = apply_changes({USE: name}, options, f"launcher {name}", option="--option")
     launcher: Launcher = Builder(plugins.offers, "--option", origins).convert(Launcher, table, "launcher")
     return launcher
 
 
 def launch_job(
-    launcher: Launcher, name: str, folder: Path, wanted: Devices, *, arguments: tuple[str, ...], in_turn: bool = False
+    launcher: Launcher, preset: Preset, folder: Path, wanted: Devices, *, arguments: tuple[str, ...], queue: str | None = None
 ) -> int:
-    """Have `zkit`, with these arguments, started on several devices."""
+    """Have `zkit`, with these arguments, started on several devices; jobs of one `queue` one after another."""
     from zephyr_kit.cli.tell import Teller
     from zephyr_kit.protocols import Job
 
     device, count = wanted.of_this_machine()
     fewest, most = wanted.range_of_nodes
-    job = Job(name, arguments, folder, device, count, most, fewest, wanted.rendezvous, in_turn)
+    for nodes in range(fewest, most + 1):
+        _refuse_odd_teams(preset, count * nodes)
+    job = Job(queue or preset.name, arguments, folder, device, count, most, fewest, wanted.rendezvous, in_turn=queue is not None)
     problems = launcher.problems(job)
     if problems:
         raise ZkitError("\n".join(problems))
     make_folder(folder)
     return launcher.launch(job, Teller().say)
+
+
+def _refuse_odd_teams(preset: Preset, num_devices: int) -> None:
+    """Now, and not when all machines have come together."""
+    from zephyr_kit.stages import TrainStage
+    from zephyr_kit.world import World
+
+    for stage in preset.stages:
+        if isinstance(stage.task, TrainStage):
+            try:
+                World(size=num_devices).in_teams(stage.task.train.context_parallel)
+            except ZkitError as error:
+                raise ZkitError(f"[stages.{stage.name}] {error}") from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 
 from zephyr_kit.cli.completion import complete_preset
 from zephyr_kit.cli.duration import seconds
-from zephyr_kit.cli.find import find_preset
+from zephyr_kit.cli.find import find_preset, pool
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
 from zephyr_kit.config import PresetError
 from zephyr_kit.exits import table
@@ -40,7 +40,7 @@ ENDS = "\b\nHow it ends:\n" + "\n".join(table())
 @click.option("--nodes", default="1", metavar="N", help="On so many machines, each with this command; 2:4 goes on with two of four.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet.")
 @click.option("--accept", "accepted", multiple=True, metavar="NAME", help="Accept that an input has changed. Repeatable.")
-@click.option("--reuse", type=click.Path(path_type=Path, file_okay=False), help="A folder of runs: what one has finished is taken over.")
+@click.option("--reuse", type=click.Path(path_type=Path), callback=pool, help="A folder of runs: what one has finished is taken over.")
 @click.option("--max-time", callback=seconds, metavar="TIME", help="Save and leave after so long: 2h30m, 45m, 90s.")
 @click.option("--smoke", is_flag=True, help="The same pipeline in miniature: shrunken random model, generated rows, a few steps, offline.")
 @click.pass_obj
@@ -74,18 +74,18 @@ def run(
 
         with disk_errors_told(folder):
             if not is_a_rank() and wanted.are_several():
-                return _launch(plugins, resolved.name, folder, wanted)
+                return _launch(plugins, resolved, folder, wanted)
             with found_world(plugins, device) as world:
                 _run(plugins, resolved, RunFolder(folder, reuse), device, world, stop, accepted, smoke=smoke)
     return 0
 
 
-def _launch(plugins: Plugins, name: str, folder: Path, wanted: Devices) -> int:
+def _launch(plugins: Plugins, preset: Preset, folder: Path, wanted: Devices) -> int:
     """Have this very command started on each device."""
     from zephyr_kit.protocols import Launcher
 
     elastic = plugins.offered(Launcher)[LAUNCHER]()
-    return launch_job(elastic, name, folder, wanted, arguments=tuple(sys.argv[1:]))
+    return launch_job(elastic, preset, folder, wanted, arguments=tuple(sys.argv[1:]))
 
 
 def _run(

@@ -66,7 +66,7 @@ class Starter:
         wanted = Devices(*(self.given[name] for name in ("device", *LAUNCHED)))
         try:
             launcher = chosen_launcher(self.plugins, self.launcher or "", self.options)
-            code = launch_job(launcher, _queue(preset, one), self.folder / one.name, wanted, arguments=arguments, in_turn=True)
+            code = launch_job(launcher, preset, self.folder / one.name, wanted, arguments=arguments, queue=_queue(preset, one))
         except ZkitError as error:
             return child.Ended(error.exit, str(error))
         return child.Ended(code, f"exit code {code}" if code else "")

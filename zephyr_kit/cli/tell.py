@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,8 @@ from zephyr_kit.words import duration
 SECONDS_BETWEEN_LINES = 10.0
 REDRAWN_PER_SECOND = 2.0
 """What moves; rich's ten take a hundredth of a core from the training."""
+WIDEST = 10_000
+"""Of a table, in characters."""
 SHOWN = {"loss": "loss", "reward/accuracy": "accuracy", "reward/margin": "margin"}
 
 
@@ -95,19 +98,21 @@ class Teller:
 
     def show(self, evaluation: Evaluation) -> None:
         """Print an evaluation as a table, with what its columns mean, and samples."""
-        table = Table(title=Text(harmless(evaluation.title), "table.title"), title_justify="left")
-        table.add_column("model")
-        for name in evaluation.columns:
-            table.add_column(Text(harmless(name)), justify="right")
-        for model, values in evaluation.rows.items():
-            within = evaluation.intervals.get(model, {})
-            table.add_row(Text(harmless(model)), *(figure(values.get(name), within.get(name)) for name in evaluation.columns))
         self.console.print()
-        self.console.print(table)
+        left = list(evaluation.columns)
+        while left:
+            tables = {size: _table(evaluation, left[:size]) for size in range(1, len(left) + 1)}
+            size = max((size for size, table in tables.items() if self._width(table) <= self.console.width), default=1)
+            self.console.print(tables[size])
+            left = left[size:]
         for name, meaning in evaluation.columns.items():
             self.say(f"  {name}: {meaning}")
         for sample in evaluation.samples:
             self._sample(sample)
+
+    def _width(self, table: Table) -> int:
+        """In which nothing of it is cut, nor goes on in the next line."""
+        return Measurement.get(self.console, self.console.options.update(width=WIDEST), table).maximum
 
     def _sample(self, sample: Mapping[str, str]) -> None:
         self.say(f"\n  user: {sample['prompt']}")
@@ -121,6 +126,17 @@ class Teller:
         return Progress(*columns, console=self.console, transient=transient, refresh_per_second=REDRAWN_PER_SECOND)
 
 
+def _table(evaluation: Evaluation, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(harmless(evaluation.title), "table.title"), title_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in columns:
+        table.add_column(Text(harmless(name)), justify="right", no_wrap=True)
+    for model, values in evaluation.rows.items():
+        within = evaluation.intervals.get(model, {})
+        table.add_row(Text(harmless(model)), *(figure(values.get(name), within.get(name)) for name in columns))
+    return table
+
+
 def figures(report: Report) -> str:
     """The figures of a step that are worth watching, in one line."""
     return f"{shown({'loss': report.loss, **report.metrics})}  {report.tokens_per_second:,.0f} tokens/s"
@@ -132,6 +148,6 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 
 def figure(value: float | None, interval: tuple[float, float] | None = None) -> str:
-    """A cell of a table, with the interval that the value lies in."""
+    """A cell of a table, with the interval that the value lies in below it."""
     told = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-    return told if interval is None else f"{told} ({interval[0]:.3f} – {interval[1]:.3f})"
+    return told if interval is None else f"{told}\n({interval[0]:.3f} – {interval[1]:.3f})"

@@ -20,7 +20,7 @@ from zephyr_kit.protocols.model import (
     broken_laws,
     updates_bfloat16,
 )
-from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, needs_ratings, num_units, survey_of
+from zephyr_kit.protocols.objective import Objective, Outcome, Scores, Surveying, metrics_of, needs_ratings, num_units, survey_of
 from zephyr_kit.protocols.replies import Bench, Case, Completer, Failure, Judge, Judgement, Reply, Request, Sampling
 from zephyr_kit.protocols.track import Track, Tracker
 
@@ -61,6 +61,7 @@ __all__ = [
     "Tracker",
     "Verdict",
     "broken_laws",
+    "metrics_of",
     "needs_ratings",
     "num_units",
     "survey_of",

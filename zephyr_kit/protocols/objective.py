@@ -180,6 +180,19 @@ def needs_ratings(objective: Objective) -> bool:
     return bool(getattr(objective, "needs_ratings", False))
 
 
+def metrics_of(objective: Objective) -> list[str] | None:
+    """The names of what it reports beside the loss, as it gives them for a batch that is empty; None where it cannot take one."""
+    import torch
+
+    nothing = Scores(torch.zeros(0), torch.zeros(0, dtype=torch.long), 0, torch.zeros(0), ())
+    survey = survey_of(objective)
+    judge = objective if survey is None else survey.given(torch.zeros(()))
+    try:
+        return list(judge(nothing, nothing if objective.needs_reference else None).metrics)
+    except Exception:  # one that breaks that law is told by the laws
+        return None
+
+
 def num_units(objective: Objective, batch: Batch) -> int:
     """How many tokens, or examples, the loss of this batch is a sum over."""
     if objective.unit is Unit.TOKEN:
