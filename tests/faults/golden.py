@@ -1,6 +1,6 @@
 """A hundred losses of each objective, as they are checked in.
 
-    python -m tests.faults.golden [FOLDER]
+    python -m tests.faults.golden [FOLDER [STEPS]]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OBJECTIVES = ("sft", "dpo", "ipo")
 STEPS = 100
 
 
-def losses(name: str, model: Path) -> list[float]:
+def losses(name: str, model: Path, steps: int) -> list[float]:
     """Of a small model with random weights, on random tokens."""
     import torch
     from tiny import ListCorpus, random_trees
@@ -50,20 +50,21 @@ def losses(name: str, model: Path) -> list[float]:
     corpus = ListCorpus(random_trees(40, completions=objective.completions, longest=20))
     feed = Feed(corpus, objective, 120, True, torch.device("cpu"), World())
     plan = Plan(corpus.lengths, 5, examples_per_step=8, epochs=None, steps=STEPS)
-    return [trainer.step(feed.step(plan.step(number))).means["loss"].item() for number in range(STEPS)]
+    return [trainer.step(feed.step(plan.step(number))).means["loss"].item() for number in range(steps)]
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, steps: int) -> None:
     from tiny import write_model
 
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         model = write_model(Path(place), hidden_size=16, intermediate_size=16, num_hidden_layers=1)
         for name in OBJECTIVES:
-            (folder / f"{name}.txt").write_text("".join(f"{loss!r}\n" for loss in losses(name, model)))
+            (folder / f"{name}.txt").write_text("".join(f"{loss!r}\n" for loss in losses(name, model, steps)))
 
 
 if __name__ == "__main__":
     if any(os.environ.get(key) != value for key, value in PORTABLE.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **PORTABLE})
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    given = sys.argv[1:]
+    write(Path(given[0]) if given else FOLDER, int(given[1]) if len(given) > 1 else STEPS)
