@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyr_kit import ZkitError
+from zephyr_kit.launched import is_a_rank
 from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def found_world(plugins: Plugins, device: str) -> Iterator[World]:
     """What a launcher has started, with signs of life where it wants them; else this process alone."""
     from zephyr_kit.devices import find_device
     from zephyr_kit.heartbeat import Heart, own_signs
-    from zephyr_kit.world import World, is_a_rank, joined
+    from zephyr_kit.world import World, joined
 
     if not is_a_rank():
         yield World()
