@@ -39,9 +39,10 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether somebody has asked the run to stop."""
+    """Whether somebody has asked the run to stop; `silent` where whoever has started this process tells of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
         self._heard: list[signal.Signals] = []
         self._asked: Exit | None = None
         self._since = 0.0
@@ -59,8 +60,8 @@ class Stop:
             raise Stopped(asked)
 
     @contextmanager
-    def later(self, until: str = "") -> Iterator[None]:
-        """Within it, a request waits until somebody asks, or until it ends; which the user is told in these words, if in any."""
+    def later(self, until: str) -> Iterator[None]:
+        """Within it, a request waits until somebody asks, or until it ends; which the user is told in these words."""
         self._waits, self._until = True, until
         try:
             yield
@@ -120,7 +121,7 @@ class Stop:
             self._asked, self._since = SIGNALS[signal.Signals(number)], time.monotonic()
             if not self._waits:
                 raise Stopped(self._asked)
-            if self._until:
+            if not self._silent:
                 _tell(f"stopping when {self._until}; Ctrl-C twice leaves at once")
         elif number == signal.SIGINT and time.monotonic() - self._since > SECONDS_APART:
             _tell("left at once; the same command goes on after the last checkpoint")

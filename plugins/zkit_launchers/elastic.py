@@ -65,7 +65,7 @@ class Elastic:
         stop = Stop()
         guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say), stop)
         try:
-            with stop.listening(), stop.later():
+            with stop.listening(), stop.later("all ranks have stopped"):
                 guard.run()
         except Stopped as stopped:
             guard.refuse_failure()

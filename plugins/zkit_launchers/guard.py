@@ -79,9 +79,9 @@ class Guard(LocalElasticAgent):
         self._failed: RanksFailed | Stopped | None = None
 
     def has_begun(self) -> bool:
-        """Whether the ranks of this machine had come so far that each has told why it ended."""
+        """Whether a step was taken, or the ranks of this machine had come so far that each has told why it ended."""
         told = [signs.failure() for signs in self._signs(self._worker_group)]
-        return bool(told) and None not in told
+        return self._best_step > 0 or (bool(told) and None not in told)
 
     def refuse_failure(self) -> None:
         """Raise what has ended the ranks for good."""

@@ -15,6 +15,7 @@ from zephyr_kit.cli.find import find_preset
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
 from zephyr_kit.config import PresetError
 from zephyr_kit.exits import table
+from zephyr_kit.heartbeat import own_signs
 from zephyr_kit.launched import is_a_rank
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.redaction import names_of_secrets_in
@@ -60,7 +61,7 @@ def run(
     smoke: bool,  # noqa: FBT001  click's way
 ) -> int:
     """Run PRESET, a file or a name, or go on where it stood."""
-    stop = Stop()
+    stop = Stop(silent=own_signs() is not None)
     with stop.starting(max_time):
         from zephyr_kit.disk import disk_errors_told
         from zephyr_kit.preset import load
