@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zephyr_kit import ZkitError
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.cache import cache_root
 from zephyr_kit.exits import Exit
 
 TROUBLES = {
@@ -143,7 +143,7 @@ def _words(error: Exception) -> str | None:
 def _free(folder: Path) -> str:
     """What is written goes to either, and an error of the disk seldom says which."""
     told = []
-    for place in (folder, cache_folder(".")):
+    for place in (folder, cache_root()):
         try:
             told.append(f"{place} has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free")
         except OSError as error:

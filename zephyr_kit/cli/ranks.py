@@ -126,7 +126,9 @@ def own_device(name: str, world: World) -> torch.device:
 
 def make_folder(folder: Path) -> None:
     """Make the folder of a run."""
+    from zephyr_kit.disk import DiskError
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ZkitError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error
+        raise DiskError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error
