@@ -56,12 +56,14 @@ class Elastic:
             local_world_size=job.devices,
             entrypoint=sys.executable,
             args=("-m", "zephyr_kit", *job.arguments),
-            rdzv_handler=meeting(job.name, nodes=job.nodes, fewest=job.fewest_nodes, endpoint=job.rendezvous),
+            rdzv_handler=meeting(job.name, nodes=job.nodes, fewest=job.fewest_nodes, endpoint=job.rendezvous, say=say),
             max_restarts=STARTS,
             monitor_interval=0.2,
         )
         # The first process speaks to the terminal; what the others say is kept.
         redirects = dict.fromkeys(range(1, job.devices), Std.ALL) | {0: Std.NONE}
+        if job.rendezvous is not None:
+            say(f"{job.nodes} machines meet at {job.rendezvous}")
         stop = Stop()
         guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say), stop)
         try:

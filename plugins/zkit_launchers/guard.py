@@ -15,6 +15,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
@@ -89,8 +90,11 @@ class Guard(LocalElasticAgent):
             raise self._failed
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        with self._stop.at_once():
-            super()._rendezvous(worker_group)
+        try:
+            with self._stop.at_once():
+                super()._rendezvous(worker_group)
+        except RendezvousTimeoutError as error:
+            raise ZkitError("the other machines have not come: start the same command on each of them") from error
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._frozen.clear()
