@@ -6,6 +6,7 @@ What a plugin author needs first is importable from here; nothing here imports t
 from __future__ import annotations
 
 from enum import Enum
+
 import pluggy
 
 from zephyr_kit.exits import Exit

@@ -97,15 +97,23 @@ def put(staging: Path, place: Path) -> None:
 
 def staging_folder(folder: Path) -> Path:
     """An empty folder to work in; those that killed processes left for the same folder are removed."""
-    mine = f".{folder.name}.{platform.node()}."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.iterdir():
-        owner = left.name.removeprefix(mine)
-        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    staging = folder.with_name(f"{mine}{os.getpid()}")
+    staging = staging_place(folder)
     staging.mkdir()
     return staging
+
+
+def staging_place(place: Path) -> Path:
+    """Beside it, where nothing is; what killed processes left there for the same file or folder is removed."""
+    mine = f".{place.name}.{platform.node()}."
+    for left in place.parent.iterdir():
+        owner = left.name.removeprefix(mine)
+        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return place.with_name(f"{mine}{os.getpid()}")
 
 
 def _is_alive(process: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zephyr_kit.disk import sync
+from zephyr_kit.disk import staging_place, sync
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -21,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; one that says the same already is left alone."""
     if path.exists() and path.read_bytes() == text.encode():
         return
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging = staging_place(path)
     with staging.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -54,10 +54,10 @@ def _wait_for(host: str, port: int, say: Callable[[str], None]) -> None:
         except OSError as error:
             if _matches_machine_hostname(host):
                 return
-            if time.monotonic() > until:
-                raise
             if not told:
                 say(f"waiting for {host}:{port}, for {SECONDS_TO_ANSWER:.0f} s at the most: {error.strerror or error}")
+            if time.monotonic() >= until:
+                raise
             told = True
             time.sleep(SECONDS_BETWEEN_TRIES)
         else:

@@ -60,6 +60,11 @@ class Devices:
             raise ZkitError("--nodes and --rendezvous HOST:PORT go together: HOST is one of the machines, the same for all")
         return several or self.of_this_machine()[1] > 1
 
+    def refuse_more(self) -> None:
+        """Another launcher has started all processes that there will be."""
+        if self.devices is not None or self.nodes != "1" or self.rendezvous is not None:
+            raise ZkitError("--devices, --nodes, --rendezvous: the processes are started already; tell that launcher, and leave these out")
+
 
 def chosen_launcher(plugins: Plugins, name: str, options: tuple[str, ...]) -> Launcher:
     """A launcher, with keys of its own set."""

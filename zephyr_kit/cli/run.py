@@ -74,7 +74,10 @@ def run(
         from zephyr_kit.runs import RunFolder
 
         with disk_errors_told(folder):
-            if not is_a_rank() and wanted.are_several():
+            if is_a_rank():
+                if own_signs() is None:
+                    wanted.refuse_more()
+            elif wanted.are_several():
                 return _launch(plugins, resolved.name, folder, wanted)
             with found_world(plugins, device) as world:
                 _run(plugins, resolved, RunFolder(folder, reuse), device, world, stop, accepted, smoke=smoke)
