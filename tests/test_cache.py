@@ -14,8 +14,8 @@ from tiny import ListCorpus, TablePolicy, random_trees
 
 from zephyr_kit.answers import Answers
 from zephyr_kit.cache import CacheError, cache_folder, cache_in_use
-from zephyr_kit.exits import Exit
 from zephyr_kit.cli import build, main
+from zephyr_kit.exits import Exit
 from zephyr_kit.score_store import SCORER, ScoreStore
 
 DAY = 86_400

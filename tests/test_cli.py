@@ -143,7 +143,7 @@ def test_version_and_help(capsys):
             2,
             "`beta` = -1: should be greater than 0 (from command line)",
         ),
-        (["run", "quickstart", "--output", "/proc/nowhere/run"], 1, "cannot make the folder of the run, /proc/nowhere/run: "),
+        (["run", "quickstart", "--output", "/proc/nowhere/run"], 4, "cannot make the folder of the run, /proc/nowhere/run: "),
         (["chat", "/"], 2, "/: holds neither preset.toml nor config.json; give the folder that `zkit run` wrote"),
         (["chat", "/nowhere"], 2, "/nowhere: there is no such folder, and it is no name of a repository"),
     ],

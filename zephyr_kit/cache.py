@@ -42,7 +42,7 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def _cannot_be_written(folder: Path, reason: str) -> CacheError:
+def _cannot_be_written(folder: Path, reason: str | None) -> CacheError:
     return CacheError(f"{folder}: what is kept between runs cannot be written: {reason}; choose another folder with ZKIT_CACHE")
 
 
