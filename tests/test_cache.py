@@ -13,8 +13,9 @@ from references import scored
 from tiny import ListCorpus, TablePolicy, random_trees
 
 from zephyr_kit.answers import Answers
-from zephyr_kit.cache import cache_folder, cache_in_use
+from zephyr_kit.cache import CacheError, cache_folder, cache_in_use
 from zephyr_kit.cli import build, main
+from zephyr_kit.exits import Exit
 from zephyr_kit.score_store import SCORER, ScoreStore
 
 DAY = 86_400
@@ -161,3 +162,16 @@ def test_a_damaged_file_of_answers_is_shown_and_cleared(root, capsys):
     assert table(zkit(capsys))["answers"][0] == "1"
     zkit(capsys, "clear", "answers", "--yes")
     assert not (root / "answers").exists()
+
+
+def test_one_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("ZKIT_CACHE", str(root))
+        with pytest.raises(CacheError, match=f"{root}/corpora: .* choose another folder with ZKIT_CACHE") as told:
+            cache_folder("corpora")
+        assert told.value.exit is Exit.DISK
+    monkeypatch.setenv("ZKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(CacheError, match="it can only be read"):
+        cache_folder("corpora")

@@ -143,7 +143,7 @@ def test_version_and_help(capsys):
             2,
             "`beta` = -1: should be greater than 0 (from command line)",
         ),
-        (["run", "quickstart", "--output", "/proc/nowhere/run"], 1, "cannot make the folder of the run, /proc/nowhere/run: "),
+        (["run", "quickstart", "--output", "/proc/nowhere/run"], 4, "cannot make the folder of the run, /proc/nowhere/run: "),
         (["run", "quickstart", "--reuse", "/nowhere/runs"], 2, "there is no folder /nowhere/runs"),
         (["run", "quickstart", "--reuse", "/hom"], 2, "there is no folder /hom; did you mean `home`?"),
         (["chat", "/"], 2, "/: holds neither preset.toml nor config.json; give the folder that `zkit run` wrote"),

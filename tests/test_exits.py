@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -36,6 +38,29 @@ def test_signals_end_as_shells_have_it():
         signal.SIGTERM: 15,
         signal.SIGUSR1: 10,
     }
+
+
+BEFORE = """
+import signal
+from zephyr_kit.stopping import Stop
+
+class Last:
+    def __del__(self):  # from which nothing can be raised, as from C++
+        signal.raise_signal(signal.{name})
+
+with Stop().starting():
+    last = Last()
+    del last
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_before_the_work_begins_a_request_ends_the_process_at_once(number):
+    ended = subprocess.run([sys.executable, "-c", BEFORE.format(name=number.name)], capture_output=True, text=True, check=False)
+    assert ended.returncode == SIGNALS[number]
+    assert "before it had begun" in ended.stderr
+    assert ended.stdout == ""
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2h30m", 9000), ("45m", 2700), ("90s", 90), ("1d", 86400), ("1d2h3m4s", 93784)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,13 @@ def asked(*arguments: str) -> tuple[int, str]:
 
 def test_a_script_for_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
+    folder = tmp_path / "my runs at 50%"
+    folder.mkdir()
     told: list[str] = []
     slurm = Slurm(partition="gpu", time="24:00:00", more=("--mem=0",), setup=("module load cuda",), warning=120)
-    assert slurm.launch(job(tmp_path, fewest_nodes=4), told.append) == 0
-    script = tmp_path / "slurm.sh"
-    assert told == [f"to hand it in:  sbatch {script}"]
+    assert slurm.launch(job(folder, fewest_nodes=4), told.append) == 0
+    script = folder / "slurm.sh"
+    assert told == [f"to hand it in:  sbatch '{script}'"]
     lines = script.read_text().splitlines()
     for line in ("--nodes=4", "--partition=gpu", "--time=24:00:00", "--gpus-per-node=8", "--signal=USR1@120", "--requeue", "--mem=0"):
         assert f"#SBATCH {line}" in lines
@@ -51,6 +54,8 @@ def test_a_script_for_slurm(tmp_path, monkeypatch):
         f"srun --kill-on-bad-exit=1 {shlex.join(words)} --devices 8"
         ' --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$head:29500"'
     )
+    (log,) = [line.removeprefix("#SBATCH ") for line in lines if "--output" in line]
+    assert shlex.split(log) == [f"--output={folder}/slurm-%j.log".replace("50%", "50%%")]
     assert subprocess.run(["/bin/bash", "-n", str(script)], check=False).returncode == 0
 
 
@@ -109,6 +114,36 @@ def test_what_is_wrong_is_told(arguments, told, monkeypatch):
     code, said = asked(*arguments, "--device", "cpu")
     assert code != 0
     assert told in said
+
+
+def test_under_another_launcher_devices_are_refused_and_not_ignored(monkeypatch, tmp_path):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    for option in (["--devices", "2"], ["--nodes", "2"], ["--rendezvous", "n1:1"]):
+        result = CliRunner().invoke(build(), ["run", QUICKSTART, "--device", "cpu", "--output", str(tmp_path), *option])
+        assert "the processes are started already" in str(result.exception)
+
+
+def test_where_nobody_is_met_is_told_in_a_line(monkeypatch):
+    from zkit_launchers import meeting
+
+    monkeypatch.setattr(meeting, "SECONDS_TO_ANSWER", 0.0)
+    monkeypatch.setattr(meeting, "SECONDS_BETWEEN_TRIES", 0.0)
+    told: list[str] = []
+    with pytest.raises(ZkitError, match=r"^--rendezvous nosuch.invalid:29500: no machine of this run could be met there: .*$"):
+        meeting.meeting("tiny", nodes=2, fewest=2, endpoint="nosuch.invalid:29500", say=told.append)
+    assert [line.partition(", ")[0] for line in told] == ["waiting for nosuch.invalid:29500"]
+
+
+def test_something_else_that_answers_is_told_in_a_line(monkeypatch, capfd):
+    from zkit_launchers import meeting
+
+    monkeypatch.setattr(meeting, "SECONDS_FOR_A_TRY", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ZkitError, match=rf"^--rendezvous {endpoint}: .*: what answers is something else$"):
+            meeting.meeting("tiny", nodes=2, fewest=2, endpoint=endpoint, say=print)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_third_party_may_launch(tmp_path):

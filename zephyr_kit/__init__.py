@@ -6,7 +6,6 @@ What a plugin author needs first is importable from here; nothing here imports t
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
 
 import pluggy
 
@@ -31,7 +30,7 @@ class Unit(Enum):
 class ZkitError(Exception):
     """Something the user can mend; the message says what, where and how."""
 
-    exit: ClassVar[Exit] = Exit.CANNOT
+    exit: Exit = Exit.CANNOT
     """How the command ends with it."""
 
 

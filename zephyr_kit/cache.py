@@ -10,10 +10,19 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
+
 LOCK = ".lock"
 SECONDS_TO_WAIT = 60.0
 """For another process that writes to the same database."""
 SECONDS_BETWEEN_TRIES = 0.02
+
+
+class CacheError(ZkitError):
+    """Nothing can be kept."""
+
+    exit = Exit.DISK
 
 
 def cache_root() -> Path:
@@ -24,8 +33,17 @@ def cache_root() -> Path:
 def cache_folder(name: str) -> Path:
     """The folder for things of one kind."""
     folder = cache_root() / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(folder, error.strerror) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _cannot_be_written(folder, "it can only be read")
     return folder
+
+
+def _cannot_be_written(folder: Path, reason: str | None) -> CacheError:
+    return CacheError(f"{folder}: what is kept between runs cannot be written: {reason}; choose another folder with ZKIT_CACHE")
 
 
 def used(file: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zephyr_kit import ZkitError
-from zephyr_kit.cache import cache_folder
+from zephyr_kit.cache import cache_root
 from zephyr_kit.exits import Exit
 
 TROUBLES = {
@@ -97,15 +97,23 @@ def put(staging: Path, place: Path) -> None:
 
 def staging_folder(folder: Path) -> Path:
     """An empty folder to work in; those that killed processes left for the same folder are removed."""
-    mine = f".{folder.name}.{platform.node()}."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.iterdir():
-        owner = left.name.removeprefix(mine)
-        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    staging = folder.with_name(f"{mine}{os.getpid()}")
+    staging = staging_place(folder)
     staging.mkdir()
     return staging
+
+
+def staging_place(place: Path) -> Path:
+    """Beside it, where nothing is; what killed processes left there for the same file or folder is removed."""
+    mine = f".{place.name}.{platform.node()}."
+    for left in place.parent.iterdir():
+        owner = left.name.removeprefix(mine)
+        if left.name.startswith(mine) and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return place.with_name(f"{mine}{os.getpid()}")
 
 
 def _is_alive(process: int) -> bool:
@@ -143,7 +151,7 @@ def _words(error: Exception) -> str | None:
 def _free(folder: Path) -> str:
     """What is written goes to either, and an error of the disk seldom says which."""
     told = []
-    for place in (folder, cache_folder(".")):
+    for place in (folder, cache_root()):
         try:
             told.append(f"{place} has {shutil.disk_usage(place).free / 2**20:,.0f} MiB free")
         except OSError as error:

@@ -1,7 +1,7 @@
 """Signs of life that a rank gives to who has started it.
 
     FOLDER/RANK.beat      written anew every few seconds, and after each step: how many steps were taken
-    FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2)
+    FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2); where an error arose that nobody foresaw
     FOLDER/RANK.failed    why the rank has ended, if it has failed
     FOLDER/broken         a rank has ended and the others are being ended; written by who has started them
 """
@@ -22,8 +22,8 @@ from threading import Event, Thread
 from zephyr_kit import hookimpl
 from zephyr_kit.observe import Report
 
-FOLDER = "ZKIT_SIGNS"
-"""Environment variable: where signs of life go."""
+FOLDER, LAUNCHER = "ZKIT_SIGNS", "ZKIT_LAUNCHER"
+"""Environment variables: where signs of life go, and the process that looks for them."""
 SECONDS_BETWEEN_BEATS = 2.0
 
 
@@ -100,10 +100,11 @@ class Signs:
             return int(self.beat.read_text("utf-8"))
         return 0
 
-    def note_failure(self, cause: str) -> None:
-        """Write down why this rank ends."""
-        with suppress(OSError):
-            self.failed.write_text(json.dumps({"time": time.time(), "cause": cause}), "utf-8")
+    def note_failure(self, cause: str, where: str = "") -> None:
+        """Write down why this rank ends, and for a reader where the error arose."""
+        self.failed.write_text(json.dumps({"time": time.time(), "cause": cause}), "utf-8")
+        with self.stacks.open("a", encoding="utf-8") as stacks:
+            stacks.write(where)
 
     def failure(self) -> tuple[float, str] | None:
         """When, and why, the rank has ended."""

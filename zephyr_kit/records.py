@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zephyr_kit import ZkitError
-from zephyr_kit.disk import sync
+from zephyr_kit.disk import staging_place, sync
 
 
 class DamagedError(ZkitError):
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; one that says the same already is left alone."""
     if path.exists() and path.read_bytes() == text.encode():
         return
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging = staging_place(path)
     with staging.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

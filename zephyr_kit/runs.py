@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zephyr_kit import ZkitError
-from zephyr_kit.disk import sync
+from zephyr_kit.disk import DiskError, sync
 from zephyr_kit.fingerprint import folder_fingerprint
 from zephyr_kit.records import as_json, differences, read_json, write_json
 
@@ -198,11 +198,11 @@ class RunFolder:
     @contextmanager
     def locked(self, *, patience: float = 0.0) -> Iterator[None]:
         """Keep other processes out while this one works in the folder; wait so many seconds for one that is about to end."""
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written to: {error.strerror}; choose another folder with --output") from error
+            raise DiskError(f"{self.path}: cannot be written to: {error.strerror}; choose another folder with --output") from error
         with lock:
             until = time.monotonic() + patience
             while not _taken(lock):

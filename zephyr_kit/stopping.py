@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from zephyr_kit.exits import Exit
+from zephyr_kit.launched import is_a_rank
 
 SIGNALS = {
     signal.SIGHUP: Exit.HANGUP,
@@ -32,15 +33,17 @@ SECONDS_APART = 0.5
 class Stopped(BaseException):
     """The run leaves, as it was asked to. No `Exception`: what puts up with any error must not put up with this."""
 
-    def __init__(self, code: Exit) -> None:
-        super().__init__(code.meaning)
+    def __init__(self, code: Exit, *, begun: bool = True) -> None:
+        super().__init__(code.meaning if begun else f"{code.meaning.partition(';')[0]} before it had begun")
         self.exit = code
 
 
 class Stop:
-    """Whether somebody has asked the run to stop."""
+    """Whether somebody has asked the run to stop; `silent` where whoever has started this process tells of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._heard: list[signal.Signals] = []
         self._asked: Exit | None = None
         self._since = 0.0
         self._waits = False
@@ -79,10 +82,17 @@ class Stop:
     @contextmanager
     def listening(self, seconds: float | None = None) -> Iterator[None]:
         """Hear signals, and the clock after so many seconds; what was ignored before, as under nohup, stays ignored."""
+        with self.starting(seconds):
+            self.begin()
+            yield
+
+    @contextmanager
+    def starting(self, seconds: float | None = None) -> Iterator[None]:
+        """The same, but that a request ends this process at once, in whatever library it is, until the work begins."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-        for number in heard:
-            signal.signal(number, self._hear)
+        self._heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+        # Where ranks wait for each other, no handler of Python's is called.
+        self._answer(signal.SIG_DFL if is_a_rank() else _leave)
         told, sys.unraisablehook = sys.unraisablehook, self._but_for_requests(sys.unraisablehook)
         left = signal.setitimer(signal.ITIMER_REAL, seconds) if seconds is not None else None
         try:
@@ -91,8 +101,16 @@ class Stop:
             sys.unraisablehook = told
             if left is not None:
                 signal.setitimer(signal.ITIMER_REAL, *left)
-            for number in heard:
+            for number in self._heard:
                 signal.signal(number, before[number])
+
+    def begin(self) -> None:
+        """From now on there is something to lose."""
+        self._answer(self._hear)
+
+    def _answer(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        for number in self._heard:
+            signal.signal(number, handler)
 
     def _but_for_requests(self, tell: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """A request that comes in the middle of a destructor cannot leave from there: it is remembered, and nothing to tell of."""
@@ -103,10 +121,17 @@ class Stop:
             self._asked, self._since = SIGNALS[signal.Signals(number)], time.monotonic()
             if not self._waits:
                 raise Stopped(self._asked)
-            _tell(f"stopping when {self._until}; Ctrl-C twice leaves at once")
+            if not self._silent:
+                _tell(f"stopping when {self._until}; Ctrl-C twice leaves at once")
         elif number == signal.SIGINT and time.monotonic() - self._since > SECONDS_APART:
             _tell("left at once; the same command goes on after the last checkpoint")
             os._exit(self._asked)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    stopped = Stopped(SIGNALS[signal.Signals(number)], begun=False)
+    _tell(str(stopped))
+    os._exit(stopped.exit)
 
 
 def _tell(text: str) -> None:

@@ -21,11 +21,10 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from zephyr_kit import ZkitError
+from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE
 
 Item = TypeVar("Item")
 
-RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-"""Environment variables in which torch's launchers tell a process its place."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 """Seconds between two looks for a word: a long wait costs nothing, a short one is not made longer."""
 PATIENCE = timedelta(minutes=10)
@@ -147,11 +146,6 @@ class World:
         return json.loads(self.store.get(key))
 
 
-def is_a_rank() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return {RANK, SIZE, LOCAL_RANK} <= os.environ.keys()
-
-
 @contextmanager
 def joined(device_type: str, broken: Path | None) -> Iterator[World]:
     """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
@@ -162,7 +156,5 @@ def joined(device_type: str, broken: Path | None) -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
-    try:
-        yield World(rank, size, *local, PrefixStore("zkit", store), broken)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank, size, *local, PrefixStore("zkit", store), broken)
+    dist.destroy_process_group()  # not after an error: the others would hear of that before its cause is told

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zephyr_kit.heartbeat import FOLDER
+from zephyr_kit.heartbeat import FOLDER, LAUNCHER
 from zephyr_kit.protocols import Job
 from zephyr_kit.runs import RunFolder
+from zephyr_kit.stopping import Stop, Stopped
 
 STARTS = 10_000
 """torch's own limit of restarts, which counts those that got on as well; ours does not."""
@@ -43,7 +44,7 @@ class Elastic:
 
     def _launch(self, job: Job, logs: Path, say: Callable[[str], None]) -> int:
         from torch.distributed.elastic.agent.server.api import WorkerSpec
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
         from zkit_launchers.guard import Guard, Watched
         from zkit_launchers.meeting import meeting
@@ -55,17 +56,24 @@ class Elastic:
             local_world_size=job.devices,
             entrypoint=sys.executable,
             args=("-m", "zephyr_kit", *job.arguments),
-            rdzv_handler=meeting(job.name, nodes=job.nodes, fewest=job.fewest_nodes, endpoint=job.rendezvous),
+            rdzv_handler=meeting(job.name, nodes=job.nodes, fewest=job.fewest_nodes, endpoint=job.rendezvous, say=say),
             max_restarts=STARTS,
             monitor_interval=0.2,
         )
         # The first process speaks to the terminal; what the others say is kept.
         redirects = dict.fromkeys(range(1, job.devices), Std.ALL) | {0: Std.NONE}
-        guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say))
+        if job.rendezvous is not None:
+            say(f"{job.nodes} machines meet at {job.rendezvous}")
+        stop = Stop()
+        guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say), stop)
         try:
-            return guard.exit_code(guard.run())
-        except SignalException as stopped:
-            return 128 + int(stopped.sigval)
+            with stop.listening(), stop.later("all ranks have stopped"):
+                guard.run()
+        except Stopped as stopped:
+            guard.refuse_failure()
+            raise Stopped(stopped.exit, begun=guard.has_begun()) from None
+        guard.refuse_failure()
+        return 0
 
 
 def _fresh(folder: Path) -> Path:
@@ -76,7 +84,8 @@ def _fresh(folder: Path) -> Path:
 
 def _prepare(job: Job, signs: Path) -> None:
     """Set what the processes inherit."""
-    os.environ[FOLDER] = str(signs)
+    os.environ |= {FOLDER: str(signs), LAUNCHER: str(os.getpid())}
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # here, that is; we do
     # Each would take every processor for itself otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.devices)))
     if job.rendezvous is None and sys.platform == "linux":

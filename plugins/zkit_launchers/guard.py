@@ -15,9 +15,12 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
+from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import Signs
+from zephyr_kit.stopping import SIGNALS, Stop, Stopped
 
 STARTS_IN_VAIN = 3
 """So often is a run started again that takes no new step."""
@@ -51,36 +54,59 @@ class Cause:
     """The exit code of the process; below 0, the signal that ended it."""
 
     @property
-    def was_told(self) -> bool:
-        """Whether it is an end that the process has chosen: starting it again would end in the same way."""
-        return self.code >= 0 and self.code != Exit.CRASHED
+    def exit(self) -> Exit:
+        """What the process has chosen, or was asked for before it listened: starting it again would end in the same way. Or a crash."""
+        known = {int(code): code for code in Exit} | {-number: code for number, code in SIGNALS.items()}
+        return known.get(self.code, Exit.CRASHED)
+
+
+class RanksFailed(ZkitError):
+    """What went wrong first, and will not go well by itself."""
+
+    def __init__(self, text: str, code: Exit) -> None:
+        super().__init__(text)
+        self.exit = code
 
 
 class Guard(LocalElasticAgent):
     """torch's agent on one machine."""
 
-    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, watched: Watched) -> None:
+    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, watched: Watched, stop: Stop) -> None:
         super().__init__(spec, logs, shutdown_timeout=SECONDS_TO_SAVE)
-        self._watched = watched
+        self._watched, self._stop = watched, stop
         self._best_step = self._in_vain = 0
         self._frozen: dict[int, float] = {}
-        self._cause: Cause | None = None
+        self._ended: dict[int, tuple[float, int]] = {}
+        self._failed: RanksFailed | Stopped | None = None
 
-    def exit_code(self, result: RunResult | None) -> int:
-        """Of the whole run."""
-        if result is None or not result.is_failed() or self._cause is None:
-            return 0
-        return self._cause.code if self._cause.code >= 0 else 128 - self._cause.code
+    def has_begun(self) -> bool:
+        """Whether a step was taken, or the ranks of this machine had come so far that each has told why it ended."""
+        told = [signs.failure() for signs in self._signs(self._worker_group)]
+        return self._best_step > 0 or (bool(told) and None not in told)
+
+    def refuse_failure(self) -> None:
+        """Raise what has ended the ranks for good."""
+        if self._failed is not None:
+            raise self._failed
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        try:
+            with self._stop.at_once():
+                super()._rendezvous(worker_group)
+        except RendezvousTimeoutError as error:
+            raise ZkitError("the other machines have not come: start the same command on each of them") from error
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._frozen.clear()
+        self._ended.clear()
         for signs in self._signs(worker_group):
             signs.clear()
         pids: dict[int, Any] = super()._start_workers(worker_group)
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._tell_of_the_ended(worker_group)
+        self._look_for_ended(worker_group)
+        self._pass_request_on(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.HEALTHY:
             self._look_for_frozen(worker_group)
@@ -88,11 +114,22 @@ class Guard(LocalElasticAgent):
             self._judge(worker_group, result.failures)
         return result
 
-    def _tell_of_the_ended(self, group: WorkerGroup) -> None:
-        """Who waits for a word of a rank that has ended would otherwise wait until torch's patience with it ends."""
+    def _pass_request_on(self, group: WorkerGroup) -> None:
+        """Asked to stop, ask the ranks, and wait for them."""
+        asked = self._stop.requested()
+        if asked is not None:
+            assert self._pcontext is not None
+            listen = all(signs.beat.exists() for signs in self._signs(group))
+            number = next(number for number, code in SIGNALS.items() if code is asked)
+            self._pcontext.close(number if listen else signal.SIGTERM, SECONDS_TO_SAVE)
+
+    def _look_for_ended(self, group: WorkerGroup) -> None:
+        """Before the others are ended; who waits for a word of one would otherwise wait until torch's patience with it ends."""
         assert isinstance(self._pcontext, SubprocessContext)
-        if any(handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values()):
-            self._break(group)
+        for rank, handler in self._pcontext.subprocess_handlers.items():
+            if code := handler.proc.poll():
+                self._ended.setdefault(group.workers[rank].global_rank, (time.time(), code))
+                self._break(group)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._break(worker_group)  # one on another machine may have ended
@@ -103,20 +140,22 @@ class Guard(LocalElasticAgent):
 
     def _judge(self, group: WorkerGroup, failures: Mapping[int, Any]) -> None:
         """Whether to start again."""
-        self._cause = cause = self._first_cause(group, failures)
-        if cause.was_told:
-            self._remaining_restarts = 0
-            if cause.rank:  # the first rank has told it itself
-                self._watched.say(f"{cause.text} ({self._where})")
-            return
+        cause = self._first_cause(group, failures)
         step = max(signs.step() for signs in self._signs(group))
         self._in_vain = 0 if step > self._best_step else self._in_vain + 1
         self._best_step = max(step, self._best_step)
-        if self._in_vain > STARTS_IN_VAIN:
-            self._remaining_restarts = 0
-            self._watched.say(f"{cause.text}; started again {STARTS_IN_VAIN} times without a new step, so it stops here ({self._where})")
+        asked, where = self._stop.requested(), f"(logs in {self._watched.logs})"
+        if cause.exit in SIGNALS.values():
+            self._failed = Stopped(asked or cause.exit, begun=self.has_begun())
+        elif cause.exit is not Exit.CRASHED or asked is not None:
+            self._failed = RanksFailed(f"{cause.text} {where}" if cause.rank else cause.text.removeprefix("rank 0: "), cause.exit)
+        elif self._in_vain > STARTS_IN_VAIN:
+            vain = f"started again {STARTS_IN_VAIN} times without a new step, so it stops here"
+            self._failed = RanksFailed(f"{cause.text}; {vain} {where}", cause.exit)
         else:
-            self._watched.say(f"{cause.text}; all ranks start again from the last checkpoint ({self._where})")
+            self._watched.say(f"{cause.text}; all ranks start again from the last checkpoint {where}")
+            return
+        self._remaining_restarts = 0
 
     def _first_cause(self, group: WorkerGroup, failures: Mapping[int, Any]) -> Cause:
         codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}
@@ -126,9 +165,9 @@ class Guard(LocalElasticAgent):
             if (found := signs.failure()) is not None
         ]
         killed = [
-            Cause(failure.timestamp - NEARLY_AT_ONCE, self._of_the_killed(rank, codes[rank]), rank, codes[rank])
-            for rank, failure in failures.items()
-            if codes[rank] < 0 and codes[rank] != -signal.SIGTERM
+            Cause(when - NEARLY_AT_ONCE, self._of_the_killed(rank, code), rank, code)
+            for rank, (when, code) in self._ended.items()
+            if code < 0
         ]
         ended = [
             Cause(failure.timestamp, f"rank {rank} ended with code {codes[rank]}", rank, codes[rank]) for rank, failure in failures.items()
@@ -156,10 +195,6 @@ class Guard(LocalElasticAgent):
     def _signs(self, group: WorkerGroup) -> Iterator[Signs]:
         """Of the ranks on this machine."""
         return (Signs(self._watched.signs, worker.global_rank) for worker in group.workers)
-
-    @property
-    def _where(self) -> str:
-        return f"logs in {self._watched.logs}"
 
 
 def _send(pid: int, what: signal.Signals) -> None:

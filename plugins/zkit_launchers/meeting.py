@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from threading import Thread
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
@@ -12,17 +18,80 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousParameters,
     RendezvousStoreInfo,
 )
+from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
+
+from zephyr_kit import ZkitError
 
 LOOPBACK = "127.0.0.1"
+DEFAULT_PORT = 29_400
+"""torch's own."""
+SECONDS_TO_ANSWER = 60.0
+"""For the first machine, which may be started after the others."""
+SECONDS_FOR_A_TRY, SECONDS_BETWEEN_TRIES = 5.0, 1.0
 
 
-def meeting(run: str, *, nodes: int, fewest: int, endpoint: str | None) -> RendezvousHandler:
-    """For so many machines, at `HOST:PORT`; for one, here."""
+def meeting(run: str, *, nodes: int, fewest: int, endpoint: str | None, say: Callable[[str], None]) -> RendezvousHandler:
+    """For so many machines, at `HOST:PORT`; for one, here. Raises `ZkitError` when nobody is met there."""
     if endpoint is None:
         return Alone()
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-    return get_rendezvous_handler(RendezvousParameters("c10d", endpoint, run, fewest, nodes, local_addr=None))
+    try:
+        # Not left to torch, which hears no signal while it waits, and tells what nobody can read.
+        _wait_for(*parse_rendezvous_endpoint(endpoint, DEFAULT_PORT), say)
+        return get_rendezvous_handler(RendezvousParameters("c10d", endpoint, run, fewest, nodes, local_addr=None))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ZkitError(f"--rendezvous {endpoint}: no machine of this run could be met there: {reason}") from error
+
+
+def _wait_for(host: str, port: int, say: Callable[[str], None]) -> None:
+    """Until the first machine answers, unless it is this one; raises an error when none does, or something else."""
+    until, told = time.monotonic() + SECONDS_TO_ANSWER, False
+    while True:
+        try:
+            socket.create_connection((host, port), SECONDS_FOR_A_TRY).close()
+        except OSError as error:
+            if _matches_machine_hostname(host):
+                return
+            if not told:
+                say(f"waiting for {host}:{port}, for {SECONDS_TO_ANSWER:.0f} s at the most: {error.strerror or error}")
+            if time.monotonic() >= until:
+                raise
+            told = True
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            _refuse_others(host, port)
+            return
+
+
+def _refuse_others(host: str, port: int) -> None:
+    """Raise `ConnectionError` when what answers is something else: torch would wait for it, whatever signal comes."""
+    met: list[TCPStore] = []
+
+    def meet() -> None:
+        with suppress(RuntimeError):
+            met.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SECONDS_FOR_A_TRY)))
+
+    thread = Thread(target=meet, daemon=True)
+    with _silence():
+        thread.start()
+        thread.join(SECONDS_FOR_A_TRY)
+    if not met:
+        raise ConnectionError("what answers is something else")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What C++ would tell of each try."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Alone(RendezvousHandler):

@@ -74,12 +74,12 @@ class Slurm:
         return 0
 
     def _script(self, job: Job) -> str:
-        options = [f"--{name}={value}" for name, value in self._options(job).items() if value is not None]
+        options = [f"--{name}={shlex.quote(str(value))}" for name, value in self._options(job).items() if value is not None]
         return TEMPLATE.format(
-            name=f"zkit-{job.name}",
+            name=shlex.quote(f"zkit-{job.name}"),
             nodes=job.nodes if job.fewest_nodes == job.nodes else f"{job.fewest_nodes}-{job.nodes}",
             warning=self.warning,
-            log=job.folder.absolute() / "slurm-%j.log",
+            log=shlex.quote(f"{job.folder.absolute()}/".replace("%", "%%") + "slurm-%j.log"),
             more="\n".join(f"#SBATCH {option}" for option in (*options, *self.more)),
             setup="\n".join(self.setup),
             command=shlex.join([sys.executable, "-m", "zephyr_kit", *job.arguments]),

@@ -6,6 +6,7 @@ How it ends is told by `zephyr_kit.exits`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ from zephyr_kit.cli.streams import without_secrets
 from zephyr_kit.cli.sweep import sweep
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
-from zephyr_kit.heartbeat import own_signs
+from zephyr_kit.heartbeat import LAUNCHER, own_signs
+from zephyr_kit.launched import is_a_rank, tie_to
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.redaction import redacted
 from zephyr_kit.stopping import Stopped
@@ -66,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch starts its threads: on a machine that others use too, threads that spin for long while they
     # wait for each other make small models several times slower; threads that never spin, on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if own_signs() is not None:
+        tie_to(int(os.environ[LAUNCHER]), signal.SIGKILL)()
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
         let_segments_grow()
     with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
         code = _exit_code(arguments)
-        if own_signs() is not None:
+        if is_a_rank():
             _leave(code)
         sys.exit(code)
 
@@ -88,12 +92,12 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         # Not click's standalone mode, which answers Ctrl-C with 1, as if something had failed.
         code = build().main(arguments, prog_name="zkit", standalone_mode=False)
     except ZkitError as error:
-        click.echo(harmless(f"error: {error}"), err=True)
-        _note(redacted(str(error)))
+        if not _noted(str(error)):
+            click.echo(harmless(f"error: {error}"), err=True)
         return error.exit
     except Stopped as stopped:
-        click.echo(str(stopped), err=True)
-        _note(str(stopped))
+        if not _noted(str(stopped)):
+            click.echo(str(stopped), err=True)
         return stopped.exit
     except click.ClickException as error:
         error.show()
@@ -102,16 +106,19 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
     except Exception as error:
-        if own_signs() is None:
+        if not _noted(f"{type(error).__name__}: {error}", traceback.format_exc()):
             raise
-        traceback.print_exc()
-        _note(redacted(f"{type(error).__name__}: {error}"))
         return Exit.CRASHED
     return code if isinstance(code, int) else 0
 
 
-def _note(cause: str) -> None:
-    """Leave word of why this rank ends, if it is one of several."""
+def _noted(cause: str, where: str = "") -> bool:
+    """Leave word of why this rank ends, if it is one of several: who has started them tells what came first."""
     signs = own_signs()
-    if signs is not None:
-        signs.note_failure(cause)
+    if signs is None:
+        return False
+    try:
+        signs.note_failure(redacted(cause), redacted(where))
+    except OSError:  # the disk may be why it ends
+        click.echo(harmless(f"{where}error: {cause}"), err=True)
+    return True

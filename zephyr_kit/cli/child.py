@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from zephyr_kit.exits import Exit
+from zephyr_kit.launched import tie_to
 from zephyr_kit.stopping import Stopped
 
 ERROR = "error: "
 """How `zkit` begins to tell what the user can mend."""
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when the one that started it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ def zkit(arguments: Sequence[str]) -> Ended:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        preexec_fn=_tie_to(os.getpid()),  # noqa: PLW1509  this process has no threads of Python's
+        preexec_fn=tie_to(os.getpid(), signal.SIGTERM),  # noqa: PLW1509  this process has no threads of Python's
     ) as child:
         assert child.stderr is not None
         try:
@@ -52,20 +50,6 @@ def zkit(arguments: Sequence[str]) -> Ended:
             raise
         code = child.wait()
     return Ended(code, _reason(code, told) if code else "")
-
-
-def _tie_to(parent: int) -> Callable[[], None] | None:
-    """What a new process calls first, so that it stops in order when its parent is gone; only Linux has that."""
-    if sys.platform != "linux":
-        return None
-    control = ctypes.CDLL(None).prctl  # found before the fork, after which little may be done
-
-    def tie() -> None:
-        control(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # gone already
-            os._exit(Exit.TERMINATED)
-
-    return tie
 
 
 def _pass_on(stream: IO[str], told: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zephyr_kit import ZkitError
+from zephyr_kit.launched import is_a_rank
 from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Devices:
             raise ZkitError("--nodes and --rendezvous HOST:PORT go together: HOST is one of the machines, the same for all")
         return several or self.of_this_machine()[1] > 1
 
+    def refuse_more(self) -> None:
+        """Another launcher has started all processes that there will be."""
+        if self.devices is not None or self.nodes != "1" or self.rendezvous is not None:
+            raise ZkitError("--devices, --nodes, --rendezvous: the processes are started already; tell that launcher, and leave these out")
+
 
 def chosen_launcher(plugins: Plugins, name: str, options: tuple[str, ...]) -> Launcher:
     """A launcher, with keys of its own set."""
@@ -109,7 +115,7 @@ def found_world(plugins: Plugins, device: str) -> Iterator[World]:
     """What a launcher has started, with signs of life where it wants them; else this process alone."""
     from zephyr_kit.devices import find_device
     from zephyr_kit.heartbeat import Heart, own_signs
-    from zephyr_kit.world import World, is_a_rank, joined
+    from zephyr_kit.world import World, joined
 
     if not is_a_rank():
         yield World()
@@ -141,7 +147,9 @@ def own_device(name: str, world: World) -> torch.device:
 
 def make_folder(folder: Path) -> None:
     """Make the folder of a run."""
+    from zephyr_kit.disk import DiskError
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ZkitError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error
+        raise DiskError(f"cannot make the folder of the run, {folder}: {error.strerror}; choose another with --output") from error

@@ -15,6 +15,8 @@ from zephyr_kit.cli.find import find_preset, pool
 from zephyr_kit.cli.ranks import Devices, found_world, launch_job, make_folder, own_device
 from zephyr_kit.config import PresetError
 from zephyr_kit.exits import table
+from zephyr_kit.heartbeat import own_signs
+from zephyr_kit.launched import is_a_rank
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.redaction import names_of_secrets_in
 from zephyr_kit.stopping import Stop
@@ -59,8 +61,8 @@ def run(
     smoke: bool,  # noqa: FBT001  click's way
 ) -> int:
     """Run PRESET, a file or a name, or go on where it stood."""
-    stop = Stop()
-    with stop.listening(max_time):
+    stop = Stop(silent=own_signs() is not None)
+    with stop.starting(max_time):
         from zephyr_kit.disk import disk_errors_told
         from zephyr_kit.preset import load
 
@@ -70,10 +72,12 @@ def run(
         wanted = Devices(device, devices, nodes, rendezvous)
         # Only now, for it imports torch, and a misspelt preset is to be told at once.
         from zephyr_kit.runs import RunFolder
-        from zephyr_kit.world import is_a_rank
 
         with disk_errors_told(folder):
-            if not is_a_rank() and wanted.are_several():
+            if is_a_rank():
+                if own_signs() is None:
+                    wanted.refuse_more()
+            elif wanted.are_several():
                 return _launch(plugins, resolved, folder, wanted)
             with found_world(plugins, device) as world:
                 _run(plugins, resolved, RunFolder(folder, reuse), device, world, stop, accepted, smoke=smoke)
@@ -113,6 +117,7 @@ def _run(
         world.gather(None)  # nobody reads what another still writes
     pipeline = Pipeline(preset, place, plugins, teller, own_device(device, world), world, stop, accepted)
     if not world.leads:
+        stop.begin()
         pipeline.follow()
         return
     if not smoke:
@@ -122,6 +127,7 @@ def _run(
     teller.say(f"{preset.name} in {folder} on {pipeline.device}{f', {world.size} of them' if world.size > 1 else ''}")
     if others := plugins.third_parties():
         teller.say(f"with plugins of others, which may do whatever zkit may: {', '.join(map(str, others))} (--no-third-party goes without)")
+    stop.begin()
     evaluations = pipeline.run()
     _conclude(teller, preset, folder, evaluations)
 
