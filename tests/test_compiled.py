@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_data import random_trees
 from tiny import write_model
 from zkit_attentions.segments import Segments
 from zkit_mistral.backend import Lora, Mistral, Quantize
@@ -17,7 +18,6 @@ from zkit_mistral.backend import Lora, Mistral, Quantize
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import lay_out
 from zephyr_kit.protocols import Policy, Start
-from zephyr_kit.testing.random_data import random_trees
 
 CPU = torch.device("cpu")
 

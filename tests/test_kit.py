@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import html
 import re
 import shutil
@@ -18,17 +19,16 @@ from planted import (
     OPENLY,
     Averaging,
     Bent,
-    ByRating,
     Crossing,
     Detached,
     Modest,
-    Odds,
     OpenlyAveraging,
     Raising,
-    Shouting,
     Summing,
     Undefined,
     WantsLogits,
+    broken,
+    found,
 )
 from zkit_launchers.elastic import Elastic
 from zkit_launchers.slurm import Slurm
@@ -39,7 +39,6 @@ from zephyr_kit import hookimpl
 from zephyr_kit.card import COUNTS, write_card
 from zephyr_kit.cli.plugins import _offered
 from zephyr_kit.cli.tell import Teller
-from zephyr_kit.example import Example, Message
 from zephyr_kit.facts import read_run
 from zephyr_kit.plugins import Plugins, hook_names
 from zephyr_kit.protocols import Evaluation
@@ -48,29 +47,17 @@ from zephyr_kit.runs import BROKEN_LAWS
 from zephyr_kit.testing import (
     KITS,
     CommandsLaws,
-    FilterLaws,
     LauncherLaws,
-    Laws,
     ObjectiveLaws,
     ObserverLaws,
     PresetsLaws,
     SuiteLaws,
-    random_trees,
 )
-from zephyr_kit.testing.check import Finding, Subject
+from zephyr_kit.testing.check import Subject
 from zephyr_kit.testing.laws import laws_of
 from zephyr_kit.testing.page import page
 
 ROOT = Path(__file__).parents[1]
-
-
-def found(kit: type[Laws], subject: object, **more: object) -> dict[str, Finding]:
-    made = type("Tried", (kit,), {kit.subject: subject, **more})
-    return {finding.law.name: finding for finding in Subject("it", made).findings()}
-
-
-def broken(findings: dict[str, Finding]) -> set[str]:
-    return {name for name, finding in findings.items() if finding.outcome == "broken"}
 
 
 def test_every_hook_has_laws_and_every_law_says_what_breaks_without_it():
@@ -96,6 +83,11 @@ class TestQuickstartSuite(SuiteLaws):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that torch's agent leaves open
 class TestElastic(LauncherLaws):
     launcher = Elastic()
+
+    @pytest.fixture(autouse=True)
+    def _files_are_closed_here(self):
+        yield
+        gc.collect()
 
 
 class TestSlurm(LauncherLaws):
@@ -168,7 +160,7 @@ def test_a_loss_that_is_none_is_told_once_on_the_smallest_examples(objective, to
     findings = found(ObjectiveLaws, objective)
     assert broken(findings) == {"is_a_scalar_sum"}
     assert re.match(told, findings["is_a_scalar_sum"].remark)
-    smallest = "Compared(policy=[[-1.0], [-1.0]], reference=[[-1.0], [-1.0]], ratings=[0.0, -1.0])"
+    smallest = "Scored(policy=[[-1.0], [-1.0]], reference=[[-1.0], [-1.0]], ratings=[nan, nan])"
     assert findings["is_a_scalar_sum"].remark.endswith(f"the smallest that was found to break it: {smallest}")
     later = {name: finding for name, finding in findings.items() if finding.outcome == "not tried"}
     assert len(later) > 5
@@ -179,29 +171,6 @@ def test_pairs_are_compared_beyond_a_bend_of_the_loss_too():
     assert "adds_up_over_examples" in broken(found(ObjectiveLaws, Bent()))
     told = found(ObjectiveLaws, Crossing())["a_step_is_the_same_however_it_is_cut"].remark
     assert told.startswith("another loss or gradient with batches of half a step")
-
-
-def test_what_fails_only_at_the_end_of_what_can_be_is_found():
-    findings = found(ObjectiveLaws, Odds())
-    assert broken(findings) == {"survives_extreme_scores"}
-    assert "[[0.0]" in findings["survives_extreme_scores"].remark
-
-
-def test_a_filter_is_tried_on_more_than_its_authors_rows():
-    rows = [Example((Message("user", "Hm?"),), ((Message("assistant", reply),),), origin=reply) for reply in ("Yes.", "no.")]
-    findings = found(FilterLaws, Shouting(), rows=rows)
-    assert broken(findings) == {"gives_a_reason_if_and_only_if_it_does_something"}
-    reply = re.search(r"role='assistant', content='(.*?)'\)", findings["gives_a_reason_if_and_only_if_it_does_something"].remark)
-    assert reply
-    assert re.fullmatch(r".(\s|\\n|\\t)", reply[1]), "a letter and a space"
-
-
-def test_ratings_fall_from_the_chosen_to_the_rejected():
-    ratings = [tree.ratings for tree in random_trees(6, 3)]
-    assert all(a > b > c for a, b, c in ratings)
-    assert len({a - b for a, b, _ in ratings}) == 6
-    assert {tree.ratings for tree in random_trees(4, 1)} == {(0.0,), (1.0,)}
-    assert not broken(found(ObjectiveLaws, ByRating()))
 
 
 def test_what_is_broken_in_the_open_is_shown(tmp_path):

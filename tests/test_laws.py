@@ -27,16 +27,6 @@ class TestSegmentsInFloat64(AttentionLaws):
     tolerance = 1e-12
 
 
-class TestSegmentsWithWindow(AttentionLaws):
-    attention = Segments()
-    window = 3
-
-
-class TestDenseWithWindow(AttentionLaws):
-    attention = Dense()
-    window = 3
-
-
 class TestAdamW(OptimizerLaws):
     factory = AdamW()
 

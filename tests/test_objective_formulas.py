@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from objectives import RPO
+from random_data import random_scores, random_trees
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from zkit_preference.bco import Bco
@@ -24,7 +25,6 @@ from zkit_sft.objective import Sft
 
 from zephyr_kit import Unit
 from zephyr_kit.protocols import Objective, Scores
-from zephyr_kit.testing.random_data import random_scores, random_trees
 
 
 def scores(completions: int, *, examples: int = 3) -> tuple[Scores, Scores]:

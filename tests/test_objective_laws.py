@@ -6,14 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 from objectives import OBJECTIVES
 
-from zephyr_kit.batch import idle
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.protocols import Objective, Scores
+from zephyr_kit.protocols import Objective
 from zephyr_kit.testing import ObjectiveLaws
-from zephyr_kit.testing.strategies import Compared
 
 ALL = [pytest.param(each, id=f"{name}-{place}" if place else name) for name, some in OBJECTIVES.items() for place, each in enumerate(some)]
 
@@ -37,15 +34,3 @@ class TestObjectives(ObjectiveLaws):
     @pytest.fixture(autouse=True, params=ALL)
     def _objective(self, request: pytest.FixtureRequest) -> None:
         self.objective = request.param
-
-    def test_takes_part_without_examples(self) -> None:
-        """A rank may have none in a step: nothing is lost then, but the same is told, and there is a graph."""
-        batch, n = idle(), self.objective.completions
-        some = Compared([[-1.0]] * n, [[-2.0]] * n, [0.0] * n)
-        nothing = torch.zeros(0, requires_grad=True)
-        policy, reference = (Scores(logp_M, batch.sequence_M, 0, batch.rating_N, ()) for logp_M in (nothing, nothing.detach()))
-        outcome = self._call(policy, reference)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
-        assert float(outcome.loss.detach()) == 0
-        assert list(outcome.metrics) == list(self._call(*some.scores()).metrics)
-        assert not any(outcome.metrics.values())

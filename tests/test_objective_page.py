@@ -8,12 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from random_data import random_scores, random_trees
 from test_documentation import blocks, sections
 
 import zephyr_kit
 from zephyr_kit import protocols
 from zephyr_kit.protocols import Outcome, Scores
-from zephyr_kit.testing import ObjectiveLaws, random_scores, random_trees
+from zephyr_kit.testing import ObjectiveLaws
 
 from contract import objectives_page  # isort: skip  beside mkdocs' hooks, where test_documentation has made the way
 

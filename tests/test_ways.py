@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from random_data import random_trees
 from zkit_sft.objective import Sft
 
-from zephyr_kit.testing.random_data import random_trees
 from zephyr_kit.testing.stand_ins import TablePolicy
 from zephyr_kit.trees import Trees
 from zephyr_kit.ways import Way, take

@@ -18,6 +18,11 @@ def told(error: BaseException, raiser: object) -> str:
     return f"{type(error).__name__}{f': {first}' if first else ''}{f' ({place})' if place else ''}"
 
 
+def passed_through(error: BaseException, raiser: object) -> bool:
+    """Whether it was raised in the files beside that of the raiser's class, or in what they called."""
+    return bool(_place(error, raiser))
+
+
 def _place(error: BaseException, raiser: object) -> str:
     file = getattr(sys.modules.get(type(raiser).__module__), "__file__", None)
     if file is None:

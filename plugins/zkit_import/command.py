@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zephyr_kit import ZkitError
+
 if TYPE_CHECKING:
     from zkit_import.drafting import Draft
     from zkit_import.said import Left
@@ -30,6 +32,8 @@ def import_config(files: tuple[Path, ...], out: Path | None, named: str | None, 
     """
     from zkit_import.importing import import_files
 
+    if out is not None and out.exists():
+        raise ZkitError(f"{out} is there already; choose another name, or remove it")
     imported = import_files(files, named=named, stage=stage, devices=devices, out=out)
     if out is None:
         click.echo(imported.text, nl=False)

@@ -109,6 +109,8 @@ def _lora(said: Said) -> Line:
     table = {word: plain(said.value(word)) for word in ("rank", "alpha", "dropout", "targets")}
     table.update({word: True for word in ("rslora", "dora") if said.value(word)})
     silent = [word for word in ("rank", "alpha", "dropout", "targets") if not said.gives(word)]
+    if "targets" in silent and said.gives("all_linear"):
+        silent.remove("targets")
     note = f"not in the file: {', '.join(silent)}" if silent else ""
     if said.value("no_dropout") and table["dropout"]:
         note = "trl switches dropout off for preference losses (disable_dropout); dropout = 0 does so here"

@@ -55,7 +55,7 @@ def check(plugins: Plugins, target: str, changes: tuple[str, ...]) -> int:
     """Try the laws of a plugin, and say which hold.
 
     Of an installed one, by NAME, everything that it offers; of a project's folder, the laws that its
-    tests inherit. The exit code is 1 when one is broken.
+    tests inherit. The exit code is 1 when one is broken, or nothing could be tried.
     """
     from zephyr_kit.testing.check import subjects_in, subjects_of
 
@@ -67,9 +67,9 @@ def check(plugins: Plugins, target: str, changes: tuple[str, ...]) -> int:
         raise ZkitError(f"plugin {target}: offers nothing that has laws")
     with _nothing_left_behind():
         counts = Counter(outcome for subject in subjects for outcome in _shown(subject))
-    told = (f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
-    click.echo(f"\n{', '.join(told) or 'nothing was tried'}")
-    return 1 if counts["broken"] else 0
+    told = ", ".join(f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
+    click.echo(f"\n{told or 'nothing was tried'}")
+    return 1 if counts["broken"] or not told else 0
 
 
 def _plugin_named(target: str, plugins: Plugins) -> str:
@@ -108,4 +108,4 @@ def _lines(finding: Finding) -> list[str]:
     line = f"  {MARKS[finding.outcome]:7} {finding.law.words}"
     remark, *more = finding.remark.splitlines() or [""]
     told = [f"{line}{f'  ({figures})' if figures else ''}{f': {remark}' if remark else ''}", *(f"          {each}" for each in more)]
-    return [*told, f"          without it, {finding.law.without}"] if finding.outcome == "broken" else told
+    return [*told, f"          without it, {finding.law.without}"] if finding.outcome == "broken" and finding.law.without else told

@@ -32,6 +32,8 @@ KINDS: Mapping[str, str] = {
 NOUNS = {"source": "data source"}
 """What `zkit plugins` calls them, where that is another word."""
 TEXTS = Path(__file__).parent
+LONGEST = 60
+"""Characters of a name: it becomes that of files."""
 PREFIX = "zkit-"
 
 
@@ -89,6 +91,7 @@ def texts(names: Names) -> Iterator[tuple[str, str]]:
         "preset.toml": f"{names.offer}.toml",
         "workflow.yml": ".github/workflows/tests.yml",
         "rows.txt": "tests/rows.txt",
+        "gitignore": ".gitignore",
     }
     use = (TEXTS / names.kind / "use.md.txt").read_text("utf-8").strip()
     for folder in ("every", names.kind):
@@ -103,6 +106,8 @@ def _names(name: str, kind: str) -> Names:
     offer = name.removeprefix(PREFIX).replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", offer):
         raise ZkitError(f"{name!r}: a plugin's name is made of small letters, digits and dashes, a letter first, as `soft-margin`")
+    if len(offer) > LONGEST:
+        raise ZkitError(f"{name!r}: a plugin's name has at most {LONGEST} characters")
     if offer.rpartition("_")[2] == "test":
         raise ZkitError(f"{name!r}: pytest takes a module whose name ends in `_test` for tests; choose another name")
     names = Names(offer, kind)

@@ -38,5 +38,5 @@ class Launcher(Protocol):
         ...
 
     def launch(self, job: Job, say: Callable[[str], None]) -> int:
-        """Start it, or hand it in to who will; the exit code, where it waits for the end."""
+        """Start it, or hand it in to who will; the exit code, where it waits for the end, or a `ZkitError` that says why it failed."""
         ...

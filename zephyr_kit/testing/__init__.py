@@ -22,9 +22,9 @@ from zephyr_kit.testing.laws import DoesNotApply, Laws
 from zephyr_kit.testing.objective import ObjectiveLaws
 from zephyr_kit.testing.observer import ENDED, HELD_OUT, STARTED, STEP, ObserverLaws
 from zephyr_kit.testing.optimizer import OptimizerLaws
-from zephyr_kit.testing.random_data import random_scores, random_trees
 from zephyr_kit.testing.source import DataSourceLaws
 from zephyr_kit.testing.stand_ins import ByteTokenizer, TableBackend, TablePolicy
+from zephyr_kit.testing.strategies import examples, for_all, scored, trees
 from zephyr_kit.testing.suite import SuiteLaws
 from zephyr_kit.testing.tracker import TrackerLaws
 
@@ -67,6 +67,8 @@ __all__ = [
     "TableBackend",
     "TablePolicy",
     "TrackerLaws",
-    "random_scores",
-    "random_trees",
+    "examples",
+    "for_all",
+    "scored",
+    "trees",
 ]

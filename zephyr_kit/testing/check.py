@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,8 +138,10 @@ def _kits_in(file: Path) -> Iterator[type[Laws]]:
     sys.modules[spec.name] = module  # whoever unpickles looks there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ZkitError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno}: {where.line})"
+        raise ZkitError(f"{file}: cannot be imported: {told}") from error
     for name, value in vars(module).items():
         if name.startswith("Test") and isinstance(value, type) and issubclass(value, Laws) and value.__module__ == module.__name__:
             yield value
@@ -174,10 +177,10 @@ def _outcome(laws: Laws, law: Law) -> tuple[Outcome, str]:
 def _told(error: Exception, subject: object) -> str:
     """The error's first line, and where it was raised, unless that is a law that says what it wants."""
     text = (str(error).splitlines() or [""])[0].strip()
-    if not isinstance(error, AssertionError):
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    if not isinstance(error, AssertionError) or raised.passed_through(error, subject):
         return raised.told(error, subject)
     if text:
         return text if len(text) <= raised.MOST else f"{text[:raised.MOST]} …"
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     line = (frames[-1].code_context or [""])[0].strip() if frames else ""
     return f"{raised.told(error, subject)} in `{line}`"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
@@ -15,6 +19,12 @@ from zephyr_kit.protocols import Filter, Memory, Verdict
 from zephyr_kit.testing.offer import OfferLaws
 from zephyr_kit.testing.strategies import PIECES, examples, for_all
 
+LOOK = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+one, rows = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps([one.look(row) for row in rows]))
+"""
 Met = Sequence[tuple[int, Verdict, str]]
 
 
@@ -37,6 +47,10 @@ class FilterLaws(OfferLaws):
 
     cases: ClassVar[int] = 20
     """Draws of further rows on which laws about any row are tried, after its own."""
+    completions: ClassVar[tuple[int, int]] = (1, 3)
+    """Fewest and most of those rows, for a filter that takes no others."""
+    scores: ClassVar[bool | None] = None
+    """Whether those rows are scored, for a filter that takes no others; some are if None."""
 
     def test_looks_at_each_example_alone(self) -> None:
         """What it makes of a row is a function of the row alone.
@@ -52,14 +66,16 @@ class FilterLaws(OfferLaws):
         self._for_any_rows(holds)
 
     def test_works_in_another_process(self) -> None:
-        """It can be pickled, before and after it has looked at a row, and does the same.
+        """It can be pickled, before and after it has looked at a row, and does the same; in another process too, whatever Python's hashes.
 
-        Without it, it cannot work in worker processes.
+        Without it, it cannot work in worker processes, or each keeps other rows.
         """
         for used in (copy.deepcopy(self.filter), self.filter):
             again = pickle.loads(pickle.dumps(used))  # noqa: S301  our own bytes
             assert again.fingerprint() == self.filter.fingerprint()
             assert [again.look(row) for row in self.rows] == [self.filter.look(row) for row in self.rows]
+        if _can_be_imported(type(self.filter).__module__):
+            assert _elsewhere(self.filter, self.rows) == [self.filter.look(row) for row in self.rows], "another process makes others"
 
     def test_gives_a_reason_if_and_only_if_it_does_something(self) -> None:
         """It gives a reason if, and only if, it changes or removes a row.
@@ -70,7 +86,8 @@ class FilterLaws(OfferLaws):
         def holds(rows: Sequence[Example]) -> None:
             for row in rows:
                 verdict = self.filter.look(row)
-                assert bool(verdict.reason) == (verdict.example != row)
+                changes = verdict.example != row
+                assert bool(verdict.reason) == changes, f"it {'changes or removes' if changes else 'leaves'} a row, for {verdict.reason!r}"
 
         self._for_any_rows(holds)
 
@@ -151,8 +168,8 @@ class FilterLaws(OfferLaws):
     def _for_any_rows(self, law: Callable[[Sequence[Example]], None]) -> None:
         """Its own rows, then whatever can be written."""
         law(self.rows)
-        number = st.integers(1, 3)
-        for_all(number.flatmap(lambda completions: st.lists(examples(completions, PIECES), min_size=1, max_size=4)), law, cases=self.cases)
+        row = st.integers(*self.completions).flatmap(lambda number: examples(number, PIECES, scores=self.scores, blank=True))
+        for_all(st.lists(row, min_size=1, max_size=4), law, cases=self.cases)
 
     def _met(self) -> list[tuple[int, Verdict, str]]:
         """The rows that pass, as the memory meets them."""
@@ -162,7 +179,7 @@ class FilterLaws(OfferLaws):
     def _answers(self, folder: Path, met: Met, *, rest: Met = (), stop: Callable[[Memory], None] = _keep) -> list[str]:
         """What the memory says of each row; then `rest` is met as well before it is stopped."""
         folder.mkdir(parents=True, exist_ok=True)
-        context = self.filter.memory(folder, first=met[0][0])
+        context = self.filter.memory(folder, first=met[0][0] if met else 0)
         if context is None:
             return [""] * len(met)
         with context as memory:
@@ -178,6 +195,23 @@ class FilterLaws(OfferLaws):
 
 def _meet(memory: Memory, met: Iterable[tuple[int, Verdict, str]]) -> list[str]:
     return [memory.meet(row, verdict.trace, origin) for row, verdict, origin in met]
+
+
+def _can_be_imported(module: str) -> bool:
+    """What is written in a file of tests may not be."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is here, and nobody knows where from
+        return False
+
+
+def _elsewhere(one: Filter, rows: Sequence[Example]) -> Any:
+    """What it makes of the rows in a process in which hashes are others."""
+    given = pickle.dumps(sys.path) + pickle.dumps((one, [*rows]))
+    other = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", LOOK], input=given, capture_output=True, env=other, check=False)  # noqa: S603  our own
+    assert not done.returncode, f"it cannot work in another process: {done.stderr.decode(errors='replace').splitlines()[-1]}"
+    return pickle.loads(done.stdout)  # noqa: S301  our own bytes
 
 
 def _roles(example: Example) -> list[list[str]]:

@@ -22,7 +22,8 @@ class TestHinge(ObjectiveLaws):
 pytest runs them; `zkit plugin check PATH` runs the same without pytest and says in words which hold, with the largest differences;
 `zkit plugin check NAME` tries what an installed plugin offers. A law is a method `test_NAME` that takes nothing but `tmp_path`. Laws
 about numbers and texts are tried on what [hypothesis](https://hypothesis.readthedocs.io) draws: ordinary cases, and the ends of what can
-be. It draws the same each time, and tells of the smallest case that it found to break the law; `cases` of a class says how many it tries.
+be. It draws the same each time for the same code, and tells of the smallest case that it found to break the law, or of the first where
+smaller ones would take long; `cases` of a class says how many it tries.
 Laws of what costs money or minutes, such as completers, judges and evaluations, are tried on a few fixed cases.
 
 ## Breaking a law in the open

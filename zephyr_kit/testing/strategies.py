@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import operator
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,16 +21,21 @@ from zephyr_kit.protocols import Scores
 
 SMALLEST = "the smallest that was found to break it: "
 """How the note begins on what a law failed with."""
+FOUND = "found to break it: "
+"""The same where no smaller one was looked for."""
 LETTERS = (*"ab z.Aß,é1?\n\t'\"{\\-–中🙂\u0301\u200b\u202e",)
 """Of everything that text is made of, a little."""
 PIECES = (*LETTERS, "</s>", "<|user|>", "[INST]", "{{ x }}", "a" * 30, "word ")
 """And what templates and patterns stumble over."""
+SEEDS = st.integers(0, 2**16)
+RATINGS = (0.0, 1.0, 5.0)
+"""The lowest of an example."""
 
 T = TypeVar("T")
 
 
 def for_all(drawn: SearchStrategy[T], law: Callable[[T], None], *, cases: int, shrink: bool = True) -> None:
-    """Try a law on as many cases, the same ones each time; raise what it raises on the smallest on which it fails.
+    """Try a law on as many cases, the same ones each time for the same code; raise what it raises on the smallest on which it fails.
 
     To find that one takes hundreds of tries: `shrink` is for laws whose tries take milliseconds. No time is limited, and none of
     what fails is kept.
@@ -51,8 +56,7 @@ def for_all(drawn: SearchStrategy[T], law: Callable[[T], None], *, cases: int, s
         try:
             law(case)
         except Exception as error:
-            if shrink:
-                error.add_note(f"{SMALLEST}{case}")
+            error.add_note(f"{SMALLEST if shrink else FOUND}{case}")
             raise
 
     try:
@@ -62,7 +66,7 @@ def for_all(drawn: SearchStrategy[T], law: Callable[[T], None], *, cases: int, s
 
 
 @dataclass(frozen=True)
-class Compared:
+class Scored:
     """Log-probabilities of the tokens of completions, example after example."""
 
     policy: Sequence[Sequence[float]]
@@ -70,40 +74,56 @@ class Compared:
     """As long as those of the policy."""
     ratings: Sequence[float]
 
-    def scores(self) -> tuple[Scores, Scores]:
-        """Those of the policy, with a graph, and of the reference; in float64."""
+    def scores(self, dtype: torch.dtype = torch.float64) -> tuple[Scores, Scores]:
+        """Those of the policy, with a graph, and of the reference."""
         sequences = [number for number, logp in enumerate(self.policy) for _ in logp]
-        logp, reference = (torch.tensor([*itertools.chain(*lists)], dtype=torch.float64) for lists in (self.policy, self.reference))
+        logp, reference = (torch.tensor([*itertools.chain(*lists)], dtype=dtype) for lists in (self.policy, self.reference))
         sequence_M, rating_N = torch.tensor(sequences), torch.tensor(self.ratings)
         count = len(self.policy)
         return Scores(logp.requires_grad_(), sequence_M, count, rating_N), Scores(reference, sequence_M, count, rating_N)
 
+    def unrated(self) -> Scored:
+        """The same of data that says nothing of its completions."""
+        return replace(self, ratings=[math.nan] * len(self.ratings))
+
 
 @st.composite
-def compared(draw: st.DrawFn, completions: int, *lowest: float, highest: float = 0.0, least: int = 1) -> Compared:
+def scored(
+    draw: st.DrawFn, completions: int, *lowest: float, highest: float = 0.0, least: int = 1, ratings: Sequence[float] = RATINGS
+) -> Scored:
     """Up to 4 examples with log-probabilities anywhere from one of `lowest` to `highest`: both ends, and equal ones, too."""
     low, sizes = draw(st.sampled_from(lowest)), draw(_sizes(completions, least))
-    logp = st.floats(-low, highest, allow_subnormal=False)
+    logp = st.floats(low, highest, allow_subnormal=False)
     policy, reference = ([draw(st.lists(logp, min_size=size, max_size=size)) for size in sizes] for _ in range(2))
-    return Compared(policy, reference, draw(_ratings(len(sizes), completions)))
+    return Scored(policy, reference, draw(_ratings(len(sizes), completions, ratings)))
 
 
 @st.composite
-def in_general_position(draw: st.DrawFn, completions: int, lowest: float, least: int = 1) -> Compared:
-    """Up to 4 examples with log-probabilities that no objective can expect: no two are equal, and none is a round figure."""
+def in_general_position(
+    draw: st.DrawFn, completions: int, lowest: float, *, least: int = 1, ratings: Sequence[float] = RATINGS
+) -> Scored:
+    """Up to 4 examples with log-probabilities that no objective can expect: no two are equal, nor ratings, and none is round."""
     sizes, dice = draw(_sizes(completions, least)), np.random.default_rng(draw(SEEDS))
-    policy, reference = ([(-lowest * dice.random(size)).tolist() for size in sizes] for _ in range(2))
-    return Compared(policy, reference, draw(_ratings(len(sizes), completions)))
+    policy, reference = ([(lowest * dice.random(size)).tolist() for size in sizes] for _ in range(2))
+    return Scored(policy, reference, draw(_ratings(len(sizes), completions, ratings, 0.25)))
 
 
 @st.composite
 def trees(
-    draw: st.DrawFn, completions: int, *, count: tuple[int, int] = (1, 5), longest: int = 8, prompt: int = 1, vocabulary: int = 50
+    draw: st.DrawFn,
+    completions: int,
+    *,
+    count: tuple[int, int] = (1, 5),
+    shortest: int = 1,
+    longest: int = 8,
+    prompt: int | None = None,
+    vocabulary: int = 50,
 ) -> list[Tree]:
-    """Token trees, all trained, with prompts of at least `prompt` tokens."""
+    """Token trees, all trained; prompts may be shorter than the `shortest` completion where `prompt` says so."""
     number, dice = draw(st.integers(*count)), np.random.default_rng(draw(SEEDS))
-    ratings = np.reshape(draw(_ratings(number * completions, completions)), (number, completions)).tolist()
-    lengths = st.tuples(st.integers(prompt, longest), *[st.integers(1, longest)] * completions)
+    ratings = np.reshape(draw(_ratings(number * completions, completions, RATINGS)), (number, completions)).tolist()
+    least = shortest if prompt is None else prompt
+    lengths = st.tuples(st.integers(least, longest), *[st.integers(shortest, longest)] * completions)
 
     def tree(own: list[float]) -> Tree:
         first, *texts = (dice.integers(3, vocabulary, length).astype(np.int32) for length in draw(lengths))
@@ -112,17 +132,22 @@ def trees(
     return [tree(own) for own in ratings]
 
 
-def examples(completions: int = 1, pieces: Sequence[str] = LETTERS) -> SearchStrategy[Example]:
-    """Dialogues of one question or two, in whatever can be written with these pieces."""
-    text = st.lists(st.sampled_from(pieces), min_size=1, max_size=20).map("".join).filter(str.strip)
-    user, assistant = (st.builds(Message, st.just(role), text) for role in ("user", "assistant"))
-    prompt = st.tuples(user) | st.tuples(user, assistant, user)
-    replies = st.lists(st.tuples(assistant), min_size=completions, max_size=completions, unique=True).map(tuple)
-    scores = st.none() | st.tuples(*[st.floats(0, 10)] * completions)
-    return st.builds(Example, prompt, replies, scores, st.just("drawn:1"))
+@st.composite
+def examples(
+    draw: st.DrawFn, completions: int = 1, pieces: Sequence[str] = LETTERS, *, scores: bool | None = None, blank: bool = False
+) -> Example:
+    """Dialogues in whatever can be written with these pieces, nothing too if `blank`; of several turns, some with a system message.
 
-
-SEEDS = st.integers(0, 2**16)
+    They are scored if `scores`; some are if None.
+    """
+    text = st.lists(st.sampled_from(pieces), max_size=20).map("".join).filter(lambda told: blank or told.strip())
+    system, user, assistant = (st.builds(Message, st.just(role), text) for role in ("system", "user", "assistant"))
+    prompts = [st.tuples(user), st.tuples(system, user), st.tuples(user, assistant, user)]
+    reply = st.tuples(assistant) | st.tuples(assistant, user, assistant)
+    replies = draw(st.lists(reply, min_size=completions, max_size=completions, unique=not blank))
+    rated = draw(st.booleans()) if scores is None else scores
+    values = draw(st.tuples(*[st.floats(0, 10) | st.just(math.nan)] * completions)) if rated else None
+    return Example(draw(st.one_of(prompts)), tuple(replies), values, f"drawn:{draw(st.integers(1, 99))}")
 
 
 def _sizes(completions: int, least: int) -> SearchStrategy[list[int]]:
@@ -131,11 +156,11 @@ def _sizes(completions: int, least: int) -> SearchStrategy[list[int]]:
     return st.lists(sizes, min_size=least, max_size=4).map(lambda some: [*itertools.chain(*some)])
 
 
-def _ratings(count: int, completions: int) -> SearchStrategy[list[float]]:
-    """Of `count` completions: those of an example fall from its first, which is rated 1 or 0."""
-    own = st.tuples(st.sampled_from((0.0, 1.0)), *[st.floats(0.25, 2.0)] * (completions - 1)).map(_falling)
-    return st.lists(own, min_size=count // completions, max_size=count // completions).map(lambda some: [*itertools.chain(*some)])
+def _ratings(count: int, completions: int, lowest: Sequence[float], gap: float = 0.0) -> SearchStrategy[list[float]]:
+    """Of `count` completions: those of an example fall, by at least `gap` each, from its first to its last, which has one of `lowest`."""
+    own = st.tuples(st.sampled_from(lowest), *[st.floats(gap, 2)] * (completions - 1))
+    return st.lists(own, min_size=count // completions, max_size=count // completions).map(_falling)
 
 
-def _falling(first_and_gaps: Sequence[float]) -> Sequence[float]:
-    return [*itertools.accumulate(first_and_gaps, operator.sub)]
+def _falling(lowest_and_gaps: Sequence[Sequence[float]]) -> list[float]:
+    return [rating for own in lowest_and_gaps for rating in [*itertools.accumulate(own)][::-1]]
