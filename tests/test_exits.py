@@ -48,6 +48,7 @@ class Last:
     def __del__(self):  # from which nothing can be raised, as from C++
         signal.raise_signal(signal.{name})
 
+signal.signal(signal.{name}, signal.SIG_DFL)  # under nohup, and behind &, some are ignored
 with Stop().starting():
     last = Last()
     del last

@@ -183,7 +183,7 @@ class Training:
             again = f"; {lost} that came after are taken again" if lost > 0 else ""
             self.narrator.say(f"going on after step {step}{again}")
         if told := found.told():
-            self.narrator.say(f"{self.folder.metrics}: damaged: {told}; curves and reports lack that, the training lacks nothing")
+            self.narrator.say(f"{self.folder.metrics}: {told}; curves and reports lack that, the training lacks nothing")
 
     def _feeds(
         self, corpora: Mapping[str, Examples], references: Mapping[str, ReferenceScores], mismatched: Mapping[str, Feed] | None = None

@@ -7,7 +7,8 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +41,17 @@ class Elastic:
         logs = job.folder / "logs" / (socket.gethostname() if job.nodes > 1 else "")
         # Before anything of it is touched: a second launcher in this folder must do the first one no harm.
         with RunFolder(logs).locked():
-            return self._launch(job, logs, say)
+            signs = _fresh(logs / "signs")
+            with _passed_on(job, signs):
+                return self._launch(job, logs, signs, say)
 
-    def _launch(self, job: Job, logs: Path, say: Callable[[str], None]) -> int:
+    def _launch(self, job: Job, logs: Path, signs: Path, say: Callable[[str], None]) -> int:
         from torch.distributed.elastic.agent.server.api import WorkerSpec
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
         from zkit_launchers.guard import Guard, Watched
         from zkit_launchers.meeting import meeting
 
-        signs = _fresh(logs / "signs")
-        _prepare(job, signs)
         spec = WorkerSpec(
             role="zkit",
             local_world_size=job.devices,
@@ -82,8 +83,10 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _prepare(job: Job, signs: Path) -> None:
-    """Set what the processes inherit."""
+@contextmanager
+def _passed_on(job: Job, signs: Path) -> Iterator[None]:
+    """Set what the processes inherit, and nobody who is started later."""
+    before = dict(os.environ)
     os.environ |= {FOLDER: str(signs), LAUNCHER: str(os.getpid())}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # here, that is; we do
     # Each would take every processor for itself otherwise.
@@ -91,4 +94,9 @@ def _prepare(job: Job, signs: Path) -> None:
     if job.rendezvous is None and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
