@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from zephyr_kit.batch import Tree, lay_out
 from zephyr_kit.config import plain
@@ -47,6 +48,18 @@ class BackendLaws(LoadedLaws):
             self.same(self._sums(policy, trees), alone, rtol=self.tolerance, atol=self.tolerance)
 
         self._for_any_dialogues(holds)
+
+    def test_a_pack_trains_as_its_examples_do(self) -> None:
+        """The gradient of a row is the sum of those of its examples, each alone.
+
+        Without it, scores are right and training is not, which nothing shows.
+        """
+        policy, trees = self._policy(), self._trees()
+        together, alone = self._gradient(policy, trees), sum(self._gradient(policy, [tree]) for tree in trees)
+        assert isinstance(alone, Tensor)
+        unit = alone.abs().max()
+        assert unit, "no trained parameter has a gradient"
+        self.same(together / unit, alone / unit, rtol=0, atol=10 * self.tolerance)
 
     def test_shared_prompts_score_as_repeated_ones(self) -> None:
         """A prompt that is written once for several completions scores them as prompts of their own would.

@@ -60,6 +60,13 @@ class LoadedLaws(OfferLaws):
         with torch.no_grad():
             return Scores(policy.score(batch), batch.sequence_M, batch.num_sequences).sums()
 
+    def _gradient(self, policy: Policy, trees: Sequence[Tree]) -> Tensor:
+        """Of the sum of all scores, by every trained parameter, end to end."""
+        policy.module.zero_grad()
+        policy.score(lay_out(trees, share_prompts=self._shares).to(self.device)).sum().backward()  # type: ignore[no-untyped-call]
+        found = [torch.zeros_like(each) if each.grad is None else each.grad for each in _trained(policy)]
+        return torch.cat([each.detach().double().flatten() for each in found])
+
     def _reference_sums(self, policy: Policy, trees: Sequence[Tree]) -> Tensor:
         with policy.reference():
             return self._sums(policy, trees)
