@@ -260,6 +260,7 @@ def test_every_control_works_with_pointer_and_keys_and_for_all_readers(browser, 
         page.get_by_label("compare run-4", exact=True).press("Space")
         page.get_by_text("10 of 10 listed, 2 compared").wait_for()
         page.locator("#settings").get_by_text(BETA).wait_for()
+        page.locator("#settings thead th").nth(2).wait_for()
         assert page.locator("#settings thead th").all_inner_texts() == ["setting", "run-3", "run-4"]
         page.get_by_label("Along").select_option("tokens")
         page.get_by_label("Smoothing").press("End")
