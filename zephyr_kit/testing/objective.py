@@ -152,7 +152,7 @@ class ObjectiveLaws(OfferLaws):
         for_all(examples, holds, cases=self.step_cases, shrink=False)
 
     def test_gradient_is_finite_and_not_zero(self) -> None:
-        """There is something to learn, from every example.
+        """Where a stage begins, there is something to learn from every example.
 
         Without it, a step is skipped for its numbers, or rows are paid for that teach nothing.
         """

@@ -28,6 +28,8 @@ LETTERS = (*"ab z.Aß,é1?\n\t'\"{\\-–中🙂\u0301\u200b\u202e",)
 PIECES = (*LETTERS, "</s>", "<|user|>", "[INST]", "{{ x }}", "a" * 30, "word ")
 """And what templates and patterns stumble over."""
 SEEDS = st.integers(0, 2**16)
+NEAR = 0.05
+"""How far a token is from the reference at the most, where a stage has just begun."""
 RATINGS = (0.0, 1.0, 5.0)
 """The lowest of an example."""
 
@@ -102,10 +104,12 @@ def scored(
 def in_general_position(
     draw: st.DrawFn, completions: int, lowest: float, *, least: int = 1, ratings: Sequence[float] = RATINGS
 ) -> Scored:
-    """Up to 4 examples with log-probabilities that no objective can expect: no two are equal, nor ratings, and none is round."""
+    """Up to 4 examples with log-probabilities that no objective can expect, near the reference: no two are equal, nor ratings."""
     sizes, dice = draw(_sizes(completions, least)), np.random.default_rng(draw(SEEDS))
-    policy, reference = ([(lowest * dice.random(size)).tolist() for size in sizes] for _ in range(2))
-    return Scored(policy, reference, draw(_ratings(len(sizes), completions, ratings, 0.25)))
+    reference = [lowest * dice.random(size) for size in sizes]
+    policy = [np.minimum(each + NEAR * dice.uniform(-1, 1, len(each)), -1e-6) for each in reference]
+    ratings_drawn = draw(_ratings(len(sizes), completions, ratings, 0.25))
+    return Scored([each.tolist() for each in policy], [each.tolist() for each in reference], ratings_drawn)
 
 
 @st.composite
