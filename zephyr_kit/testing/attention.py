@@ -19,6 +19,7 @@ from zephyr_kit.testing.strategies import SEEDS, for_all, trees
 SCALES = (1.0, 0.5, 2.0)
 """Of the usual one."""
 LARGE = 40.0
+"""By how much queries are larger where scores are to be, and differences may be."""
 OTHER = "its output, or a gradient, is not that of softmax attention under `visible`"
 
 

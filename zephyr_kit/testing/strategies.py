@@ -101,11 +101,9 @@ def scored(
 
 
 @st.composite
-def in_general_position(
-    draw: st.DrawFn, completions: int, lowest: float, *, least: int = 1, ratings: Sequence[float] = RATINGS
-) -> Scored:
+def in_general_position(draw: st.DrawFn, completions: int, lowest: float, *, ratings: Sequence[float] = RATINGS) -> Scored:
     """Up to 4 examples with log-probabilities that no objective can expect, near the reference: no two are equal, nor ratings."""
-    sizes, dice = draw(_sizes(completions, least)), np.random.default_rng(draw(SEEDS))
+    sizes, dice = draw(_sizes(completions, 1)), np.random.default_rng(draw(SEEDS))
     reference = [lowest * dice.random(size) for size in sizes]
     policy = [np.minimum(each + NEAR * dice.uniform(-1, 1, len(each)), -1e-6) for each in reference]
     ratings_drawn = draw(_ratings(len(sizes), completions, ratings, 0.25))
