@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from hypothesis import settings
 from made_runs import put, write_run
 from planted import (
     CUT,
@@ -165,6 +166,17 @@ def test_a_loss_that_is_none_is_told_once_on_the_smallest_examples(objective, to
     later = {name: finding for name, finding in findings.items() if finding.outcome == "not tried"}
     assert len(later) > 5
     assert {finding.remark for finding in later.values()} == {"not before it is a scalar sum"}
+
+
+def test_a_law_tells_the_same_whatever_hypothesis_is_set_to():
+    told = found(ObjectiveLaws, Detached())["is_a_scalar_sum"].remark
+    before = settings.get_current_profile_name()
+    settings.register_profile("as on a server", print_blob=True, max_examples=1, derandomize=False)
+    settings.load_profile("as on a server")
+    try:
+        assert found(ObjectiveLaws, Detached())["is_a_scalar_sum"].remark == told
+    finally:
+        settings.load_profile(before)
 
 
 def test_pairs_are_compared_beyond_a_bend_of_the_loss_too():

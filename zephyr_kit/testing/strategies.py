@@ -40,7 +40,7 @@ def for_all(drawn: SearchStrategy[T], law: Callable[[T], None], *, cases: int, s
     """Try a law on as many cases, the same ones each time for the same code; raise what it raises on the smallest on which it fails.
 
     To find that one takes hundreds of tries: `shrink` is for laws whose tries take milliseconds. No time is limited, and none of
-    what fails is kept.
+    what fails is kept. Everything is set here, as hypothesis has other defaults where `CI` is set.
     """
 
     @settings(
@@ -51,6 +51,7 @@ def for_all(drawn: SearchStrategy[T], law: Callable[[T], None], *, cases: int, s
         deadline=None,
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        print_blob=False,
         verbosity=Verbosity.quiet,
     )
     @given(drawn)
