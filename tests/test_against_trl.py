@@ -53,9 +53,9 @@ class Case:
     capacity: int = 512
 
 
-def model(shared: Path, lora: Lora | None = None) -> Mistral:
+def model(shared: Path, lora: Lora | None = None, dtype: str = "float32") -> Mistral:
     attention = Plugins().offered(Attention)["segments"]()
-    return Mistral(weights=str(shared / "models/stories260k"), dtype="float32", template="zephyr", lora=lora, attention=attention)
+    return Mistral(weights=str(shared / "models/stories260k"), dtype=dtype, template="zephyr", lora=lora, attention=attention)
 
 
 def corpus_of(shared: Path, cache: Path, case: Case) -> Corpus:
@@ -159,16 +159,16 @@ def test_every_loss_and_the_weights_agree(shared: Path, tmp_path: Path, case: Ca
 def test_adapters_learn_as_with_peft_alone(shared: Path, tmp_path: Path) -> None:
     """The same LoRA on transformers' own model, with labels of -100 and its own loss, in a plain loop."""
     case = Case(Sft(), "chat_sgd", BY_EXAMPLES, max_length=128)
-    policy = model(shared, Lora(rank=4, alpha=8)).load(CPU, start=Start(seed=7), train=True)
+    policy = model(shared, Lora(rank=4, alpha=8), "float64").load(CPU, start=Start(seed=7), train=True)
     plain = peft_alone(shared, policy)
     trees, _ = in_order(shared, tmp_path, case)
     corpus = corpus_of(shared, tmp_path, case)
     feed = Feed(corpus, case.objective, case.capacity, True, CPU, World())
-    # With a larger epsilon, since Adam makes whole steps of gradients that are nothing but rounding.
-    adamw = partial(AdamW(epsilon=1e-6).build, learning_rate=RATE)
+    # With a larger epsilon, since Adam makes whole steps of gradients that are nothing but rounding: transformers' loss is float32.
+    adamw = partial(AdamW(epsilon=1e-5).build, learning_rate=RATE)
     trainer = Trainer(policy, case.objective, optimizer=adamw, learning_rate=lambda _: RATE, seed=7)
     trained = [p for p in plain.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, eps=1e-6, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=RATE, eps=1e-5, weight_decay=0.0)
     for number in range(5):
         loss = label_loss(plain, trees[4 * number : 4 * number + 4])
         loss.backward()
@@ -192,8 +192,8 @@ def peft_alone(shared: Path, policy: Policy) -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet():
-        bare = AutoModelForCausalLM.from_pretrained(shared / "models/stories260k", dtype=torch.float32, attn_implementation="eager")
-        plain = get_peft_model(bare, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+        bare = AutoModelForCausalLM.from_pretrained(shared / "models/stories260k", dtype=torch.float64, attn_implementation="eager")
+        plain = get_peft_model(bare, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")).double()
     torch.manual_seed(1)
     values = {name: 0.05 * torch.randn_like(p) for name, p in plain.named_parameters() if p.requires_grad}
     for named, prefix in ((plain.named_parameters(), ""), (policy.module.named_parameters(), "model.")):
