@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from zkit_sft.objective import Sft
 
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import NumbersError, Trainer, TrainingError
+from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
@@ -25,7 +28,7 @@ from zephyr_kit.observe import Run
 from zephyr_kit.plan import Plan
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.stages import Train
-from zephyr_kit.stopping import Stop
+from zephyr_kit.stopping import Stop, Stopped
 from zephyr_kit.world import World
 
 CPU = torch.device("cpu")
@@ -119,20 +122,23 @@ def test_an_example_that_does_not_fit_is_told(tmp_path: Path) -> None:
         loop_of(SmallPolicy(5), tmp_path).run()
 
 
-def test_memory_for_the_optimizer_is_no_matter_of_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["_sum_gradients", "optimizer.step"])
+def test_memory_for_the_update_is_no_matter_of_batches(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks have summed by then, or weights were updated."""
     loop = loop_of(TablePolicy(), tmp_path)
 
     def lacking() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    loop.trainer.optimizer.step = lacking  # type: ignore[assignment,method-assign]
-    with pytest.raises(TrainingError, match="step 1: no memory for the optimizer"):
+    *above, name = where.split(".")
+    monkeypatch.setattr(attrgetter(*above)(loop.trainer) if above else loop.trainer, name, lacking)
+    with pytest.raises(TrainingError, match="step 1: no memory for the update"):
         loop.run()
 
 
-@pytest.mark.parametrize(("bad", "expected"), [((3,), [2, 5, 6, 8]), ((5, 6), [2, 4, 8]), ((7,), [2, 4, 6])])
+@pytest.mark.parametrize(("bad", "expected"), [((3,), [2, 5, 6, 8]), ((5, 6), [2, 4, 8]), ((7,), [2, 4, 6, 8])])
 def test_no_checkpoint_is_kept_while_steps_are_skipped(tmp_path: Path, bad: tuple[int, ...], expected: list[int]) -> None:
-    """One that falls due then is kept after the next step that is taken."""
+    """One that falls due then is kept after the next step that is taken, or when there is none."""
     loop = loop_of(TablePolicy(), tmp_path)
     poison(loop.trainer, bad)
     loop.run()
@@ -142,14 +148,50 @@ def test_no_checkpoint_is_kept_while_steps_are_skipped(tmp_path: Path, bad: tupl
     assert all(line["loss"] == "NaN" and len(line["rows"]) == 8 and line["rows"][0].startswith("rows.jsonl:") for line in skipped)
 
 
+class Asked(Stop):
+    """To stop after so many looks."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.looks = itertools.count(1)
+        self.after = after
+
+    def requested(self) -> Exit | None:
+        return Exit.TERMINATED if next(self.looks) >= self.after else None
+
+
 def test_three_skipped_in_a_row_stop_also_over_two_starts(tmp_path: Path) -> None:
-    """What was skipped before a stop counts."""
+    """A stop among them is saved as any other, and they count when it goes on."""
+    first, later = (loop_of(TablePolicy(), tmp_path) for _ in range(2))
+    poison(first.trainer, (3, 4))
+    with pytest.raises(Stopped):
+        replace(first, stop=Asked(5)).run()
+    assert kept(first) == [2, 5]
+    state, _ = later.checkpoints.newest()
+    assert state is not None
+    later.trainer.load_state(state)
+    assert torch.equal(later.trainer.parameters[0], first.trainer.parameters[0])
+    poison(later.trainer, (5,))
+    with pytest.raises(NumbersError, match="step 6: 3 steps one after another"):
+        later.run()
+    assert kept(later) == [2, 5]
+
+
+def test_weights_that_the_last_update_made_infinite_are_not_kept_as_the_result(tmp_path: Path) -> None:
     loop = loop_of(TablePolicy(), tmp_path)
-    loop.log.append([{"step": 0, "loss": 1.0, "skipped": 2}])
-    poison(loop.trainer, (0,))
-    with pytest.raises(NumbersError, match="step 1: 3 steps one after another"):
+    poison(loop.trainer, (7,))
+    update = loop.trainer._update
+
+    def updated(*given: Any) -> torch.Tensor:
+        norm = update(*given)
+        if loop.trainer.num_steps_taken == 6:
+            loop.trainer.parameters[0].data[0, 0] = math.inf
+        return norm
+
+    loop.trainer._update = updated  # type: ignore[method-assign]
+    with pytest.raises(NumbersError, match=r"step 8: trained/.* is no longer finite"):
         loop.run()
-    assert not loop.checkpoints.folder.exists()
+    assert kept(loop) == [2, 4, 6]
 
 
 def poison(trainer: Trainer, steps: tuple[int, ...]) -> None:

@@ -200,11 +200,18 @@ class Trainer:
         return like(value, self.parameters[int(path.split("/")[1])])
 
     def _update(self, learning_rate: float, loss: Tensor) -> Tensor:
-        self._sum_gradients()
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimize(skip=~(torch.isfinite(loss) & torch.isfinite(norm)))
+        try:
+            self._sum_gradients()
+            norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
+            self._optimize(skip=~(torch.isfinite(loss) & torch.isfinite(norm)))
+        except torch.OutOfMemoryError as error:
+            # Smaller batches are no remedy: gradients may be summed on some ranks, or some weights updated.
+            told = str(error).splitlines()[0]
+            raise TrainingError(
+                f"step {self.num_steps_taken + 1}: no memory for the update ({told}); take a leaner optimizer, or a smaller batch"
+            ) from error
         self.optimizer.zero_grad()
         self.masters.give_back()
         return norm.detach()
@@ -217,12 +224,7 @@ class Trainer:
             self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         elif skip:
             return
-        try:
-            self.optimizer.step()
-        except torch.OutOfMemoryError as error:
-            # Smaller batches are no remedy, and some weights may have been updated.
-            told = str(error).splitlines()[0]
-            raise TrainingError(f"step {self.num_steps_taken + 1}: no memory for the optimizer ({told}); take a leaner one") from error
+        self.optimizer.step()
 
     @torch.no_grad()
     def _sketch(self) -> Tensor:

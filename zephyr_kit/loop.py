@@ -88,7 +88,8 @@ class Loop:
                 if owed or look:
                     # Flushed first: what stops the run must do so before a checkpoint is kept.
                     self._report(meter.flush())
-                kept = owed and not meter.num_skipped  # nothing among steps that may yet have to be taken back
+                # Nothing among steps that may yet have to be taken back, unless these are the last ones taken here.
+                kept = owed and (not meter.num_skipped or asked is not None or step == self.plan.num_steps)
                 if kept:
                     save(self.trainer.state())
                 owed = owed and not kept
