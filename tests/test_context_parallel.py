@@ -25,7 +25,7 @@ from zkit_sft.objective import Sft
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Batch, Tree, idle, lay_out
 from zephyr_kit.cli import build
-from zephyr_kit.engine import Trainer, TrainingError
+from zephyr_kit.engine import LackError, Trainer
 from zephyr_kit.footprint import ACTIVATIONS, HEAD, WEIGHTS
 from zephyr_kit.pretended import pretended_mesh, pretended_team
 from zephyr_kit.protocols import Start
@@ -151,5 +151,5 @@ def test_a_rank_that_lacks_memory_does_not_wait_for_its_team() -> None:
     world = replace(World(0, 2), num_in_team=2)
     optimizer = partial(AdamW().build, learning_rate=1e-2)
     trainer = Trainer(TablePolicy(), Sft(), optimizer=optimizer, learning_rate=lambda _: 1e-2, seed=0, world=world)
-    with pytest.raises(TrainingError, match=r"out of memory \(no room\); set a smaller `tokens_per_batch`"):
+    with pytest.raises(LackError, match=r"out of memory \(no room\); from here on in smaller batches"):
         trainer._share_lack("no room")

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from faults.hits import LittleMemory
 from forked import start
 from launched import STEPS, assert_same_run, pid_of, run, run_anew, slow, started, steps, wait_until, write_preset
 
@@ -124,6 +125,15 @@ def test_what_always_fails_is_not_started_for_ever(preset, tmp_path):
     assert "Traceback" not in said, "nor of the rank that has lost the other"
     assert "gloo" not in said
     assert 'raise RuntimeError("no luck")' in (tmp_path / "run" / "logs" / "signs" / "1.stacks").read_text()
+
+
+def test_where_memory_lacks_ranks_that_share_weights_begin_anew_in_smaller_batches(preset, alone, tmp_path):
+    output, changes = tmp_path / "run", ("sharding=sharded", "tokens_per_batch=256")
+    options = [word for change in changes for word in ("--set", f"stages.sft.train.{change}")]
+    said = run(preset, output, "--devices", "2", *options, prepare=LittleMemory(140))
+    assert re.search(r"rank [01]: step 1: out of memory \(CUDA out of memory.*\); from here on in smaller batches; all ranks start", said)
+    assert "stages.sft: in batches of up to 128 tokens, since more did not fit into memory" in said
+    assert_same_run(output, alone)
 
 
 def test_what_the_user_can_mend_is_told_once(preset, tmp_path):

@@ -19,7 +19,7 @@ from zkit_optimizers.adamw import AdamW
 from zkit_sft.objective import Sft
 
 from zephyr_kit.checkpoint import Checkpoints
-from zephyr_kit.engine import NumbersError, Trainer, TrainingError
+from zephyr_kit.engine import LackError, NumbersError, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed
 from zephyr_kit.loop import Loop
@@ -115,6 +115,19 @@ def tried_on_ranks(world: World, folder: Path) -> int:
 def test_where_memory_lacks_on_one_rank_all_try_smaller_batches(tmp_path: Path) -> None:
     alone = loop_of(SmallPolicy(40), tmp_path / "alone")
     assert spawn(tried_on_ranks, 2, tmp_path, tmp_path) == [alone._try_largest(alone.feed).capacity] * 2
+
+
+def test_what_was_found_to_fit_holds_until_other_batches_are_asked_for(tmp_path: Path) -> None:
+    """Ranks that share weights learn it from the start before."""
+    loops = [loop_of(TablePolicy(), tmp_path, capacity=capacity) for capacity in (400, 400, 300)]
+
+    def lacking(_: Any) -> None:
+        raise LackError("step 1: out of memory", "no room")
+
+    loops[0].trainer.step = lacking  # type: ignore[assignment,method-assign]
+    with pytest.raises(LackError):
+        loops[0].run()
+    assert [loop._as_found_to_fit(loop.feed).capacity for loop in loops] == [200, 200, 300]
 
 
 def test_an_example_that_does_not_fit_is_told(tmp_path: Path) -> None:

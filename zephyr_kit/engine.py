@@ -32,6 +32,16 @@ class TrainingError(ZkitError):
     """Training that cannot go on."""
 
 
+class LackError(TrainingError):
+    """Memory that lacked on one of several ranks that share weights or a batch: only a new start brings them together again."""
+
+    exit = Exit.CRASHED
+
+    def __init__(self, text: str, lack: str) -> None:
+        super().__init__(text)
+        self.lack = lack
+
+
 class NumbersError(TrainingError):
     """Losses, gradients or weights that are no longer finite."""
 
@@ -169,7 +179,7 @@ class Trainer:
         """Stop on all ranks where memory lacked on one."""
         if lack and (self.world.num_in_team > 1 or any(share_of(p) is not None for p in self.policy.module.parameters())):
             # The others are in the middle of a message that will not be answered.
-            raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
+            raise LackError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); from here on in smaller batches", lack)
         if self.world.highest(int(bool(lack))):
             self.optimizer.zero_grad()
             raise torch.OutOfMemoryError(lack or "on another rank")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.devices import give_back_memory, memory_in_use
-from zephyr_kit.engine import NumbersError, Totals, Trainer, TrainingError
+from zephyr_kit.engine import LackError, NumbersError, Totals, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed, StepWork
 from zephyr_kit.meter import Meter
@@ -21,6 +22,7 @@ from zephyr_kit.metrics import HELD_OUT, MetricLog, as_text
 from zephyr_kit.observe import Narrator, Report, Run
 from zephyr_kit.plan import Plan, pack, together
 from zephyr_kit.plugins import Plugins
+from zephyr_kit.records import read_json, write_json
 from zephyr_kit.stages import Train
 from zephyr_kit.stopping import Stop, Stopped
 from zephyr_kit.world import World
@@ -32,6 +34,8 @@ NUM_STEPS_TO_MOVE = 10
 """After so many, some weight must have changed."""
 NUM_STEPS_PACKED = 200
 """The largest batch is looked for in so many steps, evenly spread."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,24 +114,42 @@ class Loop:
 
     def _steps(self) -> Iterator[Totals]:
         """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
-        feed = self.feed
+        feed = self._as_found_to_fit(self.feed)
         if feed.device.type == "cuda":
             feed = self._try_largest(feed)
         while self.trainer.num_steps_taken < self.plan.num_steps:
             lack = ""
             for work in feed.steps(self.plan, first=self.trainer.num_steps_taken):
-                totals, lack = self._attempt(work)
+                totals, lack = self._attempt(partial(self.trainer.step, work), feed)
                 if totals is None:
                     break
                 yield totals
             feed = self._smaller(feed, lack) if lack else feed
 
-    def _attempt(self, work: StepWork) -> tuple[Totals | None, str]:
-        """The step; or none, and what memory lacked. The error's own frames, which hold tensors, are let go."""
+    def _attempt(self, take: Callable[[], T], feed: Feed) -> tuple[T | None, str]:
+        """What is taken; or none, and what memory lacked. The error's own frames, which hold tensors, are let go."""
         try:
-            return self.trainer.step(work), ""
+            return take(), ""
         except torch.OutOfMemoryError as error:
             return None, str(error).splitlines()[0]
+        except LackError as error:
+            write_json(self._fits, {"tokens_per_batch": self.feed.capacity, "fits": self._less(feed, error.lack)})
+            raise
+
+    @property
+    def _fits(self) -> Path:
+        """What a start leaves to the next one, when ranks must begin anew together."""
+        return self.about.folder / "memory.json"
+
+    def _as_found_to_fit(self, feed: Feed) -> Feed:
+        """In batches as small as an earlier start has found to fit into the memory, if it was told of as large ones."""
+        if not self._fits.exists():
+            return feed
+        found = read_json(self._fits, "remove it, and the same command goes on")
+        if found["tokens_per_batch"] != feed.capacity:
+            return feed
+        self.narrator.say(f"stages.{self.about.stage}: in batches of up to {found['fits']:,} tokens, since more did not fit into memory")
+        return replace(feed, capacity=found["fits"])
 
     def _try_largest(self, feed: Feed) -> Feed:
         """Before the first step: what would lack memory after hours shall do so now."""
@@ -137,27 +159,33 @@ class Loop:
             packs = [batch for number in steps for batch in cut(self.plan.step(int(number)), feed.lengths)]
             largest = max(packs, key=lambda batch: int(feed.lengths[batch].sum()))
             work = feed.work(largest, lambda members, _: [list(members)] * self.world.num_teams)
-            try:
-                self.trainer.try_out(work)
-            except torch.OutOfMemoryError as error:
-                lack = str(error).splitlines()[0]
-            else:
+            _, lack = self._attempt(partial(self.trainer.try_out, work), feed)
+            if not lack:
                 return feed
             feed = self._smaller(feed, lack)
 
     def _smaller(self, feed: Feed, lack: str) -> Feed:
         """The same work in batches of half as many tokens, or of one example each."""
         give_back_memory()
+        capacity = self._less(feed, lack)
+        now = f"in batches of up to {capacity:,} tokens from here on, the step begun anew"
+        self.narrator.say(f"{self._where}: out of memory ({lack}); {now}")
+        return replace(feed, capacity=capacity)
+
+    def _less(self, feed: Feed, lack: str) -> int:
+        """Half as many tokens, or those of one example."""
         longest = int(feed.lengths.max())
         capacity = max(feed.capacity // 2, longest)
-        where = f"stages.{self.about.stage}, step {self.trainer.num_steps_taken + 1}"
         if capacity >= feed.capacity:
             raise TrainingError(
-                f"{where}: not even one example of {longest:,} tokens fits into memory ({lack}); "
+                f"{self._where}: not even one example of {longest:,} tokens fits into memory ({lack}); "
                 "set a smaller max_length, activation_checkpointing, or see what `zkit plan` finds to fit"
             )
-        self.narrator.say(f"{where}: out of memory ({lack}); in batches of up to {capacity:,} tokens from here on, the step begun anew")
-        return replace(feed, capacity=capacity)
+        return capacity
+
+    @property
+    def _where(self) -> str:
+        return f"stages.{self.about.stage}, step {self.trainer.num_steps_taken + 1}"
 
     def _is_due(self, step: int, every: int) -> bool:
         return step > 0 and (step == self.plan.num_steps or step % every == 0)
