@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 
 PHASES = {
-    "tokenising": "zephyr_kit.corpus:_write",
+    "tokenising": "zephyr_kit.corpus:write_corpus",
     "putting the cache in place": "zephyr_kit.corpus:_put",
     "foreseeing": "zephyr_kit.pipeline:foresee",
     "hand-over": "zephyr_kit.pipeline:Pipeline._note_work",
