@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -128,3 +129,28 @@ def test_what_metrics_have_lost_is_told_and_mended(tmp_path: Path) -> None:
     assert found.told() == "3 damaged lines removed, no line of step 3–4, 7–8"
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 5, 6]
     assert log.rewind(2).told() == ""
+
+
+def fate_of(file: Path, sound: Any) -> str:
+    try:
+        with closing(Answers(file.parent)) as answers:
+            found = answers.get("why?")
+    except ZkitError as error:
+        return str(error).partition("(")[0].removeprefix(f"{file}: ").strip()
+    return {None: "not known", repr(sound): "known"}[found and repr(found)]
+
+
+def test_a_bit_that_flips_in_what_was_answered_never_makes_another_answer(tmp_path: Path) -> None:
+    with closing(Answers(tmp_path / "answers")) as answers:
+        answers.put("why?", {"text": "because it is so", "costs": 0.25})
+        sound = answers.get("why?")
+    (file,) = (tmp_path / "answers").iterdir()
+    data, draw, fates = file.read_bytes(), random.Random(0), set()
+    for _ in range(150):
+        bad = bytearray(data)
+        bad[draw.choice([place for place, byte in enumerate(data) if byte])] ^= 1 << draw.randrange(8)
+        file.write_bytes(bad)
+        fates.add(fate_of(file, sound))
+        for left in (tmp_path / "answers").glob("*-*"):
+            left.unlink()
+    assert fates == {"known", "not known", "damaged"}, "also what is of no importance, such as a counter of SQLite's"

@@ -42,7 +42,7 @@ def verify(folder: Path) -> None:
     """Read every byte; raises `DamagedError`, which names the file, where one is not what was written."""
     for name, written in read_ledger(folder)["files"].items():
         file = folder / name
-        if not file.is_file() or checksum(file) != Checksum(**written):
+        if not file.is_file() or file.is_symlink() or checksum(file) != Checksum(**written):
             raise DamagedError(f"{file}: damaged (does not match its checksum); {MEND}")
 
 

@@ -40,9 +40,19 @@ def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
 def read_sealed(path: Path, mend: str) -> dict[str, Any]:
     """What was sealed and written to a JSON file, without the checksum; raises `DamagedError` where it is not that."""
     facts: dict[str, Any] = read_json(path, mend)
-    if facts.pop(SEAL, None) != digest(facts):
+    if not is_sealed(facts):
         raise DamagedError(f"{path}: damaged (does not match its checksum); {mend}")
-    return facts
+    return without_seal(facts)
+
+
+def is_sealed(facts: Mapping[str, Any]) -> bool:
+    """Whether values are those that were sealed."""
+    return facts.get(SEAL) == digest(without_seal(facts))
+
+
+def without_seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The values alone."""
+    return {key: value for key, value in facts.items() if key != SEAL}
 
 
 def write_json(path: Path, value: Any) -> None:
