@@ -15,6 +15,7 @@ BEGIN, END = "<!-- made by `make faults` -->\n", "<!-- end -->\n"
 ROWS = {
     "K1": ("killed (SIGKILL) at any moment: the same command goes on to the same bits", "42 of 60"),
     "K2": ("killed inside saves", "16 of 60"),
+    "K2, two ranks": ("ranks killed inside saves of full weights that they share out: the others wait for nobody, all go on", "–"),
     "K3": ("every state that a crash before or after any call can leave", "–"),
     "K4": ("killed in tokenising, cache, hand-over, reference scores, held-out data, export, merging, going on", "–"),
     "K5": ("killed again and again in one run", "–"),
