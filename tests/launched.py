@@ -120,6 +120,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     for stage in ("sft", "dpo"):
         for mine, its in zip(figures(one, stage), figures(other, stage), strict=True):
             assert mine == pytest.approx(its, rel=1e-9), stage
+    assert_same_weights(one, other)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
     for stage, name in (("sft", "model.safetensors"), ("dpo", "adapter_model.safetensors")):
         weights, expected = (load_file(folder / stage / "model" / name) for folder in (one, other))
         assert weights.keys() == expected.keys()

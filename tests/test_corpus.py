@@ -24,6 +24,7 @@ from zephyr_kit.batch import Tree
 from zephyr_kit.corpus import DataError, corpus_key, prepare, refuse_bad_rows
 from zephyr_kit.example import BadRow, Example, Message
 from zephyr_kit.portion import Portion
+from zephyr_kit.records import DamagedError
 
 
 def same(left: Tree, right: Tree) -> bool:
@@ -140,6 +141,7 @@ from test_corpus import DOOR, Letters, pairs
 from zephyr_kit.binarise import Binarise, Paired, Rule
 from zephyr_kit.corpus import prepare
 from zephyr_kit.portion import Portion
+from zephyr_kit.records import DamagedError
 from zephyr_kit.protocols import Verdict
 
 def stop(done):
@@ -311,3 +313,27 @@ def test_nothing_left(tmp_path: Path) -> None:
         refuse_bad_rows(dropped, allowed=0.01, name="data")
     with pytest.raises(DataError, match="none of 1 rows is left to train on"):
         refuse_bad_rows(made(pairs("#|a"), tmp_path / "bad"), allowed=1.0, name="data")
+
+
+ARRAYS = ("tokens.npy", "trained.npy", "ends.npy", "first.npy", "ratings.npy")
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "origins.txt", "quarantine.jsonl", "ledger.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_bit_that_flips_in_the_cache_is_found_before_anything_is_trained_on(tmp_path: Path, name: str, share: float) -> None:
+    """As rot does: neither the size nor a time changes."""
+    source = pairs("a|bcd", "#|c", "e|fgh")
+    file = made(source, tmp_path).folder / name
+    data, times = bytearray(file.read_bytes()), file.stat()
+    data[int(share * (len(data) - 1))] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DamagedError, match=rf"{name}: damaged \(.*remove the folder it is in, and the rows are tokenised again"):
+        made(source, tmp_path)
+
+
+def test_a_file_that_is_gone_from_the_cache_is_named(tmp_path: Path) -> None:
+    source = pairs("a|b")
+    (made(source, tmp_path).folder / "tokens.npy").unlink()
+    with pytest.raises(DamagedError, match=r"tokens\.npy: damaged"):
+        made(source, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from zephyr_kit.journal import Journal
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.models import find_model
 from zephyr_kit.plugins import Plugins
-from zephyr_kit.records import read_json
+from zephyr_kit.records import read_json, sealed
 from zephyr_kit.remote_code import brings_code
 from zephyr_kit.runs import StageFolder
 from zephyr_kit.score_store import ScoreStore
@@ -41,6 +42,10 @@ def put(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     return path
+
+
+def seal(path: Path, facts: dict[str, Any]) -> Path:
+    return put(path, json.dumps(sealed(facts)))
 
 
 def asked(folder: Path) -> Any:
@@ -72,15 +77,15 @@ def logged(path: Path) -> Any:
 # Each: the file, how it is made, and what reads it back.
 READ: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "the journal": ("run.json", lambda p: put(p, '[{"stage": "sft", "command": ["zkit"]}]'), lambda p: Journal(p).notes()),
-    "a stage's key": ("sft/key.json", lambda p: put(p, '{"seed": 1}'), lambda p: StageFolder(p.parent).key()),
-    "a stage's end": ("sft/done.json", lambda p: put(p, '{"steps": 2}'), lambda p: StageFolder(p.parent).done()),
-    "a stage's files": ("sft/files.json", lambda p: put(p, '{"data[0]": {"x": "1"}}'), lambda p: StageFolder(p.parent).files_of("data[0]")),
+    "a stage's key": ("sft/key.json", lambda p: seal(p, {"seed": 1}), lambda p: StageFolder(p.parent).key()),
+    "a stage's end": ("sft/done.json", lambda p: seal(p, {"steps": 2}), lambda p: StageFolder(p.parent).done()),
+    "a stage's files": ("sft/files.json", lambda p: seal(p, {"data": {"x": "1"}}), lambda p: StageFolder(p.parent).files_of("data")),
     "metrics": ("sft/metrics.jsonl", lambda p: put(p, '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n'), logged),
     "rows that were gathered": ("feedback/data/train.jsonl", lambda p: put(p, PAIR), lambda p: len(list(GatheredRows("x", p).rows()))),
     "a run's preset": ("preset.toml", lambda p: put(p, 'name = "a"\n[stages.one]\nx = 1\n'), lambda p: read_run(p.parent).name),
-    "a corpus's ledger": ("ledger.json", lambda p: put(p, '{"portions": []}'), lambda p: Corpus(p.parent).ledger),
+    "a corpus's ledger": ("ledger.json", lambda p: seal(p, {"portions": [], "files": {}}), lambda p: Corpus(p.parent).ledger),
     "a corpus": ("ends.npy", lambda p: np.save(p, np.arange(9)), lambda p: Corpus(p.parent).ends.tolist()),
-    "a sieve's ledger": ("ledger.json", lambda p: put(p, '{"read": 1}'), lambda p: Sifted(p.parent).ledger),
+    "a sieve's ledger": ("ledger.json", lambda p: seal(p, {"read": 1}), lambda p: Sifted(p.parent).ledger),
     "an adapter's settings": ("a/adapter_config.json", lambda p: put(p, '{"r": 8}'), lambda p: find_model(str(p.parent), Plugins()).name),
     "a model's settings": ("m/config.json", lambda p: put(p, '{"dtype": "float32"}'), lambda p: brings_code(p.parent)),
     "an evaluation": ("evaluation.json", lambda p: put(p, '{"key": 1}'), lambda p: read_json(p, "remove it")),
@@ -124,3 +129,28 @@ def test_what_metrics_have_lost_is_told_and_mended(tmp_path: Path) -> None:
     assert found.told() == "3 damaged lines removed, no line of step 3–4, 7–8"
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 5, 6]
     assert log.rewind(2).told() == ""
+
+
+def fate_of(file: Path, sound: Any) -> str:
+    try:
+        with closing(Answers(file.parent)) as answers:
+            found = answers.get("why?")
+    except ZkitError as error:
+        return str(error).partition("(")[0].removeprefix(f"{file}: ").strip()
+    return {None: "not known", repr(sound): "known"}[found and repr(found)]
+
+
+def test_a_bit_that_flips_in_what_was_answered_never_makes_another_answer(tmp_path: Path) -> None:
+    with closing(Answers(tmp_path / "answers")) as answers:
+        answers.put("why?", {"text": "because it is so", "costs": 0.25})
+        sound = answers.get("why?")
+    (file,) = (tmp_path / "answers").iterdir()
+    data, draw, fates = file.read_bytes(), random.Random(0), set()
+    for _ in range(150):
+        bad = bytearray(data)
+        bad[draw.choice([place for place, byte in enumerate(data) if byte])] ^= 1 << draw.randrange(8)
+        file.write_bytes(bad)
+        fates.add(fate_of(file, sound))
+        for left in (tmp_path / "answers").glob("*-*"):
+            left.unlink()
+    assert fates == {"known", "not known", "damaged"}, "also what is of no importance, such as a counter of SQLite's"

@@ -49,7 +49,8 @@ def test_a_note_that_is_damaged_is_no_digest(file, noted):
     before = file_fingerprint(file)
     (note,) = (file.parent / "cache" / "digests").iterdir()
     note.write_bytes(noted)
-    assert file_fingerprint(file) == before == note.read_text()
+    assert file_fingerprint(file) == before
+    assert note.read_text().startswith(before)
 
 
 def test_what_is_known_is_not_read_again(file, monkeypatch):

@@ -6,15 +6,15 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from zephyr_kit.cache import count_rows, open_database, used
-from zephyr_kit.records import DamagedError
+from zephyr_kit.cache import count_rows, is_damage, open_database, used
+from zephyr_kit.records import DamagedError, is_sealed, sealed
 
-DATABASE = "answers.sqlite"
+ANSWER, DATABASE = "answer", "answers.sqlite"
 
 
 class Answers:
@@ -33,14 +33,14 @@ class Answers:
         used(self._file)
 
     def get(self, question: Any) -> Any:
-        """The answer to a question; None if it is not known."""
+        """The answer to a question; None if it is not known, or what was kept is not what was put."""
         with self._lock, self._damage_told():
             found = self._database.execute("SELECT answer FROM answers WHERE question = ?", [digest(question)]).fetchone()
-        return None if found is None else json.loads(found[0])
+        return None if found is None else _unsealed(found[0])
 
     def put(self, question: Any, answer: Any) -> None:
         """Remember an answer."""
-        row = [digest(question), json.dumps(answer, ensure_ascii=False)]
+        row = [digest(question), json.dumps(sealed({ANSWER: answer}), ensure_ascii=False)]
         with self._lock, self._damage_told():
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
 
@@ -53,7 +53,7 @@ class Answers:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # it is only locked, or the disk is full
+            if not is_damage(error):
                 raise
             mend = "restore it, or move it elsewhere: what it kept is then asked, and paid for, again"
             raise DamagedError(f"{self._file}: damaged ({error}); {mend}") from error
@@ -62,6 +62,14 @@ class Answers:
 def count_answers(folder: Path) -> int:
     """How many answers a file has."""
     return count_rows(folder / DATABASE, "answers")
+
+
+def _unsealed(text: Any) -> Any:
+    with suppress(ValueError, TypeError, AttributeError):
+        kept = json.loads(text)
+        if is_sealed(kept):
+            return kept[ANSWER]
+    return None
 
 
 def digest(question: Any) -> bytes:

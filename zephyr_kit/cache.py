@@ -68,6 +68,13 @@ def open_database(file: Path, *, one_thread: bool = True) -> sqlite3.Connection:
             return database
 
 
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether it says that the file holds what was not written, and not that it is locked, or the disk full."""
+    # Of a schema or a text that makes no sense, SQLite says only that there is an error, and of a wrong size, that the file is short.
+    codes = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_IOERR_SHORT_READ)
+    return type(error) is sqlite3.DatabaseError or getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) in codes
+
+
 def count_rows(database: Path, table: str) -> int:
     """How many rows a table of what is kept has."""
     with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT)) as connection:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zephyr_kit.disk import Checksum, checksum, put, sync, write_hashed
+from zephyr_kit.disk import Checksum, checksum, put, refuse_special, sync, write_hashed
 from zephyr_kit.shares import Joined, local, share_of
 from zephyr_kit.tensor_file import pieces
 from zephyr_kit.world import World
@@ -78,6 +78,7 @@ class Manifest:
     @staticmethod
     def read(path: Path) -> Manifest:
         """From its file, every byte of which must be as it was written."""
+        refuse_special(path)
         text = path.read_text("utf-8")
         facts = json.loads(text)
         if facts["format"] != FORMAT:

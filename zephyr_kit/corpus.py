@@ -3,9 +3,9 @@
 A corpus is a folder: `tokens.npy` and `trained.npy` hold all pieces end to end, `ends.npy`
 where each piece ends, `ratings.npy` the score of each (NaN: none), `first.npy` which piece is
 each example's prompt (its completions follow), `origins.txt` where each example stood,
-`ledger.json` what became of every row and `quarantine.jsonl` the rows that were not taken whole,
-each with its reason. Files that hold the same have one corpus, in which marks stand for them
-(`zephyr_kit.places`): `Corpus` tells their names.
+`ledger.json` what became of every row, with checksums of all files and of itself, and
+`quarantine.jsonl` the rows that were not taken whole, each with its reason. Files that hold the
+same have one corpus, in which marks stand for them (`zephyr_kit.places`): `Corpus` tells their names.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import shutil
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,23 +25,22 @@ import numpy as np
 import numpy.typing as npt
 
 from zephyr_kit import ZkitError
-from zephyr_kit.admission import Arrival, Door, admit
+from zephyr_kit.admission import Door
 from zephyr_kit.batch import Flags, Ids, Tree
 from zephyr_kit.cache import used
+from zephyr_kit.corpus_files import LEDGER, MEND, read_ledger, verify, write_corpus
 from zephyr_kit.disk import put, staging_folder
 from zephyr_kit.exits import Exit
-from zephyr_kit.ledger import Ledger
 from zephyr_kit.observe import Advance
-from zephyr_kit.places import Places, numbered
+from zephyr_kit.places import Places
 from zephyr_kit.plan import Indices
 from zephyr_kit.portion import Portion
 from zephyr_kit.protocols import Tokenizer
-from zephyr_kit.records import DamagedError, read_json
+from zephyr_kit.records import DamagedError
 
-FORMAT = 7
+FORMAT = 8
 """Part of every key: a corpus of another format is made anew."""
 NUM_REASONS_TOLD = 10
-MEND = "remove the folder it is in, and the rows are tokenised again"
 
 Track = Callable[[str], AbstractContextManager[Advance]]
 """Told that a part of the work begins, and then how many rows are done."""
@@ -97,7 +94,8 @@ class Corpus:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """What became of every row that was read."""
-        facts: dict[str, Any] = self.places.told(read_json(self.folder / "ledger.json", MEND))
+        facts: dict[str, Any] = self.places.told(read_ledger(self.folder))
+        del facts["files"]
         portions = [{**told, **kept} for told, kept in zip(self.portions, facts["portions"], strict=False)]
         return {**facts, "portions": portions}
 
@@ -167,23 +165,25 @@ def prepare(
     """
     folder = cache / corpus_key(portions, tokenizer, door)
     places = Places.joined([portion.places for portion in portions])
-    if not is_prepared(folder):
+    if is_prepared(folder):
+        verify(folder)
+    else:
         enter = track or (lambda _: nullcontext(lambda _: None))
         _sift(portions, enter)
         staging = staging_folder(folder)
         try:
             with enter("tokenising") as advance, places.telling():
-                _write(staging, portions, tokenizer, door, advance)
+                write_corpus(staging, portions, tokenizer, door, advance)
             _put(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    used(folder / "ledger.json")
+    used(folder / LEDGER)
     return Corpus(folder, places, [portion.facts() for portion in portions])
 
 
 def is_prepared(folder: Path) -> bool:
     """Whether the corpus of this name is there."""
-    return (folder / "ledger.json").exists()
+    return (folder / LEDGER).exists()
 
 
 def refuse_bad_rows(corpus: Corpus, *, allowed: float, name: str, quarantine: Path | None = None) -> None:
@@ -222,70 +222,10 @@ def _sift(portions: Sequence[Portion], track: Track) -> None:
                 portion.sift(on_rows=advance)
 
 
-def _write(folder: Path, portions: Sequence[Portion], tokenizer: Tokenizer, door: Door, on_rows: Advance) -> None:
-    ledger, first, ends, ratings = Ledger(getattr(tokenizer, "template_digest", None)), [0], [0], array("f")
-    rows = itertools.chain.from_iterable(_arrivals(portion, number, ledger) for number, portion in enumerate(portions))
-    with (
-        (folder / "tokens.raw").open("wb") as tokens,
-        (folder / "trained.raw").open("wb") as trained,
-        (folder / "origins.txt").open("w", encoding="utf-8") as origins,
-        (folder / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
-        closing(admit(rows, tokenizer, door)) as entries,
-    ):
-        for entry in entries:
-            ledger.enter(entry)
-            for row in entry.admissions:
-                if row.reason is not None:
-                    quarantine.write(row.line())
-                if row.tree is not None:
-                    origins.write(row.origin.replace("\n", " ") + "\n")
-                    for ids, flags in _pieces(row.tree):
-                        tokens.write(ids.astype(np.int32).tobytes())
-                        trained.write(flags.astype(np.bool_).tobytes())
-                        ends.append(ends[-1] + len(ids))
-                    ratings.extend([math.nan, *(row.tree.ratings or [math.nan] * len(row.tree.completions))])
-                    first.append(len(ends) - 1)
-            on_rows(ledger.read)
-    np.save(folder / "ratings.npy", np.array(ratings, np.float32))
-    _finish(folder, ledger, first, ends)
-
-
-def _arrivals(portion: Portion, place: int, ledger: Ledger) -> Iterator[Arrival]:
-    """The rows of a portion; how many there were is noted when all have come."""
-    number = -1
-    for number, row in enumerate(portion.marked()):
-        yield Arrival(numbered(row, place), number, portion.binarise)
-    sifted = {"sieve": numbered(portion.sift().ledger, place)} if portion.filters else {}
-    ledger.portions.append({"read": number + 1, **sifted})
-
-
-def _pieces(tree: Tree) -> Iterable[tuple[Ids, Flags]]:
-    yield tree.prompt, np.zeros(len(tree.prompt), np.bool_)
-    yield from zip(tree.completions, tree.trained, strict=True)
-
-
-def _finish(folder: Path, ledger: Ledger, first: list[int], ends: list[int]) -> None:
-    np.save(folder / "ends.npy", np.array(ends, np.int64))
-    np.save(folder / "first.npy", np.array(first[:-1], np.int64))
-    _as_npy(folder / "tokens", np.dtype(np.int32))
-    _as_npy(folder / "trained", np.dtype(np.bool_))
-    (folder / "ledger.json").write_text(json.dumps(ledger.facts(), ensure_ascii=False, indent=1), "utf-8")
-
-
-def _as_npy(path: Path, dtype: np.dtype[Any]) -> None:
-    """Turn raw values into an array file, without holding them in memory."""
-    raw = path.with_suffix(".raw")
-    with path.with_suffix(".npy").open("wb") as out, raw.open("rb") as values:
-        shape = (raw.stat().st_size // dtype.itemsize,)
-        np.lib.format.write_array_header_1_0(out, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-        shutil.copyfileobj(values, out, 1 << 20)
-    raw.unlink()
-
-
 def _put(staging: Path, folder: Path) -> None:
     """Move the finished corpus into place; another process may have made the same one meanwhile."""
     try:
         put(staging, folder)
     except OSError:
-        if not (folder / "ledger.json").exists():
+        if not (folder / LEDGER).exists():
             raise

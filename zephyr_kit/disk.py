@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,15 @@ def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> Checksum:
 
 def checksum(path: Path) -> Checksum:
     """Of a file as it stands."""
+    refuse_special(path)
     with path.open("rb") as file:
         return Checksum(path.stat().st_size, hashlib.file_digest(file, "blake2b").hexdigest())
+
+
+def refuse_special(path: Path) -> None:
+    """Raise `OSError` for what is no file itself: a link may lead anywhere, and who reads a pipe waits for ever."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(f"{path.name} is a link, or no file")
 
 
 def sync(path: Path) -> None:

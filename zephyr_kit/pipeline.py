@@ -32,7 +32,7 @@ from zephyr_kit.preflight import foresee, refuse_full_disk, refuse_what_cannot_r
 from zephyr_kit.preset import Preset, Stage, bound, portions_of, tables_of
 from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Start
-from zephyr_kit.records import digest, write_json, write_text
+from zephyr_kit.records import digest, sealed, write_json, write_text
 from zephyr_kit.runs import FILES, RunFolder, StageFolder
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
@@ -262,7 +262,7 @@ class Pipeline:
         opened = self.folder.open_stage(stage.name, key)
         folder = opened.stage
         files = {table: portion.files() for table, portion in tables_of(stage.task)}
-        write_json(folder.path / FILES, files)
+        write_json(folder.path / FILES, sealed(files))
         damage = folder.damage()
         if damage is not None:
             self.narrator.say(f"stage {stage.name}: {damage}; it is made again, from its last checkpoint if that is there")

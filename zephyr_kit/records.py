@@ -12,6 +12,9 @@ from typing import Any
 from zephyr_kit import ZkitError
 from zephyr_kit.disk import staging_place, sync
 
+SEAL = "blake2b"
+"""The key of a file's own checksum."""
+
 
 class DamagedError(ZkitError):
     """A file of ours, or of a model, that does not hold what was written."""
@@ -26,6 +29,30 @@ def read_json(path: Path, mend: str, *, kind: type = dict) -> Any:
     if not isinstance(found, kind):
         raise DamagedError(f"{path}: damaged (holds {type(found).__name__}, not {kind.__name__}); {mend}")
     return found
+
+
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with a checksum of them."""
+    values = json.loads(json.dumps(facts, default=str))
+    return {**values, SEAL: digest(values)}
+
+
+def read_sealed(path: Path, mend: str) -> dict[str, Any]:
+    """What was sealed and written to a JSON file, without the checksum; raises `DamagedError` where it is not that."""
+    facts: dict[str, Any] = read_json(path, mend)
+    if not is_sealed(facts):
+        raise DamagedError(f"{path}: damaged (does not match its checksum); {mend}")
+    return without_seal(facts)
+
+
+def is_sealed(facts: Mapping[str, Any]) -> bool:
+    """Whether values are those that were sealed."""
+    return facts.get(SEAL) == digest(without_seal(facts))
+
+
+def without_seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The values alone."""
+    return {key: value for key, value in facts.items() if key != SEAL}
 
 
 def write_json(path: Path, value: Any) -> None:

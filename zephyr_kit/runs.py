@@ -31,8 +31,8 @@ from typing import IO, Any
 
 from zephyr_kit import ZkitError
 from zephyr_kit.disk import DiskError, sync
-from zephyr_kit.fingerprint import folder_fingerprint
-from zephyr_kit.records import as_json, differences, read_json, write_json
+from zephyr_kit.fingerprint import file_digest, files_ending
+from zephyr_kit.records import as_json, differences, read_json, read_sealed, sealed, write_json
 
 BROKEN_LAWS, FILES = "broken_laws.json", "files.json"
 MEND = "remove the folder it is in to run that stage again"
@@ -86,7 +86,8 @@ class StageFolder:
     @property
     def is_begun(self) -> bool:
         """Whether a step has been taken, or a result is there."""
-        return self.has_result or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+        has_steps = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return self.has_result or has_steps or any(self.checkpoints.glob("step-*"))
 
     @property
     def has_result(self) -> bool:
@@ -97,7 +98,7 @@ class StageFolder:
         """Mark the stage as ended; remember the content of what it made. The mark is on the disk after all that it stands for."""
         for path in self.path.iterdir():
             sync(path)
-        write_json(self.path / "done.json", {**facts, "files": self._files()})
+        write_json(self.path / "done.json", sealed({**facts, "files": self._files()}))
 
     def damage(self) -> str | None:
         """What has happened to the result since the stage ended; None if nothing, or if it has not ended."""
@@ -113,13 +114,13 @@ class StageFolder:
         (self.path / "done.json").unlink()
 
     def _files(self) -> dict[str, str]:
-        """Digests of the files that make up the result; a model's card may be edited."""
+        """Digests of the files that make up the result, read anew: rot changes no time. A model's card may be edited."""
         endings = {self.model: (".safetensors", ".json", ".jinja"), self.data: (".jsonl",)}
         return {
-            f"{folder.name}/{name}": found
+            f"{folder.name}/{file.name}": file_digest(file)
             for folder, ending in endings.items()
             if folder.is_dir()
-            for name, found in folder_fingerprint(folder, ending).items()
+            for file in files_ending(folder, ending)
         }
 
     def files_of(self, table: str) -> dict[str, str] | None:
@@ -130,8 +131,8 @@ class StageFolder:
     def rows_of(self, table: str) -> int | None:
         """How many rows were read of it; None if not known."""
         name, _, number = table.removesuffix("]").partition("[")
-        with suppress(ZkitError, LookupError, TypeError):
-            return int((_read(self.path / f"{name}.json") or {})["portions"][int(number)]["read"])
+        with suppress(ZkitError, OSError, LookupError, TypeError):
+            return int(read_json(self.path / f"{name}.json", MEND)["portions"][int(number)]["read"])
         return None
 
     def key(self) -> dict[str, Any] | None:
@@ -174,7 +175,7 @@ class RunFolder:
         taken_back = not stage.path.exists() and self._take_back(stage, key)
         stage.path.mkdir(parents=True, exist_ok=True)
         sync(self.path)
-        write_json(stage.path / "key.json", key)
+        write_json(stage.path / "key.json", sealed(key))
         return Opened(stage, reasons, taken_back)
 
     def take_over(self, name: str, key: Mapping[str, Any]) -> Path | None:
@@ -260,5 +261,4 @@ def _link(source: str, target: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    facts: dict[str, Any] | None = read_json(path, MEND) if path.exists() else None
-    return facts
+    return read_sealed(path, MEND) if path.exists() else None

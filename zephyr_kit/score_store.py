@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zephyr_kit.cache import count_rows, open_database, used
+from zephyr_kit.cache import count_rows, is_damage, open_database, used
 
 FORMAT = 1
 """Part of every key: scores of another format are computed anew."""
@@ -64,7 +64,7 @@ class ScoreStore:
         try:
             for key in keys:
                 row = self._database.execute("SELECT dtype, logp, checksum FROM scores WHERE completion = ?", [key]).fetchone()
-                if row is not None and _checksum(key, row[:2]) == row[2]:
+                if row is not None and tuple(map(type, row)) == (str, bytes, int) and _checksum(key, row[:2]) == row[2]:
                     found[key] = row[:2]
         finally:
             self._end()
@@ -97,7 +97,7 @@ class ScoreStore:
         try:
             return work()
         except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # it is only locked, or the disk is full
+            if not is_damage(error):
                 raise
             for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
                 (self.folder / name).unlink(missing_ok=True)

@@ -31,11 +31,11 @@ from zephyr_kit.cache import used
 from zephyr_kit.example import BadRow, Example, ExampleError, Message, Removed, check_message
 from zephyr_kit.places import Places
 from zephyr_kit.protocols import Filter, Memory, Verdict
-from zephyr_kit.records import read_json
+from zephyr_kit.records import read_sealed, sealed
 from zephyr_kit.tally import SieveLedger, Tally
 from zephyr_kit.workers import in_workers
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: what was sifted in another format is sifted anew."""
 ROWS_PER_SHARD = 4096
 MEND = "remove the folder it is in, and the rows are sifted again"
@@ -62,7 +62,7 @@ class Sifted:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """What became of them."""
-        facts: dict[str, Any] = read_json(self.folder / "ledger.json", MEND)
+        facts: dict[str, Any] = read_sealed(self.folder / "ledger.json", MEND)
         return facts
 
 
@@ -111,7 +111,7 @@ class Sieve:
                 _write_shard(folder / f"{number:05d}.jsonl.gz", shard, ledger, memories)
         shutil.rmtree(folder / "memory", ignore_errors=True)
         with _whole(folder / "ledger.json") as staging:
-            staging.write_text(json.dumps(ledger.in_order(), ensure_ascii=True, indent=1), "utf-8")
+            staging.write_text(json.dumps(sealed(ledger.in_order()), ensure_ascii=True, indent=1), "utf-8")
 
     def _marked(self, looked: Looked) -> Looked:
         """Only now, so that a filter that fails tells of the file."""

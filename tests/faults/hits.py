@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 
 PHASES = {
-    "tokenising": "zephyr_kit.corpus:_write",
+    "tokenising": "zephyr_kit.corpus:write_corpus",
     "putting the cache in place": "zephyr_kit.corpus:_put",
     "foreseeing": "zephyr_kit.pipeline:foresee",
     "hand-over": "zephyr_kit.pipeline:Pipeline._note_work",
@@ -38,11 +38,17 @@ class Signal:
     """Seconds."""
     again: float | None = None
     """And once more, so many seconds later."""
+    rank: int | None = None
+    """Only on this one of several."""
+    start: int | None = None
+    """Only after all ranks were started again so often."""
 
     def __call__(self) -> None:
         replace(self.place, lambda function: _calling(function, self._strike, self.call))
 
     def _strike(self) -> None:
+        if not _is_here(self.rank) or self.start not in (None, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
+            return
         if self.after == 0 and self.again is None:
             os.kill(os.getpid(), self.number)
         else:
@@ -54,6 +60,10 @@ class Signal:
         if self.again is not None:
             time.sleep(self.again)
             os.kill(os.getpid(), self.number)
+
+
+def _is_here(rank: int | None) -> bool:
+    return rank is None or rank == int(os.environ.get("RANK", "0"))
 
 
 def replace(place: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -117,12 +127,14 @@ class Poison:
     steps: tuple[int, ...]
     value: float
     what: str = "loss"
+    rank: int | None = None
+    """Only on this one of several."""
 
     def __call__(self) -> None:
         def poisoned(gradients: Callable[..., Any]) -> Callable[..., Any]:
             def compute(trainer: Any, *given: Any) -> Any:
                 totals, lack = gradients(trainer, *given)
-                if trainer.num_steps_taken in self.steps:
+                if trainer.num_steps_taken in self.steps and _is_here(self.rank):
                     if self.what == "loss":
                         totals["loss"] = totals["loss"] * self.value
                     else:

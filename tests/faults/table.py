@@ -15,6 +15,7 @@ BEGIN, END = "<!-- made by `make faults` -->\n", "<!-- end -->\n"
 ROWS = {
     "K1": ("killed (SIGKILL) at any moment: the same command goes on to the same bits", "42 of 60"),
     "K2": ("killed inside saves", "16 of 60"),
+    "K2, two ranks": ("ranks killed inside saves of full weights that they share out: the others wait for nobody, all go on", "–"),
     "K3": ("every state that a crash before or after any call can leave", "–"),
     "K4": ("killed in tokenising, cache, hand-over, reference scores, held-out data, export, merging, going on", "–"),
     "K5": ("killed again and again in one run", "–"),
@@ -24,7 +25,7 @@ ROWS = {
     "K9": ("loss of power: bytes that were never synced are gone", "0 syncs"),
     "K10": ("every sample is seen as often as without kills", "–"),
     "K11": ("checkpoints are chosen by step, whatever their times", "–"),
-    "C1": ("one bit flipped: found, file named, the checkpoint before taken", "0 of 300"),
+    "C1": ("one bit flipped in any file of run and cache that is read back: found, file named, the checkpoint before taken", "0 of 300"),
     "C2": ("cut, empty, missing, zeroed, swapped, renamed … : each file", "19 of 32 damages and changes in silence"),
     "C3": ("changed inputs are shown side by side and refused", "the same 19; a changed learning rate is ignored"),
     "S1": ("SIGTERM: saved within the step, exit 143", "0 of 5, or 2 of 12 with exit 0"),

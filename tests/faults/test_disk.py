@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import shutil
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -15,27 +14,24 @@ from pathlib import Path
 
 import pytest
 
+from . import disks
+from .disks import MIB
 from .hits import SAVE, replace
 from .job import times, write_job
 from .runner import finish
 
 pytestmark = pytest.mark.timeout(7200)
 
-MIB = 2**20
 ENOUGH = 64 * MIB
 
 
 @contextmanager
-def small_disk(place: Path, size: int):
-    """A file system of so many bytes; the test is skipped where none may be mounted."""
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+def small_disk(place, size):
+    """The test is skipped where none may be mounted."""
+    with disks.small_disk(place, size) as disk:
+        if disk is None:
+            pytest.skip("file systems cannot be mounted here")
+        yield disk
 
 
 @dataclass(frozen=True)

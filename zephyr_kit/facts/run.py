@@ -15,7 +15,7 @@ from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.facts.stage import OF_KEY, StageFacts, StageReader
 from zephyr_kit.facts.troubles import Trouble, troubles_of
 from zephyr_kit.protocols import Evaluation
-from zephyr_kit.records import digest
+from zephyr_kit.records import digest, without_seal
 from zephyr_kit.runs import RunError, RunFolder
 
 
@@ -123,4 +123,5 @@ def _of_this_result(sessions: Sequence[Session], stage: Path) -> list[Session]:
     if not stage.exists():
         return []
     key = read_table(stage / "key.json", lambda _: None)
-    return [one for one in sessions if not one.key or key is None or one.key == digest(key)]
+    found = None if key is None else digest(without_seal(key))
+    return [one for one in sessions if found in (None, one.key) or not one.key]

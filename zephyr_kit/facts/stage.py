@@ -15,6 +15,7 @@ from zephyr_kit.facts.evaluations import readable
 from zephyr_kit.facts.files import read_table, read_tables
 from zephyr_kit.lengths import Bar, Lengths
 from zephyr_kit.protocols import Evaluation
+from zephyr_kit.records import SEAL
 from zephyr_kit.runs import BROKEN_LAWS, StageFolder
 from zephyr_kit.stages import KINDS
 
@@ -103,7 +104,7 @@ class StageReader:
             ledgers,
             {part: [_lengths(one) for one in read_tables(path / f"{part}.lengths.json", complaints.append)] for part in ledgers},
             curves,
-            {key: value for key, value in (done or {}).items() if key not in ("files", "evaluations")},
+            {key: value for key, value in (done or {}).items() if key not in ("files", "evaluations", SEAL)},
             readable(done.get("evaluations"), "done.json", complaints.append) if done is not None and self.kind == "measures" else (),
             read_tables(path / "agreement.json", complaints.append),
             read_table(path / "judges.json", complaints.append) or {},
