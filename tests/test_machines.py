@@ -88,7 +88,7 @@ def test_one_that_ends_for_good_tells_the_other_why(preset, tmp_path, rank):
     said = [machine.said for machine in machines]
     assert codes == [1, 1], said
     own = f"rank {rank}: a disk that only this machine lacks"
-    ended = [f"another machine has ended the run: {own} (logs in {tmp_path}/run/logs/" in text for text in said]
+    ended = [f"another machine has ended the run: {own} (logs in {tmp_path}/run/logs/{NAMES[rank]})" in text for text in said]
     assert sorted(ended) == [False, True], said
     assert all(own in text for text in said)
     assert not any("Traceback" in text or "TCPStore" in text for text in said), said

@@ -152,8 +152,8 @@ class Guard(LocalElasticAgent):
         return asked
 
     def _ended_elsewhere(self) -> RanksFailed:
-        text, code = (self._machines and self._machines.told()) or ("it says no more", Exit.CANNOT)
-        return RanksFailed(f"another machine has ended the run: {text} {self._logs_of_others}", code)
+        text, code = (self._machines and self._machines.told()) or (f"it does not say why {self._logs_of_others}", Exit.CANNOT)
+        return RanksFailed(f"another machine has ended the run: {text}", code)
 
     @property
     def _logs_of_others(self) -> str:
