@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 from zkit_sft.objective import Sft
 
-from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointError, Checkpoints, Manifest, State, read
+from zephyr_kit.checkpoint import FACTS, MANIFEST, TENSORS, Begun, CheckpointError, Checkpoints, Manifest, State, read
 from zephyr_kit.disk import checksum
 from zephyr_kit.engine import Trainer
+from zephyr_kit.heartbeat import Heart, Signs
+from zephyr_kit.world import World
 
 
 def state(step: int) -> State:
@@ -326,6 +328,28 @@ def test_half_written_bytes_are_never_in_place(tmp_path: Path) -> None:
     assert_same(checkpoints.newest()[0], state(10))
     checkpoints.save(state(30))
     assert names(checkpoints) == ["step-00000010", "step-00000030"]
+
+
+def test_what_is_half_written_takes_no_room_when_another_rank_fails_either(tmp_path: Path) -> None:
+    world = World(0, 2, heart=Heart(Signs(tmp_path, 0)))
+    checkpoints, staging = Checkpoints(tmp_path / "checkpoints", world=world), tmp_path / "checkpoints" / ".step-00000020.1"
+    staging.mkdir(parents=True)
+    Signs(tmp_path, 1).broken.touch()
+    with pytest.raises(RuntimeError, match="a rank has ended"):
+        checkpoints.write(Begun(state(20), staging, [0, 1]))
+    assert names(checkpoints) == []
+
+
+def test_what_went_wrong_is_told_also_if_nothing_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk) -> None:
+    disk.turn.set()
+    disk.error = OSError(28, "No space left")
+
+    def still_written_to(_: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", still_written_to)
+    with pytest.raises(OSError, match="No space left"):
+        Checkpoints(tmp_path).save(state(20))
 
 
 class Disk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from forked import start
 from launched import STEPS, assert_same_run, pid_of, run, run_anew, slow, started, steps, wait_until, write_preset
 
 from zephyr_kit import ZkitError, heartbeat
+from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import Trainer
 
 
@@ -69,6 +71,29 @@ def test_asked_to_end_all_ranks_save_the_same_step(preset, alone, tmp_path, whom
     assert asked <= steps(output) < STEPS, "at once"
     run(preset, output, "--devices", "1" if whom == "all" else "2")
     assert_same_run(output, alone)
+
+
+def without_room() -> None:
+    slow()
+
+    def write(self, begun):
+        if self.world.leads:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return begun.staging
+
+    Checkpoints.write = write
+
+
+def test_a_leader_that_cannot_save_when_all_are_asked_to_end_is_not_waited_for(preset, tmp_path):
+    output = tmp_path / "run"
+    no_save_before = ("--set", "stages.sft.train.checkpoint_every=1000")
+    with started(preset, output, "--devices", "2", *no_save_before, prepare=without_room) as process:
+        wait_until(lambda: steps(output) >= 2)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "disk full" in said
+    assert "Traceback" not in said
 
 
 def test_a_second_command_is_refused_and_does_the_first_no_harm(preset, alone, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from zkit_launchers import elastic
 from zkit_launchers.elastic import Elastic
 from zkit_launchers.ray import Ray
 from zkit_launchers.slurm import Slurm
@@ -51,7 +52,7 @@ def test_a_script_for_slurm(tmp_path, monkeypatch):
     (step,) = [line for line in lines if line.startswith("srun")]
     words = [sys.executable, "-m", "zephyr_kit", "run", "a b.toml"]
     assert step == (
-        f"srun --kill-on-bad-exit=1 {shlex.join(words)} --devices 8"
+        f"srun --kill-on-bad-exit=1 $processors {shlex.join(words)} --devices 8"
         ' --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$head:29500"'
     )
     (log,) = [line.removeprefix("#SBATCH ") for line in lines if "--output" in line]
@@ -83,6 +84,10 @@ def test_the_script_meets_on_the_first_machine_and_asks_for_another_turn(tmp_pat
         assert ran.returncode == code
         assert "--devices 1 --nodes 2 --rendezvous n1:29500" in ran.stdout
         assert ("scontrol requeue 7" in ran.stdout) is asks
+        assert ran.stdout.startswith(f"srun {sys.executable} ")
+    asked_for = {**environment, "SLURM_CPUS_PER_TASK": "6"}
+    ran = subprocess.run(["/bin/bash", str(tmp_path / "slurm.sh")], env=asked_for, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("srun --cpus-per-task=6 ")
 
 
 def test_the_command_passes_the_options_of_run_on(tmp_path, monkeypatch):
@@ -187,6 +192,15 @@ def test_devices_that_are_not_there_are_told(tmp_path):
     with pytest.raises(ZkitError, match="--nodes 3:2"):
         Devices("cpu", nodes="3:2")
     assert Ray().problems(job(tmp_path, rendezvous="x:1"))
+
+
+def test_ranks_share_the_processors_that_the_command_may_use(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    with elastic._passed_on(job(tmp_path, devices=2), tmp_path):
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_teams_that_do_not_divide_the_devices_are_refused_before_anything_is_handed_in(tmp_path):

@@ -22,6 +22,7 @@ from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import LackError, NumbersError, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed
+from zephyr_kit.heartbeat import Heart, Signs
 from zephyr_kit.loop import Loop
 from zephyr_kit.metrics import MetricLog
 from zephyr_kit.observe import Run
@@ -229,3 +230,14 @@ def test_a_metric_that_is_known_only_late_is_refused_at_the_first_step(tmp_path:
     loop = replace(loop, train=replace(loop.train, keep_best="lss"))
     with pytest.raises(TrainingError, match=r"^\[stages\.sft\] `train.keep_best` = \"lss\": there is no such metric; did you mean `loss`"):
         loop.run()
+
+
+def told_by_ranks(world: World, folder: Path) -> int:
+    """How many steps whoever has started a rank hears of."""
+    signs = Signs(folder, world.rank)
+    loop_of(TablePolicy(dtype=torch.float64), folder / str(world.rank), world=replace(world, heart=Heart(signs))).run()
+    return signs.step()
+
+
+def test_every_rank_tells_of_its_steps_and_not_only_the_leader(tmp_path: Path) -> None:
+    assert spawn(told_by_ranks, 2, tmp_path, tmp_path) == [STEPS] * 2

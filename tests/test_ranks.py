@@ -28,6 +28,7 @@ from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import Feed
 from zephyr_kit.footprint import nbytes
+from zephyr_kit.heartbeat import Heart, Signs
 from zephyr_kit.plan import Plan
 from zephyr_kit.pretended import pretended_mesh
 from zephyr_kit.protocols import Start
@@ -267,7 +268,7 @@ def test_ranks_hear_the_leader_and_each_other(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_has_ended_is_not_waited_for_but_heard(tmp_path: Path) -> None:
-    world = World(1, 2, store=TCPStore("localhost", 0, is_master=True, wait_for_workers=False), broken=tmp_path)
+    world = World(1, 2, store=TCPStore("localhost", 0, is_master=True, wait_for_workers=False), heart=Heart(Signs(tmp_path, 1)))
     world.store.set("0", '"before its end"')
     assert world.word() == "before its end"
     with pytest.raises(RuntimeError, match="a rank has ended before it said"):

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,9 +173,10 @@ class Checkpoints:
             self._write(begun)
             _remove(place)
             put(staging, place)
-        except OSError:
-            # On a full disk, what is half written is in the way of all else.
-            _remove(staging)
+        except Exception:
+            # On a full disk, also where another rank has found it full, what is half written is in the way of all else.
+            with suppress(OSError):  # why it is removed is what is to be told
+                _remove(staging)
             raise
         sync(self.folder.parent)
         self._prune(begun.state.step)

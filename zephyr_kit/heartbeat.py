@@ -1,6 +1,6 @@
 """Signs of life that a rank gives to who has started it.
 
-    FOLDER/RANK.beat      written anew every few seconds, and after each step: how many steps were taken
+    FOLDER/RANK.beat      written anew every few seconds, and after each step that is reported: how many steps were taken
     FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2); where an error arose that nobody foresaw
     FOLDER/RANK.failed    why the rank has ended, if it has failed
     FOLDER/broken         a rank has ended and the others are being ended; written by who has started them
@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from zephyr_kit import hookimpl
-from zephyr_kit.observe import Report
-
 FOLDER, LAUNCHER = "ZKIT_SIGNS", "ZKIT_LAUNCHER"
 """Environment variables: where signs of life go, and the process that looks for them."""
 SECONDS_BETWEEN_BEATS = 2.0
@@ -35,10 +32,10 @@ class Heart:
         self._step = 0
         self._stop = Event()
 
-    @hookimpl
-    def zkit_step_ended(self, report: Report) -> None:
-        self._step = report.step
-        self._tell()  # at once: whoever counts starts that came to nothing must not miss a step
+    def took(self, step: int) -> None:
+        """So many steps; told at once, for whoever counts starts that came to nothing must not miss one."""
+        self._step = step
+        self._tell()
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -88,11 +85,11 @@ class Signs:
     def broken(self) -> Path:
         return self.folder / "broken"
 
-    def silent_for(self) -> float:
-        """Seconds since the last beat; 0 before the first one."""
+    def last_beat(self) -> int | None:
+        """When it was, in nanoseconds by the clock of the disk, which no other goes by; None before the first one."""
         with suppress(FileNotFoundError):
-            return time.time() - self.beat.stat().st_mtime
-        return 0.0
+            return self.beat.stat().st_mtime_ns
+        return None
 
     def step(self) -> int:
         """How many steps were taken, as far as it is known."""
@@ -117,6 +114,25 @@ class Signs:
         """Forget them, but not what was written for a reader."""
         for file in (self.beat, self.failed, self.broken):
             file.unlink(missing_ok=True)
+
+
+class Listener:
+    """What who has started ranks remembers of their beats.
+
+    By a clock that nobody sets, and that stands while the machine sleeps: the time may jump, and be another on the disk.
+    """
+
+    def __init__(self) -> None:
+        self._heard: dict[int, tuple[int, float]] = {}
+
+    def silent_for(self, signs: Signs) -> float:
+        """Seconds since a rank's last beat was first seen; 0 before there was one."""
+        beat, now = signs.last_beat(), time.monotonic()
+        if beat is None:
+            return 0.0
+        if signs.rank not in self._heard or self._heard[signs.rank][0] != beat:
+            self._heard[signs.rank] = beat, now
+        return now - self._heard[signs.rank][1]
 
 
 def own_signs() -> Signs | None:

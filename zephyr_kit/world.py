@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from zephyr_kit import ZkitError
+from zephyr_kit.heartbeat import Heart
 from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE
 
 Item = TypeVar("Item")
@@ -41,8 +41,8 @@ class World:
     local_size: int = 1
     """Ranks on this machine."""
     store: Any = field(default=None, compare=False)
-    broken: Path | None = field(default=None, compare=False)
-    """A file that is there once a rank has ended, which then says nothing any more."""
+    heart: Heart | None = field(default=None, compare=False)
+    """Which tells who has started this process that it gets on, if that is asked for."""
     num_in_team: int = 1
     """Ranks that compute each batch together; they follow each other."""
     _groups: dict[int, dist.ProcessGroup] = field(default_factory=dict, compare=False, repr=False)
@@ -132,8 +132,13 @@ class World:
 
     def refuse_broken(self, has_come: Callable[[], bool]) -> None:
         """Raise if a rank has ended, and what this one waits for has not come before that."""
-        if self.broken and self.broken.exists() and not has_come():
+        if self.heart and self.heart.signs.broken.exists() and not has_come():
             raise RuntimeError("a rank has ended before it said what this one waited for")
+
+    def took(self, step: int) -> None:
+        """Tell who has started this rank that so many steps were taken."""
+        if self.heart is not None:
+            self.heart.took(step)
 
     def _read(self, key: str) -> Any:
         assert self.store is not None
@@ -147,14 +152,14 @@ class World:
 
 
 @contextmanager
-def joined(device_type: str, broken: Path | None) -> Iterator[World]:
+def joined(device_type: str, heart: Heart | None) -> Iterator[World]:
     """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
     local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()), broken)
+        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()), heart)
         return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
-    yield World(rank, size, *local, PrefixStore("zkit", store), broken)
+    yield World(rank, size, *local, PrefixStore("zkit", store), heart)
     dist.destroy_process_group()  # not after an error: the others would hear of that before its cause is told

@@ -16,6 +16,7 @@ from zephyr_kit.heartbeat import FOLDER, LAUNCHER
 from zephyr_kit.protocols import Job
 from zephyr_kit.runs import RunFolder
 from zephyr_kit.stopping import Stop, Stopped
+from zephyr_kit.workers import num_processors
 
 STARTS = 10_000
 """torch's own limit of restarts, which counts those that got on as well; ours does not."""
@@ -69,11 +70,9 @@ class Elastic:
         guard = Guard(spec, DefaultLogsSpecs(str(logs), redirects), Watched(signs, logs, say), stop)
         try:
             with stop.listening(), stop.later("all ranks have stopped"):
-                guard.run()
+                guard.watch()
         except Stopped as stopped:
-            guard.refuse_failure()
             raise Stopped(stopped.exit, begun=guard.has_begun()) from None
-        guard.refuse_failure()
         return 0
 
 
@@ -90,7 +89,7 @@ def _passed_on(job: Job, signs: Path) -> Iterator[None]:
     os.environ |= {FOLDER: str(signs), LAUNCHER: str(os.getpid())}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # here, that is; we do
     # Each would take every processor for itself otherwise.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_processors() // job.devices)))
     if job.rendezvous is None and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")

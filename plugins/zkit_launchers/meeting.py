@@ -74,7 +74,7 @@ def _refuse_others(host: str, port: int) -> None:
             met.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SECONDS_FOR_A_TRY)))
 
     thread = Thread(target=meet, daemon=True)
-    with _silence():
+    with silence():
         thread.start()
         thread.join(SECONDS_FOR_A_TRY)
     if not met:
@@ -82,8 +82,8 @@ def _refuse_others(host: str, port: int) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """What C++ would tell of each try."""
+def silence() -> Iterator[None]:
+    """What C++ would tell of a store that does not answer."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -27,8 +27,10 @@ TEMPLATE = """#!/bin/bash
 #SBATCH --output={log}
 {more}
 {setup}
+# Since Slurm 22.05 a step does not have the processors of its job unless it asks for them.
+processors=${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --kill-on-bad-exit=1 {command} --devices {devices}{meeting}
+srun --kill-on-bad-exit=1 $processors {command} --devices {devices}{meeting}
 code=$?
 # The time was up, and the run has saved where it stood: it goes on when it is its turn again.
 if [ $code -eq {warned} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
@@ -45,7 +47,7 @@ class Slurm:
     time: str | None = None
     """As Slurm writes it: 24:00:00, or 2-12 for two days and a half."""
     more: tuple[str, ...] = ()
-    """Further options of sbatch, as `--mem=0`."""
+    """Further options of sbatch, as `--mem=0`, or `--cpus-per-task=64`: for all devices of a machine, whose one task starts them."""
     setup: tuple[str, ...] = ()
     """Lines of shell that come first, as `module load cuda`."""
     port: Annotated[int, Gt(0)] = 29_500

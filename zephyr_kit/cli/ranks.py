@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from zephyr_kit import ZkitError
 from zephyr_kit.launched import is_a_rank
-from zephyr_kit.plugins import Plugins
 
 if TYPE_CHECKING:
     import torch
 
+    from zephyr_kit.plugins import Plugins
     from zephyr_kit.preset import Preset
     from zephyr_kit.protocols import Launcher
     from zephyr_kit.world import World
@@ -111,7 +111,7 @@ def _refuse_odd_teams(preset: Preset, num_devices: int) -> None:
 
 
 @contextmanager
-def found_world(plugins: Plugins, device: str) -> Iterator[World]:
+def found_world(device: str) -> Iterator[World]:
     """What a launcher has started, with signs of life where it wants them; else this process alone."""
     from zephyr_kit.devices import find_device
     from zephyr_kit.heartbeat import Heart, own_signs
@@ -122,10 +122,7 @@ def found_world(plugins: Plugins, device: str) -> Iterator[World]:
         return
     signs = own_signs()
     heart = None if signs is None else Heart(signs)
-    if heart is not None:
-        plugins.add(heart, "zkit-heart")
-    broken = None if signs is None else signs.broken
-    with heart.beating() if heart is not None else nullcontext(), joined(find_device(device).type, broken) as world:
+    with heart.beating() if heart is not None else nullcontext(), joined(find_device(device).type, heart) as world:
         yield world
 
 

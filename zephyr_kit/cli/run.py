@@ -79,7 +79,7 @@ def run(
                     wanted.refuse_more()
             elif wanted.are_several():
                 return _launch(plugins, resolved, folder, wanted)
-            with found_world(plugins, device) as world:
+            with found_world(device) as world:
                 _run(plugins, resolved, RunFolder(folder, reuse), device, world, stop, accepted, smoke=smoke)
     return 0
 
