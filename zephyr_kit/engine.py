@@ -19,6 +19,7 @@ from zephyr_kit.feed import StepWork
 from zephyr_kit.masters import Masters
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, Surveying, survey_of
 from zephyr_kit.shares import like, local, share_of, whole
+from zephyr_kit.waits import Waits
 from zephyr_kit.world import World
 
 Loss = Callable[[Scores, Scores | None], Outcome]
@@ -48,6 +49,8 @@ class Totals:
     learning_rate: float
     num_tokens: int
     num_targets: int
+    waits: Sequence[Tensor] = ()
+    """Seconds that each rank waited for the others, by rank; empty where that is not measured."""
 
 
 class Trainer:
@@ -79,6 +82,9 @@ class Trainer:
         fused: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.skips_on_device = fused and not any(share_of(p) is not None for p in self.parameters)
         self._began: Tensor | None = None
+        # With others that have a part in the computing of each batch.
+        self._shares_work = self.world.num_in_team > 1 or any(share_of(p) is not None for p in policy.module.parameters())
+        self._waits = Waits(self.world, self.parameters[0].device, met_before=self._shares_work)
 
     def step(self, work: StepWork) -> Totals:
         """Take one optimiser step over this rank's share of its batches; with a loss or gradient that is not finite, no update."""
@@ -88,10 +94,12 @@ class Trainer:
         self.policy.module.train()
         seed_everything(self.seed, step, self.world.rank)
         totals = self._summed(work)
-        means = self._means(totals, work.num_units)
+        with self._waits.measured():
+            means = self._means(totals, work.num_units)
+        waits = self._waits.by_rank()
         norm = self._update(self.learning_rate(step), means["loss"])
         self.num_steps_taken += 1
-        return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
+        return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets, waits)
 
     def try_out(self, work: StepWork) -> None:
         """Compute gradients and drop them: whether the memory suffices."""
@@ -167,10 +175,12 @@ class Trainer:
 
     def _share_lack(self, lack: str) -> None:
         """Stop on all ranks where memory lacked on one."""
-        if lack and (self.world.num_in_team > 1 or any(share_of(p) is not None for p in self.policy.module.parameters())):
+        if lack and self._shares_work:
             # The others are in the middle of a message that will not be answered.
             raise TrainingError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); set a smaller `tokens_per_batch`")
-        if self.world.highest(int(bool(lack))):
+        with self._waits.measured():
+            lacks = self.world.highest(int(bool(lack)))
+        if lacks:
             self.optimizer.zero_grad()
             raise torch.OutOfMemoryError(lack or "on another rank")
 
