@@ -52,6 +52,8 @@ model.lora = {{ rank = 2 }}
 train = {{ steps = 6, examples_per_step = 4, learning_rate = 1e-2, checkpoint_every = 2, tokens_per_batch = 128 }}
 """
 STEPS = 12
+FREE = {"memory", "tokens_per_second", "wait_share", "wait_seconds"}
+"""What may differ between runs: how long it took."""
 
 
 def slow(starts: int = 1) -> None:
@@ -113,7 +115,7 @@ def run_anew(preset: Path, output: Path, *options: str) -> str:
 
 def figures(output: Path, stage: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (output / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("memory", "tokens_per_second")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in FREE} for line in lines]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

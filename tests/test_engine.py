@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,16 @@ def test_the_meter_reports_each_step_once_and_in_order(flushes: Sequence[bool], 
     assert [report.metrics["reward/margin"] for report in reports] == [report.step / 2 for report in reports]
     assert [report.epoch for report in reports] == [report.step / 10 for report in reports]
     assert meter.flush() == []
+
+
+def test_waits_are_means_over_the_steps_that_are_told_together() -> None:
+    meter = Meter(num_steps=3, epoch=float, every=math.inf)
+    for step, waits in ((1, (0.0, 0.5)), (2, (0.25, 0.0))):
+        meter.add(replace(totals(step), waits=list(torch.tensor(waits, dtype=torch.float64))))
+    reports = meter.flush()
+    assert [report.facts()["wait_seconds"] for report in reports] == [[0.125, 0.25]] * 2
+    assert replace(reports[0], tokens_per_second=100.0).wait_share == 0.1875
+    assert replace(reports[0], wait_seconds=()).wait_share == 0
 
 
 def test_a_report_is_one_line_of_json() -> None:

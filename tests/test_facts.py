@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from made_runs import DONE, EVALUATION, KEY, SESSION, put, write_run, write_step
 
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
-from zephyr_kit.facts import Session, differing, read_curves, read_run, told_apart
+from zephyr_kit.facts import Curves, Session, StageFacts, differing, read_curves, read_run, told_apart
 from zephyr_kit.journal import Journal
+from zephyr_kit.report.phrases import lineage
 from zephyr_kit.runs import RunError, RunFolder
 from zephyr_kit.stopping import Stopped
 
@@ -84,6 +86,18 @@ def test_what_is_not_finite_and_what_is_damaged_is_told(tmp_path: Path) -> None:
     assert curves.steps["loss"] == [0.5, None, 0.25]
     assert curves.damaged == (2, 4, 5)
     assert [(skip.step, skip.loss, skip.rows) for skip in curves.skips] == [(2, "NaN", ("a:1",))]
+
+
+def test_the_share_that_ranks_waited_is_by_the_time_of_the_steps_that_tell_it(tmp_path: Path) -> None:
+    step = {"loss": 1.0, "num_tokens": 100, "tokens_per_second": 50.0}  # two seconds
+    lines = [{}, {"wait_seconds": [0.5, 0.0]}, {"wait_seconds": [0.5, 1.0]}, {"wait_seconds": "?"}]
+    (tmp_path / "m").write_text("".join(json.dumps({"step": number, **step, **line}) + "\n" for number, line in enumerate(lines, 1)))
+    curves = read_curves(tmp_path / "m")
+    assert curves.wait_shares == (0.25, 0.25)
+    assert "wait_seconds" not in curves.steps
+    facts = StageFacts("sft", "trains", "done", curves=curves)
+    assert dict(lineage(facts))["waiting"] == "25.0% of the ranks' time in steps, for each other: 25.0%, 25.0%"
+    assert "waiting" not in dict(lineage(replace(facts, curves=Curves())))
 
 
 # Runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -36,6 +37,11 @@ def test_two_devices_are_one(preset, alone, tmp_path, way):
     said = run(preset, tmp_path / "run", "--devices", "2", *changes)
     assert "2 of them" in said
     assert_same_run(tmp_path / "run", alone)
+    lines = map(json.loads, (tmp_path / "run" / "sft" / "metrics.jsonl").read_text().splitlines())
+    waits = [line.get("wait_seconds", ()) for line in lines if "loss" in line]
+    told = ["waiting" in text for text in (said, (tmp_path / "run" / "report.md").read_text())]
+    # Only where ranks meet but once for each step is it known what they wait.
+    assert (list(map(len, waits)), told) == ([2] * STEPS, [True] * 2) if "replicated" in way else ([0] * STEPS, [False] * 2)
     log = next((tmp_path / "run" / "logs").glob("*/attempt_0/1/stdout.log")).read_text()
     assert "sft" in log
     again = run(preset, tmp_path / "run", "--devices", "2", *changes)

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from toys import Listener
 from zkit_optimizers.adamw import AdamW
 from zkit_sft.objective import Sft
 
+from zephyr_kit import engine
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import LackError, NumbersError, Trainer, TrainingError
 from zephyr_kit.exits import Exit
@@ -136,16 +136,16 @@ def test_an_example_that_does_not_fit_is_told(tmp_path: Path) -> None:
         loop_of(SmallPolicy(5), tmp_path).run()
 
 
-@pytest.mark.parametrize("where", ["_sum_gradients", "optimizer.step"])
+@pytest.mark.parametrize("where", ["engine.sum_gradients", "trainer.optimizer.step"])
 def test_memory_for_the_update_is_no_matter_of_batches(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other ranks have summed by then, or weights were updated."""
     loop = loop_of(TablePolicy(), tmp_path)
 
-    def lacking() -> None:
+    def lacking(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    *above, name = where.split(".")
-    monkeypatch.setattr(attrgetter(*above)(loop.trainer) if above else loop.trainer, name, lacking)
+    place, name = where.rsplit(".", 1)
+    monkeypatch.setattr({"engine": engine, "trainer.optimizer": loop.trainer.optimizer}[place], name, lacking)
     with pytest.raises(TrainingError, match="step 1: no memory for the update"):
         loop.run()
 

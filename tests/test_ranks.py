@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -210,6 +212,23 @@ def with_few_examples(world: World) -> list[float]:
 def test_a_rank_without_examples_takes_part(tmp_path: Path) -> None:
     one, other = spawn(with_few_examples, 2, tmp_path)
     assert one == other == pytest.approx(with_few_examples(World()), rel=1e-12)
+
+
+def waits(world: World) -> list[list[float]]:
+    """Of three steps, with a clock that goes on by another number of seconds on every rank, each time that it is looked at."""
+    policy = TablePolicy(dtype=torch.float64)
+    adamw = partial(AdamW().build, learning_rate=1e-2)
+    trainer = Trainer(policy, Sft(), optimizer=adamw, learning_rate=lambda _: 1e-2, seed=0, world=world)
+    feed = Feed(ListCorpus(random_trees(4, vocabulary=16)), Sft(), 40, True, CPU, world)
+    with patch("zephyr_kit.waits.time.perf_counter", itertools.count(step=world.rank + 1).__next__):
+        totals = [trainer.step(feed.step([number])) for number in range(3)]
+    return [[float(seconds) for seconds in each.waits] for each in totals]
+
+
+def test_every_rank_tells_what_it_waited_where_ranks_first_meet_and_one_alone_nothing(tmp_path: Path) -> None:
+    # Twice a step: where they agree that memory sufficed, and in the first message of their devices.
+    assert spawn(waits, 2, tmp_path) == [[[2.0, 4.0]] * 3] * 2
+    assert waits(World()) == [[]] * 3
 
 
 def on_a_quantised_base(world: World, weights: Path) -> dict[str, Any]:

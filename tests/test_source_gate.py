@@ -39,6 +39,7 @@ ALLOWED = {
     "a listener": {"plugins/zkit_launchers/meeting.py", "zephyr_kit/serving/server.py", "zephyr_kit/cli/board.py"},
     # Children of ours, the scheduler's own sbatch, and llama.cpp's programs: none by a shell.
     "a process": {
+        "plugins/zkit_launchers/machine.py",
         "zephyr_kit/testing/filter.py",
         "zephyr_kit/cli/child.py",
         "zephyr_kit/template_process.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,8 +242,9 @@ def test_one_that_fails_is_left_alone_and_told_of_once(tmp_path):
     run = a_run(tmp_path)
     told = plugins.tell("zkit_run_started", run=run)
     for report in STEPS:
-        told += plugins.tell("zkit_step_ended", run=run, report=report)
+        told += plugins.tell("zkit_step_ended", run=run, report=replace(report, wait_seconds=(0.5, 0.25)))  # of two ranks
     told += plugins.tell("zkit_run_ended", run=run, error=None)
     assert [line[:13] for line in told] == ["plugin bad is"]
+    assert '"wait_share"' in told[0]
     assert bad.written == [1, 2]
     assert good.written == [1, 2, 3, "closed"]

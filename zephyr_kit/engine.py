@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +16,16 @@ from zephyr_kit.checkpoint import State
 from zephyr_kit.comparison import Comparison, Measured
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import StepWork
+from zephyr_kit.gradients import sum_gradients
 from zephyr_kit.masters import Masters
 from zephyr_kit.protocols import Objective, Outcome, Policy, Scores, Surveying, survey_of
 from zephyr_kit.shares import like, local, share_of, whole
+from zephyr_kit.waits import Waits
 from zephyr_kit.world import World
 
 Loss = Callable[[Scores, Scores | None], Outcome]
 EVERY_RANK = (1 << 32) - 1
 """In place of a rank, for random numbers that are the same on all."""
-BUCKET = 1 << 28
-"""Bytes of gradients in one message."""
 
 
 class TrainingError(ZkitError):
@@ -58,6 +58,8 @@ class Totals:
     learning_rate: float
     num_tokens: int
     num_targets: int
+    waits: Sequence[Tensor] = ()
+    """Seconds that each rank waited for the others, by rank; empty where that is not measured."""
 
 
 class Trainer:
@@ -89,6 +91,9 @@ class Trainer:
         fused: bool = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.skips_on_device = fused and not any(share_of(p) is not None for p in self.parameters)
         self._began: Tensor | None = None
+        # With others that have a part in the computing of each batch.
+        self._shares_work = self.world.num_in_team > 1 or any(share_of(p) is not None for p in policy.module.parameters())
+        self._waits = Waits(self.world, self.parameters[0].device, met_before=self._shares_work)
 
     def step(self, work: StepWork) -> Totals:
         """Take one optimiser step over this rank's share of its batches; with a loss or gradient that is not finite, no update."""
@@ -98,10 +103,12 @@ class Trainer:
         self.policy.module.train()
         seed_everything(self.seed, step, self.world.rank)
         totals = self._summed(work)
-        means = self._means(totals, work.num_units)
+        with self._waits.measured():
+            means = self._means(totals, work.num_units)
+        waits = self._waits.by_rank()
         norm = self._update(self.learning_rate(step), means["loss"])
         self.num_steps_taken += 1
-        return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets)
+        return Totals(self.num_steps_taken, means, norm, self.learning_rate(step), work.num_tokens, work.num_targets, waits)
 
     def try_out(self, work: StepWork) -> None:
         """Compute gradients and drop them: whether the memory suffices."""
@@ -177,10 +184,12 @@ class Trainer:
 
     def _share_lack(self, lack: str) -> None:
         """Stop on all ranks where memory lacked on one."""
-        if lack and (self.world.num_in_team > 1 or any(share_of(p) is not None for p in self.policy.module.parameters())):
+        if lack and self._shares_work:
             # The others are in the middle of a message that will not be answered.
             raise LackError(f"step {self.num_steps_taken + 1}: out of memory ({lack}); from here on in smaller batches", lack)
-        if self.world.highest(int(bool(lack))):
+        with self._waits.measured():
+            lacks = self.world.highest(int(bool(lack)))
+        if lacks:
             self.optimizer.zero_grad()
             raise torch.OutOfMemoryError(lack or "on another rank")
 
@@ -213,7 +222,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         try:
-            self._sum_gradients()
+            sum_gradients(self.parameters, self.world)
             norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf))
             self._optimize(skip=~(torch.isfinite(loss) & torch.isfinite(norm)))
         except torch.OutOfMemoryError as error:
@@ -241,37 +250,10 @@ class Trainer:
         """A figure for each parameter, which changes when one of its weights does."""
         return torch.stack([torch.linalg.vector_norm(local(p), dtype=torch.float64) for p in self.parameters])
 
-    def _sum_gradients(self) -> None:
-        """Add up the gradients of replicated parameters over ranks, in few messages; `fully_shard` has added up the others."""
-        if self.world.size == 1:
-            return
-        for bucket in _buckets([p for p in self.parameters if share_of(p) is None]):
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p, dtype=p.grad_dtype) for p in bucket]
-            flat = self.world.total(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            for parameter, piece in zip(bucket, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
-                parameter.grad = piece.view_as(parameter)
-
 
 def seed_everything(*numbers: int) -> None:
     """Set torch's random state to a pure function of these numbers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters whose gradients go into one message: of one type, and of no more than `BUCKET` bytes, unless it is a single one."""
-    bucket: list[nn.Parameter] = []
-    for parameter in parameters:
-        filled = sum(map(_gradient_nbytes, [*bucket, parameter])) > BUCKET
-        if bucket and (filled or bucket[0].dtype != parameter.dtype):
-            yield bucket
-            bucket = []
-        bucket.append(parameter)
-    if bucket:
-        yield bucket
-
-
-def _gradient_nbytes(parameter: nn.Parameter) -> int:
-    return parameter.numel() * (parameter.grad_dtype or parameter.dtype).itemsize
 
 
 def _add(totals: dict[str, Tensor], outcome: Outcome) -> None:

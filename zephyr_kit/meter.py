@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from statistics import fmean as mean
 
 import torch
 
@@ -44,13 +45,15 @@ class Meter:
         if not self._waiting:
             return []
         waiting, self._waiting = self._waiting, []
-        rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values()]) for t in waiting]).tolist()
+        rows = torch.stack([torch.stack([t.gradient_norm.double(), *t.means.values(), *t.waits]) for t in waiting]).tolist()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         speed, memory = sum(t.num_tokens for t in waiting) / max(seconds, 1e-9), self._memory()
-        return [self._report(totals, row, speed, memory) for totals, row in zip(waiting, rows, strict=True)]
+        # Like the speed, a mean over these steps: what is read off together can be compared.
+        waits = tuple(mean(column) for column in list(zip(*rows, strict=True))[1 + len(waiting[0].means) :])
+        return [self._report(totals, row, speed, memory, waits) for totals, row in zip(waiting, rows, strict=True)]
 
-    def _report(self, totals: Totals, row: list[float], speed: float, memory: int) -> Report:
-        norm, *values = row
+    def _report(self, totals: Totals, row: list[float], speed: float, memory: int, waits: tuple[float, ...]) -> Report:
+        norm, *values = row[: 1 + len(totals.means)]
         means = dict(zip(totals.means, values, strict=True))
         loss = means.pop("loss")
         self.num_skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else self.num_skipped + 1
@@ -68,4 +71,5 @@ class Meter:
             self.num_skipped,
             tuple(self._rows(totals.step - 1)) if self.num_skipped else (),
             memory,
+            waits,
         )

@@ -44,6 +44,14 @@ class Report:
     """Where the rows of a skipped step stand."""
     memory: int = 0
     """Bytes that this process holds of its device, of the host where that is a CPU; 0 where nobody has looked."""
+    wait_seconds: tuple[float, ...] = ()
+    """How long each rank waited for the others to come as far, by rank; empty for one rank, and where they share weights or batches."""
+
+    @property
+    def wait_share(self) -> float:
+        """The part of the ranks' time that they waited for each other; 0 where that is not known."""
+        taken = self.num_tokens / self.tokens_per_second * len(self.wait_seconds) if self.tokens_per_second else 0.0
+        return sum(self.wait_seconds) / taken if taken else 0.0
 
     def facts(self) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -58,8 +66,14 @@ class Report:
             "num_targets": self.num_targets,
             "tokens_per_second": round(self.tokens_per_second, 1),
             **({"memory": self.memory} if self.memory else {}),
+            **self._waits(),
             **({"skipped": self.num_skipped, "rows": self.rows} if self.num_skipped else {}),
         }
+
+    def _waits(self) -> dict[str, Any]:
+        if not self.wait_seconds:
+            return {}
+        return {"wait_share": round(self.wait_share, 4), "wait_seconds": [round(seconds, 6) for seconds in self.wait_seconds]}
 
 
 Advance = Callable[[int], None]

@@ -10,7 +10,7 @@ from zephyr_kit.metrics import HELD_OUT
 from zephyr_kit.observe import Report, Run
 from zephyr_kit.protocols import Track, Tracker
 
-NO_FIGURES = ("step", "rows")
+NO_FIGURES = ("step", "rows", "wait_seconds")
 """Facts of a step that are no figures."""
 
 

@@ -238,5 +238,5 @@ def _last(lines: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines:
         newest.update(line)
-    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "memory", "skipped", "rows")
+    beside = ("step", "tokens_per_second", "num_tokens", "num_targets", "memory", "wait_share", "wait_seconds", "skipped", "rows")
     return {name: value for name, value in newest.items() if name not in beside}

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from zephyr_kit import ZkitError
@@ -153,11 +153,8 @@ class World:
 
 @contextmanager
 def joined(device_type: str, heart: Heart | None) -> Iterator[World]:
-    """The world that this process's launcher has made, until the work is done; Ray's has joined it already."""
+    """The world that this process's launcher has made, until the work is done."""
     local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
-    if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()), heart)
-        return
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)

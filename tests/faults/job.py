@@ -55,7 +55,7 @@ checkpoint_every = {every}
 """
 LORA = "lora = { rank = 4, alpha = 8, dropout = 0.1 }"
 SHAPE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-FREE = {"memory", "tokens_per_second"}
+FREE = {"memory", "tokens_per_second", "wait_share", "wait_seconds"}
 """What may differ between runs: how long it took."""
 
 

@@ -139,7 +139,8 @@ def _table(evaluation: Evaluation, columns: Sequence[str]) -> Table:
 
 def figures(report: Report) -> str:
     """The figures of a step that are worth watching, in one line."""
-    return f"{shown({'loss': report.loss, **report.metrics})}  {report.tokens_per_second:,.0f} tokens/s"
+    waited = f"  {report.wait_share:.0%} waiting" if report.wait_seconds else ""
+    return f"{shown({'loss': report.loss, **report.metrics})}  {report.tokens_per_second:,.0f} tokens/s{waited}"
 
 
 def shown(metrics: Mapping[str, float]) -> str:

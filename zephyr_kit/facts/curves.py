@@ -17,7 +17,7 @@ from zephyr_kit.metrics import HELD_OUT
 
 Column = Sequence[float | None]
 """Figures in the order of the steps; None where there is none that is finite."""
-COUNTED = ("num_tokens", "num_targets", "skipped", "rows")
+COUNTED = ("num_tokens", "num_targets", "skipped", "rows", "wait_seconds")
 """Keys of a line that are added up or listed, and are no curve."""
 LINES_TO_A_LOOK = 4
 """Looks at held-out data are fewer than steps, and smoother, but take longer to find."""
@@ -54,6 +54,8 @@ class Curves:
     """That it was trained on."""
     seconds: float = 0.0
     """In steps: without loading, looks at held-out data, and checkpoints."""
+    wait_shares: tuple[float, ...] = ()
+    """By rank, the part of these that it waited for the others; empty where that was not measured."""
     skips: tuple[Skip, ...] = ()
     damaged: tuple[int, ...] = ()
     """Numbers of lines that cannot be read."""
@@ -118,6 +120,7 @@ def _curves(lines: Sequence[dict[str, Any]], damaged: Sequence[int], *, most: in
         int(tokens[-1]) if steps else 0,
         sum(int(line.get("num_targets", 0)) for line in steps),
         seconds[-1] if steps else 0.0,
+        _wait_shares(steps),
         tuple(Skip(line["step"], str(line["loss"]), tuple(line.get("rows", ()))) for line in steps if line.get("skipped")),
         tuple(damaged),
     )
@@ -136,6 +139,13 @@ def _tokens(line: Mapping[str, Any]) -> float:
 def _seconds(line: Mapping[str, Any]) -> float:
     speed = line.get("tokens_per_second", 0)
     return _tokens(line) / speed if speed else 0.0
+
+
+def _wait_shares(steps: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    known = [line for line in steps if isinstance(line.get("wait_seconds"), list)]
+    seconds = sum(map(_seconds, known))
+    by_rank = itertools.zip_longest(*(line["wait_seconds"] for line in known), fillvalue=0.0)
+    return tuple(sum(waits) / seconds for waits in by_rank) if seconds else ()
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean as mean
 from typing import Any
 
 from zephyr_kit.facts import Cost, RunFacts, StageFacts
@@ -84,6 +85,8 @@ def lineage(stage: StageFacts) -> Iterator[tuple[str, str]]:
         yield "tokens", f"{short(data['tokens'])}, {short(data['trained'])} trained"
     if stage.curves.num_steps:
         yield "steps", f"{stage.curves.num_steps:,}"
+    if waited := stage.curves.wait_shares:
+        yield "waiting", f"{share(mean(waited))} of the ranks' time in steps, for each other: {', '.join(map(share, waited))}"
     for name in ("loss", "held_out/loss"):
         if (value := stage.curves.last(name)) is not None:
                 yield name.replace("held_out/loss", "held out"), figure(value)

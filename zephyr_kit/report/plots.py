@@ -85,6 +85,7 @@ GROUPS = (
         noisy=False,
     ),
     Group("Throughput", ("tokens_per_second",), "Tokens read in a second of training. Dips: something else used the machine."),
+    Group("Waiting", ("wait_share",), "The part of the ranks' time in steps that they waited for the one that took longest."),
     Group("Memory", ("memory",), "GiB that the process holds of its device. It should stay level.", scale=2**30, noisy=False),
 )
 BESIDE = ("step", "epoch", "tokens", "seconds")
