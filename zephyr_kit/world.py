@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from zephyr_kit import ZkitError
 from zephyr_kit.heartbeat import Heart
-from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE
+from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE, START
 
 Item = TypeVar("Item")
 
@@ -158,7 +158,8 @@ def joined(device_type: str, heart: Heart | None) -> Iterator[World]:
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), *local, PrefixStore("zkit", _get_default_store()), heart)
         return
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    shared, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store = PrefixStore(os.environ.get(START, "only"), shared)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
     yield World(rank, size, *local, PrefixStore("zkit", store), heart)
