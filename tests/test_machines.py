@@ -26,6 +26,13 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_preset(tmp_path_factory.mktemp("preset"))
 
 
+@pytest.fixture(scope="module")
+def alone(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone") / "run"
+    run(preset, output)
+    return output
+
+
 @dataclass(frozen=True)
 class Machine:
     """Named, which keeps its logs apart; and its devices lack something, if it comes to the rank that is said."""
@@ -71,14 +78,27 @@ def two(preset: Path, output: Path, *, lacking: int | None = None) -> Iterator[l
                 machine.kill()
 
 
-def test_two_machines_are_one(preset, tmp_path):
-    run(preset, tmp_path / "alone" / "run")
+def test_two_machines_are_one(preset, alone, tmp_path):
     with two(preset, tmp_path / "run") as machines:
         codes = [machine.wait(120) for machine in machines]
     said = [machine.said for machine in machines]
     assert codes == [0, 0], said
     assert not any("Traceback" in text or "TCPStore" in text for text in said), said
-    assert_same_run(tmp_path / "run", tmp_path / "alone" / "run")
+    assert_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_started_again_with_that_of_the_other(preset, alone, tmp_path, rank):
+    output = tmp_path / "run"
+    with two(preset, output) as machines:
+        wait_until(lambda: steps(output) >= 4)
+        (pid,) = output.glob(f"logs/*/signs/{rank}.pid")
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+        codes = [machine.wait(120) for machine in machines]
+    said = [machine.said for machine in machines]
+    assert codes == [0, 0], said
+    assert any(f"rank {rank} was ended by SIGKILL; all ranks start again" in text for text in said), said
+    assert_same_run(output, alone)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

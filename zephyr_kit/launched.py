@@ -11,6 +11,8 @@ from zephyr_kit.exits import Exit
 
 RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 """Environment variables in which torch's launchers tell a process its place."""
+START = "ZKIT_START"
+"""Names this start of all ranks, among several: the store that they share may hold what an earlier one has left."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the one that started it is gone."""
 

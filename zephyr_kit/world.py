@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from zephyr_kit import ZkitError
 from zephyr_kit.heartbeat import Heart
-from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE
+from zephyr_kit.launched import LOCAL_RANK, LOCAL_SIZE, START
 
 Item = TypeVar("Item")
 
@@ -155,7 +155,8 @@ class World:
 def joined(device_type: str, heart: Heart | None) -> Iterator[World]:
     """The world that this process's launcher has made, until the work is done."""
     local = (int(os.environ[LOCAL_RANK]), int(os.environ.get(LOCAL_SIZE, "1")))
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    shared, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store = PrefixStore(os.environ.get(START, "only"), shared)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=PrefixStore("torch", store), rank=rank, world_size=size, timeout=PATIENCE)
     yield World(rank, size, *local, PrefixStore("zkit", store), heart)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import Listener, Signs
+from zephyr_kit.launched import START
 from zephyr_kit.stopping import SIGNALS, Stop, Stopped
 from zkit_launchers.parting import Machines, RanksFailed
 
@@ -118,7 +120,14 @@ class Guard(LocalElasticAgent):
             raise ZkitError("the other machines have not come: start the same command on each of them") from error
         except RendezvousClosedError as error:
             raise self._ended_elsewhere() from error
+        os.environ[START] = self._name_of_start(worker_group)
         self._is_meeting, self._machines = False, Machines(worker_group.store, worker_group.group_world_size)  # type: ignore[arg-type]  # both are known now
+
+    def _name_of_start(self, group: Any) -> str:
+        """The same for the ranks of all machines, whose agents do not count starts alike; torch keeps one store for all of them."""
+        if group.group_rank == 0:
+            group.store.set(START, uuid.uuid4().hex)
+        return str(group.store.get(START).decode())
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._listener = Listener()
