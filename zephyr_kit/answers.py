@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from zephyr_kit.cache import count_rows, is_damage, open_database, used
+from zephyr_kit.cache import DATABASE_ERRORS, count_rows, is_damage, open_database, used
 from zephyr_kit.records import DamagedError, is_sealed, sealed
 
 ANSWER, DATABASE = "answer", "answers.sqlite"
@@ -52,7 +51,7 @@ class Answers:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except DATABASE_ERRORS as error:
             if not is_damage(error):
                 raise
             mend = "restore it, or move it elsewhere: what it kept is then asked, and paid for, again"

@@ -16,6 +16,8 @@ from zephyr_kit.exits import Exit
 LOCK = ".lock"
 SECONDS_TO_WAIT = 60.0
 """For another process that writes to the same database."""
+DATABASE_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""The second where SQLite quotes garbled names."""
 SECONDS_BETWEEN_TRIES = 0.02
 
 
@@ -68,7 +70,7 @@ def open_database(file: Path, *, one_thread: bool = True) -> sqlite3.Connection:
             return database
 
 
-def is_damage(error: sqlite3.DatabaseError) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether it says that the file holds what was not written, and not that it is locked, or the disk full."""
     # Of a schema or a text that makes no sense, SQLite says only that there is an error, and of a wrong size, that the file is short.
     codes = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_IOERR_SHORT_READ)

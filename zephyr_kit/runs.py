@@ -103,7 +103,7 @@ class StageFolder:
     def damage(self) -> str | None:
         """What has happened to the result since the stage ended; None if nothing, or if it has not ended."""
         done = self.done()
-        found = self._files()
+        found = self._files() if done is not None else {}
         for name, digest in (done or {}).get("files", {}).items():
             if found.get(name) != digest:
                 return f"{name} {'has changed' if name in found else 'is missing'}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zephyr_kit.cache import count_rows, is_damage, open_database, used
+from zephyr_kit.cache import DATABASE_ERRORS, count_rows, is_damage, open_database, used
 
 FORMAT = 1
 """Part of every key: scores of another format are computed anew."""
@@ -96,7 +96,7 @@ class ScoreStore:
         """Do some work; begin with an empty file when this one can no longer be read."""
         try:
             return work()
-        except sqlite3.DatabaseError as error:
+        except DATABASE_ERRORS as error:
             if not is_damage(error):
                 raise
             for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
