@@ -23,7 +23,8 @@ LONGEST = (
     *("test_launch", "test_plan_command", "test_tutorial", "test_report_page", "test_recipe_on_real_data", "test_ranks"),
     *("test_against_trl", "test_kills", "test_suites", "test_smoke", "test_resume", "test_recipe_over_http", "test_sweep"),
     *("test_gathering_pipeline", "test_compiled", "test_reference_store", "test_crash_points", "test_stops", "test_disk"),
-    *("test_cli", "test_loop", "test_evaluate", "test_gpu_benchmark", "test_objectives_run", "test_board", "test_two_ranks", "test_machines"),
+    *("test_cli", "test_loop", "test_evaluate", "test_gpu_benchmark", "test_objectives_run", "test_board"),
+    *("test_two_ranks", "test_machines"),
 )
 """Files that come first, so that no worker begins a long one when the others are at their end."""
 
