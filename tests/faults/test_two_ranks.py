@@ -42,7 +42,7 @@ def test_k2_ranks_killed_inside_saves_that_they_share(tmp_path, tell):
         said = run(job.preset, output, *options, prepare=reduce(Both, kills))
         found = said.count("was ended by SIGKILL")
         same += found if job.result(output) == job.result(tmp_path / "straight") else 0
-    tell("K2, two ranks", same, runs * times(2, KILLS), "full weights, shared out")
+    tell("K2, two ranks", same, runs * times(2, KILLS), "by the launcher alone")
 
 
 def test_n1_what_is_no_number_on_one_rank_changes_no_weight_on_any(tmp_path, tell):
