@@ -94,7 +94,7 @@ READ: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "scores": ("*/scores.sqlite", lambda p: scored(p.parents[1]), lambda p: scored(p.parents[1])),
     "who scored": ("*/scorer.json", lambda p: scored(p.parents[1]), lambda p: scored(p.parents[1])),
     "a checkpoint": ("c/step-00000001/manifest.json", lambda p: saved(p.parents[1]), lambda p: saved(p.parents[1])),
-    "a sign of life": ("0.beat", lambda p: put(p, "12"), lambda p: Signs(p.parent, 0).step()),
+    "a sign of life": ("0.beat", lambda p: put(p, "12 sft"), lambda p: Signs(p.parent, 0).step()),
     "a cause": ("0.failed", lambda p: Signs(p.parent, 0).note_failure("why"), lambda p: Signs(p.parent, 0).failure()),
 }
 DONE_WITHOUT = ("metrics", "a checkpoint", "rows that were gathered", "a run's preset", "a sign of life", "a cause")

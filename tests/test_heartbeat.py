@@ -17,7 +17,7 @@ def test_silence_is_measured_by_a_clock_that_nobody_sets(tmp_path: Path, monkeyp
     listener, signs = Listener(), Signs(tmp_path, 3)
     assert listener.silent_for(signs) == 0.0, "before the first beat"
     for by_the_disk in (3600, 7200, 60):  # far behind this machine's time, and set forth and back
-        Heart(signs).took(1)
+        Heart(signs).took("sft", 1)
         os.utime(signs.beat, (by_the_disk, by_the_disk))
         assert listener.silent_for(signs) == 0.0
         now += 20.0

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from zkit_launchers import elastic
 from zkit_launchers.elastic import Elastic
+from zkit_launchers.guard import Starts
 from zkit_launchers.ray import Ray
 from zkit_launchers.slurm import Slurm
 
@@ -201,6 +202,14 @@ def test_ranks_share_the_processors_that_the_command_may_use(tmp_path, monkeypat
     with elastic._passed_on(job(tmp_path, devices=2), tmp_path):
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_starts_come_to_nothing_by_the_steps_of_their_own_stage():
+    starts, counts = Starts(), []
+    for progress in [(40, "sft"), (40, "sft"), (7, "dpo"), (0, ""), (7, "dpo"), (9, "dpo")]:
+        starts.came_to(*progress)
+        counts.append(starts.in_vain)
+    assert counts == [0, 1, 0, 1, 2, 0]
 
 
 def test_teams_that_do_not_divide_the_devices_are_refused_before_anything_is_handed_in(tmp_path):

@@ -232,7 +232,7 @@ def test_a_metric_that_is_known_only_late_is_refused_at_the_first_step(tmp_path:
         loop.run()
 
 
-def told_by_ranks(world: World, folder: Path) -> int:
+def told_by_ranks(world: World, folder: Path) -> tuple[int, str]:
     """How many steps whoever has started a rank hears of."""
     signs = Signs(folder, world.rank)
     loop_of(TablePolicy(dtype=torch.float64), folder / str(world.rank), world=replace(world, heart=Heart(signs))).run()
@@ -240,4 +240,4 @@ def told_by_ranks(world: World, folder: Path) -> int:
 
 
 def test_every_rank_tells_of_its_steps_and_not_only_the_leader(tmp_path: Path) -> None:
-    assert spawn(told_by_ranks, 2, tmp_path, tmp_path) == [STEPS] * 2
+    assert spawn(told_by_ranks, 2, tmp_path, tmp_path) == [(STEPS, "sft")] * 2

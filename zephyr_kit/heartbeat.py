@@ -1,6 +1,6 @@
 """Signs of life that a rank gives to who has started it.
 
-    FOLDER/RANK.beat      written anew every few seconds, and after each step that is reported: how many steps were taken
+    FOLDER/RANK.beat      written anew every few seconds, and after each step that is reported: how many were taken, and of which stage
     FOLDER/RANK.stacks    what every thread was doing, each time that it was asked (SIGUSR2); where an error arose that nobody foresaw
     FOLDER/RANK.failed    why the rank has ended, if it has failed
     FOLDER/broken         a rank has ended and the others are being ended; written by who has started them
@@ -29,12 +29,12 @@ class Heart:
 
     def __init__(self, signs: Signs) -> None:
         self.signs = signs
-        self._step = 0
+        self._step = ""
         self._stop = Event()
 
-    def took(self, step: int) -> None:
-        """So many steps; told at once, for whoever counts starts that came to nothing must not miss one."""
-        self._step = step
+    def took(self, stage: str, step: int) -> None:
+        """So many steps of a stage; told at once, for whoever counts starts that came to nothing must not miss one."""
+        self._step = f"{step} {stage}"
         self._tell()
 
     @contextmanager
@@ -59,7 +59,7 @@ class Heart:
 
     def _tell(self) -> None:
         with suppress(OSError):  # a full disk is told by who writes what matters
-            self.signs.beat.write_text(str(self._step), "utf-8")
+            self.signs.beat.write_text(self._step, "utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,12 @@ class Signs:
             return self.beat.stat().st_mtime_ns
         return None
 
-    def step(self) -> int:
-        """How many steps were taken, as far as it is known."""
+    def step(self) -> tuple[int, str]:
+        """How many steps were taken, as far as it is known, and of which stage."""
         with suppress(FileNotFoundError, ValueError):
-            return int(self.beat.read_text("utf-8"))
-        return 0
+            step, stage = self.beat.read_text("utf-8").split(" ", 1)
+            return int(step), stage
+        return 0, ""
 
     def note_failure(self, cause: str, where: str = "") -> None:
         """Write down why this rank ends, and for a reader where the error arose."""

@@ -197,7 +197,8 @@ class Loop:
         if self.world.leads:
             self.log.append(report.facts() for report in reports)
         if reports:
-            self.world.took(reports[-1].step)  # not by an observer, which only the leader has: each machine counts its own ranks' steps
+            # Not by an observer, which only the leader has: each machine counts its own ranks' steps.
+            self.world.took(self.about.stage, reports[-1].step)
         for report in reports:
             self._tell("zkit_step_ended", run=self.about, report=report)
             self._refuse_unknown_best(report.metrics)

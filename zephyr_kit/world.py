@@ -135,10 +135,10 @@ class World:
         if self.heart and self.heart.signs.broken.exists() and not has_come():
             raise RuntimeError("a rank has ended before it said what this one waited for")
 
-    def took(self, step: int) -> None:
+    def took(self, stage: str, step: int) -> None:
         """Tell who has started this rank that so many steps were taken."""
         if self.heart is not None:
-            self.heart.took(step)
+            self.heart.took(stage, step)
 
     def _read(self, key: str) -> Any:
         assert self.store is not None

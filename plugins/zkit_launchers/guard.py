@@ -64,13 +64,29 @@ class Cause:
         return exit_of(self.code)
 
 
+@dataclass
+class Starts:
+    """How far they have come, and how many of the last ones came no further: in the stage where they are, if it is another."""
+
+    step: int = 0
+    stage: str = ""
+    in_vain: int = 0
+
+    def came_to(self, step: int, stage: str) -> None:
+        """Count one that has failed."""
+        if step > (self.step if stage == self.stage else 0):
+            self.step, self.stage, self.in_vain = step, stage, 0
+        else:
+            self.in_vain += 1
+
+
 class Guard(LocalElasticAgent):
     """torch's agent on one machine."""
 
     def __init__(self, spec: WorkerSpec, logs: LogsSpecs, watched: Watched, stop: Stop) -> None:
         super().__init__(spec, logs)
         self._watched, self._stop, self._meeting = watched, stop, spec.rdzv_handler
-        self._best_step = self._in_vain = 0
+        self._starts = Starts()
         self._listener = Listener()
         self._frozen: dict[int, float] = {}
         self._ended: dict[int, tuple[float, int]] = {}
@@ -109,7 +125,7 @@ class Guard(LocalElasticAgent):
     def has_begun(self) -> bool:
         """Whether a step was taken, or the ranks of this machine had come so far that each has told why it ended."""
         told = [signs.failure() for signs in self._signs(self._worker_group)]
-        return self._best_step > 0 or (bool(told) and None not in told)
+        return self._starts.step > 0 or (bool(told) and None not in told)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         self._is_meeting = True
@@ -209,16 +225,14 @@ class Guard(LocalElasticAgent):
     def _judge(self, group: WorkerGroup, failures: Mapping[int, Any], asked: Exit | None) -> None:
         """Whether to start again."""
         cause = self._first_cause(group, failures)
-        step = max(signs.step() for signs in self._signs(group))
-        self._in_vain = 0 if step > self._best_step else self._in_vain + 1
-        self._best_step = max(step, self._best_step)
+        self._starts.came_to(*max(signs.step() for signs in self._signs(group)))
         where = f"(logs in {self._watched.logs})"
         if cause.exit in SIGNALS.values():
             self._failed = Stopped(asked or cause.exit, begun=self.has_begun())
         elif cause.exit is not Exit.CRASHED or asked is not None:
             alone = cause.rank == 0 and group.group_world_size == 1
             self._failed = RanksFailed(cause.text.removeprefix("rank 0: ") if alone else f"{cause.text} {where}", cause.exit)
-        elif self._in_vain > STARTS_IN_VAIN:
+        elif self._starts.in_vain > STARTS_IN_VAIN:
             vain = f"started again {STARTS_IN_VAIN} times without a new step, so it stops here"
             self._failed = RanksFailed(f"{cause.text}; {vain} {where}", cause.exit)
         else:
