@@ -287,7 +287,9 @@ def test_ranks_hear_the_leader_and_each_other(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_has_ended_is_not_waited_for_but_heard(tmp_path: Path) -> None:
-    world = World(1, 2, store=TCPStore("localhost", 0, is_master=True, wait_for_workers=False), heart=Heart(Signs(tmp_path, 1)))
+    signs = Signs(tmp_path, 1)
+    signs.broken.touch()
+    world = World(1, 2, store=TCPStore("localhost", 0, is_master=True, wait_for_workers=False), heart=Heart(signs))
     world.store.set("0", '"before its end"')
     assert world.word() == "before its end"
     with pytest.raises(RuntimeError, match="a rank has ended before it said"):
