@@ -80,3 +80,21 @@ def rehearsed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forecast, "rehearse", rehearse_once)
         yield
+
+
+@pytest.fixture(scope="session")
+def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The preset of tests/launched.py, with its model and data beside it."""
+    from launched import write_preset
+
+    return write_preset(tmp_path_factory.mktemp("preset"))
+
+
+@pytest.fixture(scope="session")
+def alone(two_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its run on one device."""
+    from launched import run
+
+    output = tmp_path_factory.mktemp("alone") / "run"
+    run(two_stages, output)
+    return output

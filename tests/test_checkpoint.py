@@ -344,10 +344,10 @@ def test_what_went_wrong_is_told_also_if_nothing_can_be_removed(tmp_path: Path, 
     disk.turn.set()
     disk.error = OSError(28, "No space left")
 
-    def still_written_to(_: Path) -> None:
+    def still_written_to(*_: Any, **__: Any) -> None:
         raise OSError(39, "Directory not empty")
 
-    monkeypatch.setattr(shutil, "rmtree", still_written_to)
+    monkeypatch.setattr(os, "rmdir", still_written_to)
     with pytest.raises(OSError, match="No space left"):
         Checkpoints(tmp_path).save(state(20))
 

@@ -65,7 +65,7 @@ def test_other_names_do_not(accepted):
     assert titles.split() == ["was", "is"]
     assert [first.split(), second.split()] == [["stages.dpo.data[0]", "1", "2"], ["seed", "3", "4"]]
     assert first.index("1") == second.index("3") == titles.index("was")
-    assert "--accept stages.dpo.data[0]  (or --accept all)" in accept
+    assert "--accept 'stages.dpo.data[0]'  (or --accept all)" in accept
 
 
 def test_what_is_accepted_is_the_name_of_an_input_or_of_a_table():

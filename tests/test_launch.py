@@ -12,29 +12,17 @@ from pathlib import Path
 import pytest
 from faults.hits import LittleMemory
 from forked import start
-from launched import STEPS, assert_same_run, pid_of, run, run_anew, slow, started, steps, wait_until, write_preset
+from launched import STEPS, assert_same_run, pid_of, run, run_anew, slow, started, steps, wait_until
 
 from zephyr_kit import ZkitError, heartbeat
 from zephyr_kit.checkpoint import Checkpoints
 from zephyr_kit.engine import Trainer
 
 
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_preset(tmp_path_factory.mktemp("preset"))
-
-
-@pytest.fixture(scope="module")
-def alone(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("alone") / "run"
-    run(preset, output)
-    return output
-
-
 @pytest.mark.parametrize("way", ["sharding=replicated", "sharding=sharded", "context_parallel=2"])
-def test_two_devices_are_one(preset, alone, tmp_path, way):
+def test_two_devices_are_one(two_stages, alone, tmp_path, way):
     changes = [part for stage in ("sft", "dpo") for part in ("--set", f"stages.{stage}.train.{way}")]
-    said = run(preset, tmp_path / "run", "--devices", "2", *changes)
+    said = run(two_stages, tmp_path / "run", "--devices", "2", *changes)
     assert "2 of them" in said
     assert_same_run(tmp_path / "run", alone)
     lines = map(json.loads, (tmp_path / "run" / "sft" / "metrics.jsonl").read_text().splitlines())
@@ -44,14 +32,14 @@ def test_two_devices_are_one(preset, alone, tmp_path, way):
     assert (list(map(len, waits)), told) == ([2] * STEPS, [True] * 2) if "replicated" in way else ([0] * STEPS, [False] * 2)
     log = next((tmp_path / "run" / "logs").glob("*/attempt_0/1/stdout.log")).read_text()
     assert "sft" in log
-    again = run(preset, tmp_path / "run", "--devices", "2", *changes)
+    again = run(two_stages, tmp_path / "run", "--devices", "2", *changes)
     assert "done before, nothing changed" in again
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_is_started_again(preset, alone, tmp_path, rank):
+def test_a_rank_that_is_killed_is_started_again(two_stages, alone, tmp_path, rank):
     output = tmp_path / "run"
-    with started(preset, output, "--devices", "2", prepare=slow) as process:
+    with started(two_stages, output, "--devices", "2", prepare=slow) as process:
         wait_until(lambda: steps(output) >= 4)
         os.kill(wait_until(lambda: pid_of(output, rank)), signal.SIGKILL)
         said, _ = process.communicate(timeout=120)
@@ -62,9 +50,9 @@ def test_a_rank_that_is_killed_is_started_again(preset, alone, tmp_path, rank):
 
 
 @pytest.mark.parametrize("whom", ["launcher", "0", "1", "all"])
-def test_asked_to_end_all_ranks_save_the_same_step(preset, alone, tmp_path, whom):
+def test_asked_to_end_all_ranks_save_the_same_step(two_stages, alone, tmp_path, whom):
     output = tmp_path / "run"
-    with started(preset, output, "--devices", "2", prepare=slow) as process:
+    with started(two_stages, output, "--devices", "2", prepare=slow) as process:
         wait_until(lambda: steps(output) >= 4)
         pids = {str(rank): wait_until(lambda rank=rank: pid_of(output, rank)) for rank in (0, 1)} | {"launcher": process.pid}
         asked = steps(output)
@@ -75,7 +63,7 @@ def test_asked_to_end_all_ranks_save_the_same_step(preset, alone, tmp_path, whom
     newest = max((output / "sft" / "checkpoints").glob("step-*"))
     assert int(newest.name.partition("-")[2]) == steps(output)
     assert asked <= steps(output) < STEPS, "at once"
-    run(preset, output, "--devices", "1" if whom == "all" else "2")
+    run(two_stages, output, "--devices", "1" if whom == "all" else "2")
     assert_same_run(output, alone)
 
 
@@ -90,10 +78,10 @@ def without_room() -> None:
     Checkpoints.write = write
 
 
-def test_a_leader_that_cannot_save_when_all_are_asked_to_end_is_not_waited_for(preset, tmp_path):
+def test_a_leader_that_cannot_save_when_all_are_asked_to_end_is_not_waited_for(two_stages, tmp_path):
     output = tmp_path / "run"
     no_save_before = ("--set", "stages.sft.train.checkpoint_every=1000")
-    with started(preset, output, "--devices", "2", *no_save_before, prepare=without_room) as process:
+    with started(two_stages, output, "--devices", "2", *no_save_before, prepare=without_room) as process:
         wait_until(lambda: steps(output) >= 2)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
@@ -102,12 +90,12 @@ def test_a_leader_that_cannot_save_when_all_are_asked_to_end_is_not_waited_for(p
     assert "Traceback" not in said
 
 
-def test_a_second_command_is_refused_and_does_the_first_no_harm(preset, alone, tmp_path):
+def test_a_second_command_is_refused_and_does_the_first_no_harm(two_stages, alone, tmp_path):
     output = tmp_path / "run"
-    with started(preset, output, "--devices", "2", prepare=slow) as process:
+    with started(two_stages, output, "--devices", "2", prepare=slow) as process:
         wait_until(lambda: steps(output) >= 2)
         signs = wait_until(lambda: pid_of(output, 0)), pid_of(output, 1)
-        second = start(["run", str(preset), "--output", str(output), "--devices", "2"], tmp_path / "second", ranks=True)
+        second = start(["run", str(two_stages), "--output", str(output), "--devices", "2"], tmp_path / "second", ranks=True)
         assert second.wait(60) == 1
         assert "another zkit works in this folder" in second.said
         assert (pid_of(output, 0), pid_of(output, 1)) == signs
@@ -124,9 +112,9 @@ def impatiently() -> None:
     heartbeat.SECONDS_BETWEEN_BEATS, guard.SECONDS_OF_SILENCE = 0.5, 6.0
 
 
-def test_a_frozen_rank_is_found_its_stacks_kept_and_all_goes_on(preset, alone, tmp_path):
+def test_a_frozen_rank_is_found_its_stacks_kept_and_all_goes_on(two_stages, alone, tmp_path):
     output = tmp_path / "run"
-    with started(preset, output, "--devices", "2", prepare=impatiently) as process:
+    with started(two_stages, output, "--devices", "2", prepare=impatiently) as process:
         wait_until(lambda: steps(output) >= 4)
         os.kill(wait_until(lambda: pid_of(output, 1)), signal.SIGSTOP)
         said, _ = process.communicate(timeout=120)
@@ -148,8 +136,8 @@ def never() -> None:
     Trainer.step = step
 
 
-def test_what_always_fails_is_not_started_for_ever(preset, tmp_path):
-    said = run(preset, tmp_path / "run", "--devices", "2", code=70, prepare=never)
+def test_what_always_fails_is_not_started_for_ever(two_stages, tmp_path):
+    said = run(two_stages, tmp_path / "run", "--devices", "2", code=70, prepare=never)
     assert said.count("all ranks start again") == 3
     assert "started again 3 times without a new step, so it stops here" in said
     assert said.count("rank 1: RuntimeError: no luck;") == 4
@@ -158,17 +146,17 @@ def test_what_always_fails_is_not_started_for_ever(preset, tmp_path):
     assert 'raise RuntimeError("no luck")' in (tmp_path / "run" / "logs" / "signs" / "1.stacks").read_text()
 
 
-def test_where_memory_lacks_ranks_that_share_weights_begin_anew_in_smaller_batches(preset, alone, tmp_path):
+def test_where_memory_lacks_ranks_that_share_weights_begin_anew_in_smaller_batches(two_stages, alone, tmp_path):
     output, changes = tmp_path / "run", ("sharding=sharded", "tokens_per_batch=256")
     options = [word for change in changes for word in ("--set", f"stages.sft.train.{change}")]
-    said = run(preset, output, "--devices", "2", *options, prepare=LittleMemory(140))
+    said = run(two_stages, output, "--devices", "2", *options, prepare=LittleMemory(140))
     assert re.search(r"rank [01]: step 1: out of memory \(CUDA out of memory.*\); from here on in smaller batches; all ranks start", said)
     assert "stages.sft: in batches of up to 128 tokens, since more did not fit into memory" in said
     assert_same_run(output, alone)
 
 
-def test_what_the_user_can_mend_is_told_once(preset, tmp_path):
-    said = run(preset, tmp_path / "run", "--devices", "2", "--set", "stages.sft.max_length=100000", code=1)
+def test_what_the_user_can_mend_is_told_once(two_stages, tmp_path):
+    said = run(two_stages, tmp_path / "run", "--devices", "2", "--set", "stages.sft.max_length=100000", code=1)
     assert said.count("max_length") == 1
     assert "start again" not in said
 
@@ -192,7 +180,7 @@ def lacking() -> None:
     Trainer.step = step
 
 
-def test_what_only_another_rank_lacks_is_told_too(preset, tmp_path):
-    said = run(preset, tmp_path / "run", "--devices", "2", code=1, prepare=lacking)
+def test_what_only_another_rank_lacks_is_told_too(two_stages, tmp_path):
+    said = run(two_stages, tmp_path / "run", "--devices", "2", code=1, prepare=lacking)
     assert "rank 1: a disk that only this machine lacks (logs in " in said
     assert "start again" not in said

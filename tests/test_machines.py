@@ -9,41 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from forked import Forked, start
-from launched import assert_same_run, run, slow, steps, wait_until, write_preset
+from launched import assert_same_run, slow, steps, wait_until
 
 from zephyr_kit import ZkitError
 from zephyr_kit.engine import Trainer
 
-NAMES = ("first", "second")
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_preset(tmp_path_factory.mktemp("preset"))
-
-
-@pytest.fixture(scope="module")
-def alone(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("alone") / "run"
-    run(preset, output)
-    return output
+NAMES = (socket.gethostname(), f"{socket.gethostname()}-2")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Named, which keeps its logs apart; and its devices lack something, if it comes to the rank that is said."""
+    """Whose devices lack something, if it comes to the rank that is said."""
 
-    name: str
     lacking: int | None
 
     def __call__(self) -> None:
-        from zkit_launchers import elastic
-
-        elastic.socket = SimpleNamespace(gethostname=lambda: self.name)
         slow()
         taken = Trainer.step
 
@@ -69,7 +52,7 @@ def two(preset: Path, output: Path, *, lacking: int | None = None) -> Iterator[l
     machines = []
     try:
         for name in NAMES:
-            machines.append(start(arguments, output.with_name(name), prepare=Machine(name, lacking), environment=environment, ranks=True))
+            machines.append(start(arguments, output.with_name(name), prepare=Machine(lacking), environment=environment, ranks=True))
             wait_until((output / "logs" / name / "signs").exists)
         yield machines
     finally:
@@ -78,8 +61,8 @@ def two(preset: Path, output: Path, *, lacking: int | None = None) -> Iterator[l
                 machine.kill()
 
 
-def test_two_machines_are_one(preset, alone, tmp_path):
-    with two(preset, tmp_path / "run") as machines:
+def test_two_machines_are_one(two_stages, alone, tmp_path):
+    with two(two_stages, tmp_path / "run") as machines:
         codes = [machine.wait(120) for machine in machines]
     said = [machine.said for machine in machines]
     assert codes == [0, 0], said
@@ -88,9 +71,9 @@ def test_two_machines_are_one(preset, alone, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_is_started_again_with_that_of_the_other(preset, alone, tmp_path, rank):
+def test_a_rank_that_is_killed_is_started_again_with_that_of_the_other(two_stages, alone, tmp_path, rank):
     output = tmp_path / "run"
-    with two(preset, output) as machines:
+    with two(two_stages, output) as machines:
         wait_until(lambda: steps(output) >= 4)
         (pid,) = output.glob(f"logs/*/signs/{rank}.pid")
         os.kill(int(pid.read_text()), signal.SIGKILL)
@@ -102,8 +85,8 @@ def test_a_rank_that_is_killed_is_started_again_with_that_of_the_other(preset, a
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_that_ends_for_good_tells_the_other_why(preset, tmp_path, rank):
-    with two(preset, tmp_path / "run", lacking=rank) as machines:
+def test_one_that_ends_for_good_tells_the_other_why(two_stages, tmp_path, rank):
+    with two(two_stages, tmp_path / "run", lacking=rank) as machines:
         codes = [machine.wait(60) for machine in machines]
     said = [machine.said for machine in machines]
     assert codes == [1, 1], said
@@ -115,9 +98,9 @@ def test_one_that_ends_for_good_tells_the_other_why(preset, tmp_path, rank):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_one_that_is_asked_to_stop_stops_both(preset, tmp_path, which):
+def test_one_that_is_asked_to_stop_stops_both(two_stages, tmp_path, which):
     output = tmp_path / "run"
-    with two(preset, output) as machines:
+    with two(two_stages, output) as machines:
         wait_until(lambda: steps(output) >= 2)
         machines[which].send_signal(signal.SIGTERM)
         codes = [machine.wait(60) for machine in machines]
@@ -127,9 +110,9 @@ def test_one_that_is_asked_to_stop_stops_both(preset, tmp_path, which):
     assert int(newest.name.partition("-")[2]) == steps(output)
 
 
-def test_one_that_is_gone_without_a_word_ends_the_other(preset, tmp_path):
+def test_one_that_is_gone_without_a_word_ends_the_other(two_stages, tmp_path):
     output = tmp_path / "run"
-    with two(preset, output) as machines:
+    with two(two_stages, output) as machines:
         wait_until(lambda: steps(output) >= 2)
         machines[0].send_signal(signal.SIGKILL)
         code, said = machines[1].wait(60), machines[1].said

@@ -147,6 +147,11 @@ def test_text_is_harmless_however_it_is_cut(text, size):
     assert whole == "".join(harmless(text[at : at + size]) for at in range(0, len(text), size))
 
 
+def test_text_cannot_be_shown_in_another_order_than_it_has():
+    assert harmless("a\u202eb\u2066c") == "a\\u202eb\\u2066c"
+    assert harmless("é–中🙂\u200d") == "é–中🙂\u200d"
+
+
 def test_two_models_each_go_on_with_their_own_words(echo, capsys):
     other = Echo("B")
     talk = talk_with(echo, other)

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,8 +175,7 @@ class Checkpoints:
             put(staging, place)
         except Exception:
             # On a full disk, also where another rank has found it full, what is half written is in the way of all else.
-            with suppress(OSError):  # why it is removed is what is to be told
-                _remove(staging)
+            shutil.rmtree(staging, ignore_errors=True)  # why it is removed is what is to be told
             raise
         sync(self.folder.parent)
         self._prune(begun.state.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def refuse(found: Sequence[Change], accepted: Sequence[str]) -> None:
     width = max(len(change.name) for change in found)
     row = f"  {{:{width}}}  {{:{WIDTH}}}  {{}}"
     lines = [row.format(change.name, change.was, change.now) for change in found]
-    accept = " ".join(f"--accept {change.name}" for change in refused)
+    accept = " ".join(f"--accept {shlex.quote(change.name)}" for change in refused)
     advice = (
         f"to go on with what it is now, add  {accept}  (or --accept {ALL}): what was made before is kept under superseded/\n"
         "to go on with what it was, undo the change; to have both, give another --output"

@@ -77,7 +77,7 @@ class StageFolder:
 
     def done(self) -> dict[str, Any] | None:
         """What the stage left behind when it ended; None if it has not."""
-        return _read(self.path / "done.json")
+        return _read(self.path / "done.json", "remove it, and the stage is ended anew, from its last checkpoint where there is one")
 
     def is_done(self, key: Mapping[str, Any]) -> bool:
         """Whether a result stands here that was made for this very key."""
@@ -168,6 +168,8 @@ class RunFolder:
         stage = self.stage(name)
         key = as_json(key)
         before = stage.key()
+        if before is None and stage.is_begun:
+            raise RunError(f"{stage.path / 'key.json'}: missing, so what the stage was made from is not known; restore it, or {MEND}")
         reasons: list[str] = []
         if before is not None and before != key:
             reasons = differences(before, key)
@@ -260,5 +262,5 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_sealed(path, MEND) if path.exists() else None
+def _read(path: Path, mend: str = MEND) -> dict[str, Any] | None:
+    return read_sealed(path, mend) if path.exists() else None

@@ -30,6 +30,11 @@ SECONDS_APART = 0.5
 """A terminal and a wrapper may both pass one Ctrl-C on."""
 
 
+def signal_of(code: Exit) -> signal.Signals:
+    """That which asks for this end."""
+    return next(number for number, each in SIGNALS.items() if each is code)
+
+
 class Stopped(BaseException):
     """The run leaves, as it was asked to. No `Exception`: what puts up with any error must not put up with this."""
 

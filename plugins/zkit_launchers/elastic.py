@@ -8,13 +8,13 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from zephyr_kit.heartbeat import FOLDER, LAUNCHER
 from zephyr_kit.protocols import Job
-from zephyr_kit.runs import RunFolder
+from zephyr_kit.runs import RunError, RunFolder
 from zephyr_kit.stopping import Stop, Stopped
 from zephyr_kit.workers import num_processors
 
@@ -39,12 +39,11 @@ class Elastic:
     def launch(self, job: Job, say: Callable[[str], None]) -> int:
         """See `protocols.Launcher`."""
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        logs = job.folder / "logs" / (socket.gethostname() if job.nodes > 1 else "")
-        # Before anything of it is touched: a second launcher in this folder must do the first one no harm.
-        with RunFolder(logs).locked():
+        with ExitStack() as stack:
+            logs = _own_logs(job, stack)
             signs = _fresh(logs / "signs")
-            with _passed_on(job, signs):
-                return self._launch(job, logs, signs, say)
+            stack.enter_context(_passed_on(job, signs))
+            return self._launch(job, logs, signs, say)
 
     def _launch(self, job: Job, logs: Path, signs: Path, say: Callable[[str], None]) -> int:
         from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -74,6 +73,25 @@ class Elastic:
         except Stopped as stopped:
             raise Stopped(stopped.exit, begun=guard.has_begun()) from None
         return 0
+
+
+def _own_logs(job: Job, stack: ExitStack) -> Path:
+    """A folder that no other launcher works in, held until the end: a second one in this run must do the first no harm.
+
+    Of several machines, each has its own; those of one name, as containers may be, are told apart by a number.
+    """
+    def hold(name: str) -> Path:
+        logs = job.folder / "logs" / name
+        stack.enter_context(RunFolder(logs).locked())
+        return logs
+
+    if job.nodes == 1:
+        return hold("")
+    host = socket.gethostname()
+    for name in (host, *(f"{host}-{number}" for number in range(2, job.nodes))):
+        with suppress(RunError):
+            return hold(name)
+    return hold(f"{host}-{job.nodes}")
 
 
 def _fresh(folder: Path) -> Path:

@@ -24,7 +24,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
 from zephyr_kit.heartbeat import Listener, Signs
 from zephyr_kit.launched import START
-from zephyr_kit.stopping import SIGNALS, Stop, Stopped
+from zephyr_kit.stopping import SIGNALS, Stop, Stopped, signal_of
 from zkit_launchers.parting import Machines, RanksFailed
 
 STARTS_IN_VAIN = 3
@@ -190,9 +190,8 @@ class Guard(LocalElasticAgent):
         if self._until is None:
             self._until = time.monotonic() + SECONDS_TO_SAVE
             listen = all(signs.beat.exists() for signs in self._signs(group))
-            number = next(number for number, code in SIGNALS.items() if code is asked)
             for handler in self._alive():
-                handler.close(number if listen else signal.SIGTERM)
+                handler.close(signal_of(asked) if listen else signal.SIGTERM)
         elif time.monotonic() > self._until:
             self._pcontext.close(signal.SIGTERM)
 

@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from zephyr_kit import ZkitError
 from zephyr_kit.exits import Exit
 from zephyr_kit.protocols import Job
-from zephyr_kit.stopping import SIGNALS, Stop, Stopped
+from zephyr_kit.stopping import SIGNALS, Stop, Stopped, signal_of
 from zkit_launchers.machine import Ended, Machine
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -118,7 +118,7 @@ def _watched(runs: Mapping[Any, Any], stop: Stop) -> Ended:
         asked = stop.requested()
         if asked is not None and not passed_on:
             passed_on = True
-            _send(next(number for number, code in SIGNALS.items() if code is asked), pending, runs)
+            _send(signal_of(asked), pending, runs)
         done, pending = ray.wait(pending, timeout=SECONDS_BETWEEN_LOOKS)
         failed = [ended for run in done if (ended := _found(run)).code]
         if failed and not first.code:

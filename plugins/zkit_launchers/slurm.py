@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Gt
@@ -24,6 +25,7 @@ TEMPLATE = """#!/bin/bash
 #SBATCH --signal=USR1@{warning}
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --chdir={folder}
 #SBATCH --output={log}
 {more}
 {setup}
@@ -81,6 +83,7 @@ class Slurm:
             name=shlex.quote(f"zkit-{job.name}"),
             nodes=job.nodes if job.fewest_nodes == job.nodes else f"{job.fewest_nodes}-{job.nodes}",
             warning=self.warning,
+            folder=shlex.quote(str(Path.cwd())),
             log=shlex.quote(f"{job.folder.absolute()}/".replace("%", "%%") + "slurm-%j.log"),
             more="\n".join(f"#SBATCH {option}" for option in (*options, *self.more)),
             setup="\n".join(self.setup),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from reprlib import Repr
 from typing import Any
 
@@ -26,6 +27,12 @@ CONVERSATION_ROLES = {
     "system": "system",
     "tool": "tool",
 }
+
+
+CALLS = ("tool_calls", "function_call")
+"""Keys of a reply in OpenAI's format that hold what is no text."""
+WEIGHTS = ("weight", "train", "training")
+"""Keys by which OpenAI's format and axolotl's say whether a reply is to be learnt."""
 
 
 class MissingColumnError(ExampleError):
@@ -70,8 +77,13 @@ def turns_of(value: Any, what: str, *, role: str = "role", content: str = "conte
     """A list of objects as messages; `role` and `content` name their keys, `roles` translates."""
     if not isinstance(value, list):
         raise ExampleError(f"{what} is {describe(value)}, not a list of turns")
-    turns = [turn_of(item, f"turn {number} of {what}", role=role, content=content) for number, item in enumerate(value, 1)]
-    return tuple(Message((roles or {}).get(turn.role, turn.role), turn.content) for turn in turns)
+    turns = []
+    for number, item in enumerate(value, 1):
+        turn = turn_of(item, f"turn {number} of {what}", role=role, content=content)
+        turns.append(replace(turn, role=(roles or {}).get(turn.role, turn.role)))
+        if turns[-1].role == "assistant":
+            _refuse_what_is_not_obeyed(item, f"turn {number} of {what}")
+    return tuple(turns)
 
 
 def turn_of(item: Any, where: str, *, role: str, content: str) -> Message:
@@ -85,6 +97,16 @@ def turn_of(item: Any, where: str, *, role: str, content: str) -> Message:
     if not isinstance(item[content], str):
         raise ExampleError(f"content of the {name} turn is {describe(item[content])}, not text ({where})")
     return Message(name, text_of(item[content], f"content of {where}"))
+
+
+def _refuse_what_is_not_obeyed(item: Row, where: str) -> None:
+    """A reply that does more than speak, or that is not to be learnt as the others are."""
+    for key in CALLS:
+        if item.get(key):
+            raise ExampleError(f"{where} has `{key}`, which would be lost: write the call into its text, or leave the row out")
+    for key in WEIGHTS:
+        if item.get(key) not in (None, 1):
+            raise ExampleError(f"{where} has `{key}` {item[key]!r}, but every reply is learnt alike: end before it, or drop the key")
 
 
 def known_keys(item: Mapping[Any, Any]) -> str:

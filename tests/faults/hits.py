@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -166,3 +167,21 @@ class LittleMemory:
             return scored
 
         replace("zkit_mistral.policy:MistralPolicy.score", limited)
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """There is no room for a checkpoint from some step on."""
+
+    step: int
+
+    def __call__(self) -> None:
+        def full(write: Callable[..., Any]) -> Callable[..., Any]:
+            def writing(checkpoints: Any, begun: Any) -> Any:
+                if begun.state.step >= self.step:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(checkpoints, begun)
+
+            return writing
+
+        replace(SAVE, full)

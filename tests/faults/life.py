@@ -5,34 +5,11 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from .hits import SAVE, Poison, replace
-
-
-@dataclass(frozen=True)
-class FullDisk:
-    """There is no room for a checkpoint from some step on."""
-
-    step: int
-
-    def __call__(self) -> None:
-        def full(write: Callable[..., Any]) -> Callable[..., Any]:
-            def writing(checkpoints: Any, begun: Any) -> Any:
-                if begun.state.step >= self.step:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return write(checkpoints, begun)
-
-            return writing
-
-        replace(SAVE, full)
-
+from .hits import FullDisk, Poison
 
 FAULTS: dict[str, Callable[[int], Callable[[], None]]] = {
     "full disk": FullDisk,

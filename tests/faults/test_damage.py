@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -275,7 +276,7 @@ def test_c3_changed_inputs_are_shown_and_refused(job, straight, tmp_path, tell, 
     before = content(output)
     said = finish(mine, output, *options, code=3)
     row = next(line.split() for line in said.splitlines() if line.split()[:1] == [expected])
-    shown = len(row) >= 3 and row[1] != row[2] and f"--accept {expected}" in said
+    shown = len(row) >= 3 and row[1] != row[2] and f"--accept {shlex.quote(expected)}" in said
     assert content(output) == before
     if full() or change in ("stages.dpo.objective.beta=0.2", "chat.jsonl edited"):
         finish(mine, output, *options, "--accept", "all")
@@ -294,3 +295,25 @@ def test_checkpoints_without_metrics_are_not_removed_when_an_input_changes(job, 
     said = finish(job, output, "--set", "stages.dpo.objective.beta=0.2", code=3)
     assert "--accept stages.dpo.objective.beta" in said
     assert content(output) == before
+
+
+@pytest.mark.parametrize("lost", [("key.json",), ("key.json", "done.json", "metrics.jsonl")])
+def test_a_result_of_which_nobody_knows_what_it_was_made_from_is_not_taken(job, straight, tmp_path, lost):
+    output = Path(shutil.copytree(straight.output, tmp_path / "run"))
+    for name in lost:
+        (output / "dpo" / name).unlink()
+    before = content(output / "dpo")
+    said = finish(job, output, "--set", "stages.dpo.objective.beta=0.2", code=1)
+    assert f"{output / 'dpo' / 'key.json'}: missing" in said
+    assert content(output / "dpo") == before
+
+
+def test_a_damaged_end_costs_no_checkpoint(job, straight, tmp_path):
+    output = Path(shutil.copytree(straight.output, tmp_path / "run"))
+    flip(output / "dpo" / "done.json", 80)
+    said = finish(job, output, code=1)
+    assert f"{output / 'dpo' / 'done.json'}: damaged" in said
+    assert "remove it, and the stage is ended anew, from its last checkpoint" in said
+    (output / "dpo" / "done.json").unlink()
+    assert "going on after step 12" in finish(job, output)
+    assert job.result(output) == job.result(straight.output)
