@@ -84,7 +84,7 @@ def test_a_launcher_that_is_gone_takes_its_ranks_with_it(preset, tmp_path, how):
             process.send_signal(signal.SIGKILL)
         else:
             process.send_signal(signal.SIGINT)
-            wait_until(lambda: "Ctrl-C twice leaves at once" in process.said)
+            wait_until(lambda: "Ctrl-C again leaves at once" in process.said)
             time.sleep(0.7)  # sooner, it would be taken for the same one
             process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)

@@ -207,7 +207,7 @@ class Loop:
             if report.num_skipped >= NUM_SKIPPED:
                 raise NumbersError(
                     f"stages.{self.about.stage}, step {report.step}: {NUM_SKIPPED} steps one after another had no finite loss or gradient; "
-                    f"back to the last checkpoint, and stopped: lower the learning rate, or look at the rows of these steps, "
+                    f"the last checkpoint stands, where there is one: lower the learning rate, or look at the rows of these steps, "
                     f"which {self.log.path} names"
                 )
 

@@ -127,7 +127,8 @@ class Stop:
             if not self._waits:
                 raise Stopped(self._asked)
             if not self._silent:
-                _tell(f"stopping when {self._until}; Ctrl-C twice leaves at once")
+                again = " again" if number == signal.SIGINT else ""
+                _tell(f"stopping when {self._until}; Ctrl-C{again} leaves at once")
         elif number == signal.SIGINT and time.monotonic() - self._since > SECONDS_APART:
             _tell("left at once; the same command goes on after the last checkpoint")
             os._exit(self._asked)

@@ -85,6 +85,7 @@ def test_s2_a_second_signal(job, straight, tmp_path, tell, number, saved):
     going = start(job, tmp_path / "run", prepare=hits)
     assert going.end() == EXITS[number], going.said
     assert ("left at once" in going.said) != saved
+    assert ("Ctrl-C again leaves" if number == signal.SIGINT else "Ctrl-C leaves") in going.said
     finish(job, tmp_path / "run")
     tell("S2", int(job.result(tmp_path / "run") == straight.result), 1, f"{number.name} twice")
 
