@@ -1,6 +1,6 @@
 """Examples laid end to end, without padding.
 
-Tensor names carry their shape: T tokens, M targets, N sequences (completions), S segments.
+Tensor names carry their shape: T tokens, M targets, R sources of targets, N sequences (completions), S segments.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class Batch:
     one (-1: none). The parents come first, then their children in the order of their parents,
     then segments by themselves: so a kernel finds all that is shared, and all that shares it,
     in one piece each. Target m is the token that should follow position `source_M[m]`, and
-    belongs to completion `sequence_M[m]`; two completions may share a source. `rating_N` is
-    what the data says of each completion. `lengths` (S,), `parents` (S,) and `counts` (N,), the
-    targets of each completion, repeat on the host what is looped over; in `prepared` kernels keep
-    what they make of the row once, for all layers, under keys that begin with the name of their module.
+    belongs to completion `sequence_M[m]`; two completions may share a source, and `read_R` holds
+    each source once, in order. `rating_N` is what the data says of each completion. `lengths`
+    (S,), `parents` (S,) and `counts` (N,), the targets of each completion, repeat on the host
+    what is looped over; in `prepared` kernels keep what they make of the row once, for all
+    layers, under keys that begin with the name of their module.
     """
 
     tokens_T: Tensor
@@ -56,6 +57,7 @@ class Batch:
     source_M: Tensor
     target_M: Tensor
     sequence_M: Tensor
+    read_R: Tensor
     rating_N: Tensor
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
@@ -76,7 +78,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting for it."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M", "_N")}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name[-2:] in ("_T", "_S", "_M", "_R", "_N")}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -114,6 +116,9 @@ class _Row:
         lengths = [len(ids) for ids in self.tokens]
         positions = [np.arange(start, start + length) for start, length in zip(self.starts, lengths, strict=True)]
         counts = [len(source) for source, _ in self.targets]
+        is_read = np.zeros(self.size, np.bool_)
+        for source, _ in self.targets:
+            is_read[source] = True
         sequences = np.repeat(np.arange(len(counts)), counts)
         return Batch(
             _tensor(self.tokens),
@@ -123,6 +128,7 @@ class _Row:
             _tensor([source for source, _ in self.targets]),
             _tensor([ids for _, ids in self.targets]),
             torch.from_numpy(sequences),
+            torch.from_numpy(np.flatnonzero(is_read)),
             torch.tensor(self.ratings, dtype=torch.float32),
             tuple(lengths),
             tuple(self.parents),

@@ -24,10 +24,12 @@ LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What the attention of each layer needs to know."""
+    """What the layers need to know of a row."""
 
     attention: Attention
     batch: Batch
+    read_R: Tensor | None = None
+    """The tokens whose hidden states are read, if not all are."""
     asked: set[int] = field(default_factory=set)
     """The layers that asked for it."""
 

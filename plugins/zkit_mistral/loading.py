@@ -26,6 +26,7 @@ from zkit_mistral.quiet import quiet
 from zkit_mistral.reach import refusals, wants_liger
 from zkit_mistral.rotary import use_rotation
 from zkit_mistral.tokenizer import ChatTokenizer, open_tokenizer
+from zkit_mistral.unread import spare_unread
 
 if TYPE_CHECKING:
     from zkit_mistral.settings import Quantize, Settings
@@ -67,6 +68,8 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
                 compile_layers(model)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
+        if not settings.compile:  # for it, the rows that are read would be other code each time
+            spare_unread(model)
     offload = settings.activation_offload and device.type == "cuda"
     scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload, noise=settings.embedding_noise)
     if train and settings.compile:

@@ -33,8 +33,13 @@ def fuse(model: nn.Module, dtype: torch.dtype, *, liger: bool = False) -> None:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None and _eps(module) is not None:
             _replace(module, _example(module.weight.numel(), module.weight, dtype), norms)
-        elif all(hasattr(module, name) for name in GATED) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+        elif is_gated(module) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
             _replace(module, _example(module.gate_proj.in_features, module.gate_proj.weight, dtype), gates)
+
+
+def is_gated(module: nn.Module) -> bool:
+    """Whether it has the parts of a gated feed-forward part."""
+    return all(hasattr(module, name) for name in GATED)
 
 
 class _RmsNorm(torch.autograd.Function):

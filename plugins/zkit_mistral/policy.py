@@ -63,7 +63,7 @@ class Scorer(nn.Module):
         """What the body of transformers' model makes of every token, (T, D), or of those of a part."""
         body = getattr(causal, causal.base_model_prefix)
         own = slice(None) if part is None else part.tokens
-        packed = Packed(self.attention if part is None else Exchanged(self.attention, part), batch)
+        packed = Packed(self.attention, batch, batch.read_R) if part is None else Packed(Exchanged(self.attention, part), batch)
         learns = torch.is_grad_enabled()
         moved = on_the_host(self, self.mover) if self.mover is not None and learns else nullcontext()
         # What is scored while training without learning from it, as for a survey of the step, has none.
