@@ -38,6 +38,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Gemma": {},
     "Phi3": {},
     "Olmo2": {},
+    "GPTNeoX": {},
 }
 
 

@@ -87,7 +87,8 @@ def test_scores_and_gradients_are_those_of_one(weights: Path, tmp_path: Path, si
 
 
 def test_each_device_keeps_its_part_of_the_activations(tmp_path: Path) -> None:
-    trees = tuple(random_trees(40, longest=200))
+    # Almost all tokens are read: one device alone is spared the others.
+    trees = tuple(replace(tree, prompt=tree.prompt[:1]) for tree in random_trees(40, longest=400))
     planned = PlannedStep(backend(write_model(tmp_path, num_key_value_heads=4)), Start(), Sft(), AdamW(), trees)
     alone = rehearse(planned)
     with pretended_team(4) as team:

@@ -43,6 +43,14 @@ def test_a_toy_is_counted_to_the_byte():
         assert footprint.flops == 5 * 2 * n * d * d
 
 
+def test_a_product_that_is_added_in_place_is_counted():
+    """As the head adds up the gradient of its weights."""
+    n, d = 32, 8
+    with FakeTensorMode(), Footprint() as footprint:
+        torch.zeros(d, d).addmm_(torch.empty(d, n), torch.empty(n, d), alpha=-1)
+        assert footprint.flops == 2 * n * d * d
+
+
 def test_what_has_the_vocabulary_for_an_axis_is_the_heads():
     with FakeTensorMode(), Footprint(vocabulary=V) as footprint:
         logits, hidden = torch.empty(3, V), torch.empty(3, V + 1)

@@ -163,6 +163,14 @@ def test_every_leaner_model_can_be_made(plugins):
         assert model.leaner()[-1].offer.leaner() == []
 
 
+def test_layers_that_are_kept_are_given_up_first():
+    """It changes no result."""
+    model = Mistral(weights="some/where", activation_checkpointing="selective", layers_kept=13, attention=Segments())
+    first, second, *_ = model.leaner()
+    assert (first.key, first.value, first.same_result, first.offer.layers_kept) == ("layers_kept", "0", True, 0)
+    assert (second.offer.activation_checkpointing, second.offer.layers_kept) == ("block", 0)
+
+
 def test_a_card_that_is_not_in_the_table_has_no_speed(preset, plugins):
     known = outlook(load(preset, plugins.offers), "sft", GIB).with_batches_of(2048)
     assert known.rate == 1e12

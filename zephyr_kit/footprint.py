@@ -138,6 +138,8 @@ def _some_number(tensor: Tensor) -> float | int | bool:
 
 def _flops(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> int:
     packet = func._overloadpacket if hasattr(func, "_overloadpacket") else None
+    if packet is aten.addmm_:  # torch's registry knows it by its other form alone
+        packet = aten.addmm
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=result))
     if packet is aten._scaled_dot_product_flash_attention_for_cpu:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def rehearse(planned: PlannedStep, mesh: DeviceMesh | None = None, team: Process
         with torch.device("meta"):
             skeleton = planned.backend.skeleton(planned.start)
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            batch = _without_data(lay_out(planned.trees, share_prompts=planned.share_prompts), fake)
+            batch = lay_out(planned.trees, share_prompts=planned.share_prompts).mapped(fake.from_tensor)
             with Footprint(vocabulary=skeleton.vocabulary) as footprint:
                 with footprint.counted_as(WEIGHTS):
                     _give_storage(skeleton.policy.module)
@@ -207,11 +207,6 @@ def _give_storage(module: nn.Module) -> None:
         for name, kept in each._buffers.items():
             if kept is not None:
                 each._buffers[name] = found.setdefault(id(kept), torch.empty_like(kept, device="cpu"))
-
-
-def _without_data(batch: Batch, fake: FakeTensorMode) -> Batch:
-    tensors: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name[-2:] in ("_T", "_S", "_M")}
-    return replace(batch, **{name: cast("Any", fake.from_tensor(tensor)) for name, tensor in tensors.items()})
 
 
 def _state(trainer: Trainer) -> list[Tensor]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def leaner(model: Mistral) -> list[Leaner]:
     """Each with those before it."""
     steps: list[Leaner] = []
+    if model.activation_checkpointing != "none" and model.layers_kept:
+        model = replace(model, layers_kept=0)
+        steps.append(Leaner("layers_kept", "0", model, same_result=True))
     kind: Any
     kinds = {"none": ("selective", "block"), "selective": ("block",), "block": ()}[model.activation_checkpointing]
     for kind in kinds:

@@ -68,8 +68,7 @@ def load(settings: Settings, device: torch.device, *, start: Start, train: bool)
                 compile_layers(model)
         elif adapters is None:
             model.requires_grad_(requires_grad=False)
-        if not settings.compile:  # for it, the rows that are read would be other code each time
-            spare_unread(model)
+        spare_unread(model, settings)
     offload = settings.activation_offload and device.type == "cuda"
     scorer = Scorer(model if adapters is None else adapters.peft, settings.attention, offload=offload, noise=settings.embedding_noise)
     if train and settings.compile:

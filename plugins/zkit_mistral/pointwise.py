@@ -37,7 +37,7 @@ def fuse(model: nn.Module, dtype: torch.dtype, *, liger: bool = False) -> None:
             _replace(module, _example(module.gate_proj.in_features, module.gate_proj.weight, dtype), gates)
 
 
-def is_gated(module: nn.Module) -> bool:
+def is_gated(module: Any) -> bool:
     """Whether it has the parts of a gated feed-forward part."""
     return all(hasattr(module, name) for name in GATED)
 

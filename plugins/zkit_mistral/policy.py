@@ -50,7 +50,7 @@ class Scorer(nn.Module):
         causal = bare(self.model)
         if self.team is not None:
             return self._together(causal, batch, self.team.part(batch))
-        hidden_TD = self.hidden(causal, batch)
+        hidden_TD = self.hidden(causal, batch, read_R=batch.read_R)
         return target_logp(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
     def _together(self, causal: Any, batch: Batch, part: Part) -> Tensor:
@@ -59,11 +59,11 @@ class Scorer(nn.Module):
         logp_Q = target_logp(hidden_QD, causal.get_output_embeddings().weight, part.targets(batch.target_M))
         return part.of_all(logp_Q, len(batch.target_M))
 
-    def hidden(self, causal: Any, batch: Batch, part: Part | None = None) -> Tensor:
-        """What the body of transformers' model makes of every token, (T, D), or of those of a part."""
+    def hidden(self, causal: Any, batch: Batch, part: Part | None = None, *, read_R: Tensor | None = None) -> Tensor:
+        """What the body of transformers' model makes of every token, (T, D), or of those of a part; if only some are read, of these."""
         body = getattr(causal, causal.base_model_prefix)
         own = slice(None) if part is None else part.tokens
-        packed = Packed(self.attention, batch, batch.read_R) if part is None else Packed(Exchanged(self.attention, part), batch)
+        packed = Packed(self.attention if part is None else Exchanged(self.attention, part), batch, read_R)
         learns = torch.is_grad_enabled()
         moved = on_the_host(self, self.mover) if self.mover is not None and learns else nullcontext()
         # What is scored while training without learning from it, as for a survey of the step, has none.

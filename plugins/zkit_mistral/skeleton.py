@@ -16,6 +16,7 @@ from zkit_mistral.policy import MistralPolicy, Scorer
 from zkit_mistral.quiet import quiet
 from zkit_mistral.shapes import find_config
 from zkit_mistral.stand_ins import quantise
+from zkit_mistral.unread import spare_unread
 
 if TYPE_CHECKING:
     from zkit_mistral.settings import Settings
@@ -44,6 +45,7 @@ def skeleton(settings: Settings, start: Start) -> Skeleton:
         fuse(model, getattr(torch, settings.dtype))
         adapters = _adapters(settings, model, start)
         prepare_for_training(model, settings, adapters)
+        spare_unread(model, settings)
     # It scores and writes nothing, so it needs no tokenizer.
     scorer = Scorer(model if adapters is None else adapters.peft, settings.attention)
     policy = MistralPolicy(scorer, adapters, cast("ChatTokenizer", None), torch.device("cpu"))

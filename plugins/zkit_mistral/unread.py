@@ -7,50 +7,62 @@ itself, so it is given the sources alone, and the rest of its result is zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from zkit_mistral.pointwise import is_gated
 
+if TYPE_CHECKING:
+    from zkit_mistral.settings import Settings
+
 PROJECTIONS = ("q_proj", "o_proj")
 
 
-def spare_unread(model: Any) -> None:
+def spare_unread(model: Any, settings: Settings) -> None:
     """Let those parts of the model's last layer that it has by their usual names see no more than they need to."""
-    layer = getattr(model, model.base_model_prefix).layers[-1]
-    parts = [getattr(layer.self_attn, name, None) for name in PROJECTIONS]
-    readers = _Readers()
-    layer.register_forward_pre_hook(readers.learn, with_kwargs=True)
-    for part in (*parts, layer.mlp if is_gated(layer.mlp) else None):
-        if part is not None:
-            part.register_forward_pre_hook(readers.take)
-            part.register_forward_hook(readers.put_back)
+    layers = getattr(getattr(model, model.base_model_prefix), "layers", None)
+    if not layers or settings.compile:  # for it, the rows that are read would be other code each time
+        return
+    reading = _Reading()
+    layers[-1].register_forward_pre_hook(reading.learn, with_kwargs=True)
+    for part in _parts(layers[-1]):
+        part.forward = _Spared(part.forward, reading).forward
 
 
-class _Readers:
-    """What is read of the row that the layer is at, for the hooks of its parts."""
+def _parts(layer: Any) -> list[Any]:
+    attention, gated = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    projections = [getattr(attention, name, None) for name in PROJECTIONS]
+    return [part for part in (*projections, gated if is_gated(gated) else None) if part is not None]
+
+
+class _Reading:
+    """What is read of the row that the layer is at."""
 
     def __init__(self) -> None:
-        self._read_R: Tensor | None = None
-        self._num_tokens = 0
+        self.read_R: Tensor | None = None
 
     def learn(self, _layer: nn.Module, _given: Any, named: Mapping[str, Any]) -> None:
         """By a hook of the layer, which comes again where the layer is computed again."""
         packed = named.get("packed")
         read_R = None if packed is None else packed.read_R
         # Not every kind of layer takes no tokens at all: a row without targets goes whole.
-        self._read_R = read_R if read_R is not None and len(read_R) else None
+        self.read_R = read_R if read_R is not None and len(read_R) else None
 
-    def take(self, _part: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-        """(1, T, D) to (1, R, D)."""
-        (hidden,) = given
-        self._num_tokens = hidden.shape[1]
-        return given if self._read_R is None else (hidden.index_select(1, self._read_R),)
 
-    def put_back(self, _part: nn.Module, _given: Any, made: Tensor) -> Tensor:
-        """(1, R, D) to (1, T, D)."""
-        if self._read_R is None:
-            return made
-        return made.new_zeros(1, self._num_tokens, made.shape[-1]).index_copy(1, self._read_R, made)
+@dataclass(frozen=True, slots=True)
+class _Spared:
+    """A part's own forward, of fewer tokens; the hooks of others see all of them, as before."""
+
+    whole: Callable[[Tensor], Tensor]
+    reading: _Reading
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(1, T, I) to (1, T, O)."""
+        read_R = self.reading.read_R
+        if read_R is None:
+            return self.whole(hidden)
+        made = self.whole(hidden.index_select(1, read_R))
+        return made.new_zeros(1, hidden.shape[1], made.shape[-1]).index_copy_(1, read_R, made)

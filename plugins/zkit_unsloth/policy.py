@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class UnslothScorer(Scorer):
     """The fused head on the hidden states of unsloth's body, which is told how long the segments of the row are."""
 
-    def hidden(self, causal: Any, batch: Batch, part: Part | None = None) -> Tensor:  # none: share_rows refuses
+    def hidden(self, causal: Any, batch: Batch, part: Part | None = None, *, read_R: Tensor | None = None) -> Tensor:
+        """Of all tokens; parts of a row are refused by `share_rows`."""
         if any(parent >= 0 for parent in batch.parents):
             raise ZkitError("unsloth has no mask for rows that share prompts: lay them out with share_prompts = false")
         body = getattr(causal, causal.base_model_prefix)
