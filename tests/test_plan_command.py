@@ -16,12 +16,12 @@ from zkit_mistral.backend import Lora, Mistral
 from zkit_mistral.shapes import TABLED as SHAPES
 
 from benchmarks import memory, models
-from tests.tiny import write_model
+from tests.tiny import ListCorpus, random_trees, write_model
 from tests.toys import Listener
 from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
 from zephyr_kit.devices import TABLED, Device, host_memory, named_device
-from zephyr_kit.forecast import LADDER, Forecast, Outlook, skeleton_start
+from zephyr_kit.forecast import LADDER, Forecast, Outlook, over_devices, skeleton_start
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
 from zephyr_kit.preset import Preset, load
@@ -161,6 +161,15 @@ def test_every_leaner_model_can_be_made(plugins):
         keys = [step.key for step in model.leaner()]
         assert keys[-1] == "quantize"
         assert model.leaner()[-1].offer.leaner() == []
+
+
+def test_devices_that_share_a_step_have_their_parts_of_it(preset, plugins):
+    """Whether they share the weights or have copies."""
+    given = load(preset, plugins.offers, changes=["stages.sft.train.examples_per_step=32", "stages.sft.train.sharding=auto"])
+    one = replace(outlook(given, "sft", GIB), corpus=ListCorpus(random_trees(64, longest=40)))
+    alone, *shared = (each.with_batches_of(4096).rehearsal.num_tokens for each in (one, *over_devices(one, 4, 4)))
+    assert len(shared) == 2
+    assert all(alone / 5 < tokens < alone / 3 for tokens in shared)
 
 
 def test_layers_that_are_kept_are_given_up_first():

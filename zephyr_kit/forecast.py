@@ -113,6 +113,8 @@ class Outlook:
     """Bytes that are taken before there is a model; unless given, what this process has taken when it has rehearsed."""
     num_in_team: int = 1
     """Devices that compute a batch together."""
+    num_devices: int = 1
+    """All that share the steps, those with a copy of the model too."""
 
     def forecast(self) -> Forecast:
         """Raises whatever a rehearsal raises."""
@@ -161,16 +163,20 @@ class Outlook:
         """With other keys of the stage."""
         return replace(self, task=replace(self.task, **task))  # type: ignore[arg-type]
 
+    @property
+    def _num_teams(self) -> int:
+        return max(self.num_devices, self.device.count) // self.num_in_team
+
     @cached_property
     def _rows(self) -> Rows | None:
         return None if self.corpus is None else Rows(self.corpus, self.task.train, self.seed)
 
     def _batch(self, tokens: int) -> tuple[tuple[Tree, ...], Workload | None, bool]:
-        """The largest batch, the figures, and whether a step has several."""
+        """The largest batch, the figures, and whether a step has several for one device."""
         if self._rows is None:
             return made_up(self.task, tokens), None, tokens < most_in_a_step(self.task)
-        packs = self._rows.packs(tokens)
-        return self._rows.largest(packs), self._rows.workload(packs, tokens), any(len(step) > 1 for step in packs)
+        packs = self._rows.packs(tokens, self._num_teams)
+        return self._rows.largest(packs), self._rows.workload(packs, tokens), any(len(step) > self._num_teams for step in packs)
 
 
 def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
@@ -187,7 +193,7 @@ def over_devices(outlook: Outlook, num_devices: int, num_local: int) -> list[Out
     """The outlooks of the ways to train on so many devices that the stage allows, the one with the fewest messages first."""
     shares = {"replicated": [1], "sharded": [num_devices], "hybrid": [num_local], "auto": [1, num_devices]}
     train = outlook.task.train
-    outlook = replace(outlook, num_in_team=train.context_parallel)
+    outlook = replace(outlook, num_in_team=train.context_parallel, num_devices=num_devices)
     return [replace(outlook, device=replace(outlook.device, count=count)) for count in shares[train.sharding]]
 
 

@@ -67,9 +67,9 @@ class Rows:
         """Tokens of the largest step."""
         return max(int(self.lengths[step].sum()) for step in self.steps)
 
-    def packs(self, capacity: int) -> list[list[list[int]]]:
-        """The batches of each step."""
-        return [pack(step, self.lengths, capacity) for step in self.steps]
+    def packs(self, capacity: int, num_teams: int = 1) -> list[list[list[int]]]:
+        """The batches of each step, as many for each team of devices."""
+        return [pack(step, self.lengths, capacity, multiple=num_teams) for step in self.steps]
 
     def largest(self, packs: Sequence[Sequence[Sequence[int]]]) -> tuple[Tree, ...]:
         """The batch with the most tokens."""
