@@ -120,6 +120,7 @@ def surroundings(processors: int, packages: Sequence[str]) -> dict[str, Any]:
         "processors": processors,
         "processor": _processor(),
         **_card(),
+        "revision": _revision(),
         "packages": {each: found for each in packages if (found := _version(each))},
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "date": date.today().isoformat(),
@@ -133,15 +134,26 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _revision() -> str | None:
+    """What git calls this state of the kit; None outside of a checkout."""
+    return _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
+
+
 def _card() -> dict[str, str]:
     """The first GPU and its driver, as the driver's own tool tells them; nothing where it is not there."""
-    ask = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(ask, capture_output=True, check=True, text=True).stdout.splitlines()[0]  # noqa: S603
-    except (OSError, subprocess.CalledProcessError, IndexError):
+    told = _first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    if told is None:
         return {}
     name, _, driver = told.partition(", ")
     return {"gpu": name, "driver": driver}
+
+
+def _first_line(command: Sequence[str]) -> str | None:
+    """Of what it says; None where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()[0]  # noqa: S603
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def _figure(value: Any) -> str:

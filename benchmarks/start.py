@@ -53,8 +53,8 @@ def _seconds(preset: Path, output: Path, home: Path) -> float:
     command = [ZKIT, "run", str(preset), "--output", str(output)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603  our own command
     while not (metrics.exists() and metrics.stat().st_size):
-        if process.poll():
-            raise SystemExit(f"zkit run {preset} failed")
+        if process.poll() is not None:
+            raise SystemExit(f"zkit run {preset} ended with {process.returncode} and no metrics")
         time.sleep(SECONDS_BETWEEN_LOOKS)
     seconds = time.perf_counter() - begun
     process.wait()

@@ -92,10 +92,11 @@ class MistralPolicy:
         logp_M: Tensor = self._scorer(batch)
         return logp_M
 
+    @torch.no_grad()
     def likeliest(self, batch: Batch) -> Tensor:
         """Whether each target is the token that greedy decoding would write, (M,)."""
-        causal = bare(self.module.model)
-        hidden_TD = self.module.hidden(causal, batch)
+        causal = bare(self._scorer.model)
+        hidden_TD = self._scorer.hidden(causal, batch, read_R=batch.read_R)
         return is_likeliest(hidden_TD.index_select(0, batch.source_M), causal.get_output_embeddings().weight, batch.target_M)
 
     @torch.no_grad()
