@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from zephyr_kit.checkpoint import Checkpoints
@@ -32,8 +31,6 @@ NUM_SKIPPED = 3
 """Steps without an update, one after another, that stop a run."""
 NUM_STEPS_TO_MOVE = 10
 """After so many, some weight must have changed."""
-NUM_STEPS_PACKED = 200
-"""The largest batch is looked for in so many steps, evenly spread."""
 
 T = TypeVar("T")
 
@@ -154,9 +151,8 @@ class Loop:
     def _try_largest(self, feed: Feed) -> Feed:
         """Before the first step: what would lack memory after hours shall do so now."""
         while True:
-            steps = np.unique(np.linspace(0, self.plan.num_steps - 1, NUM_STEPS_PACKED).astype(int))
             cut = partial(pack, capacity=feed.capacity, multiple=self.world.num_teams)
-            packs = [batch for number in steps for batch in cut(self.plan.step(int(number)), feed.lengths)]
+            packs = [batch for step in self.plan.some_steps() for batch in cut(step, feed.lengths)]
             largest = max(packs, key=lambda batch: int(feed.lengths[batch].sum()))
             work = feed.work(largest, lambda members, _: [list(members)] * self.world.num_teams)
             _, lack = self._attempt(partial(self.trainer.try_out, work), feed)

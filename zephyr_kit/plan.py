@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
+NUM_STEPS_LOOKED_AT = 200
+"""Where a figure, or the largest batch, is wanted of a longer stage."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,6 +53,11 @@ class Plan:
             order = epoch_order(size, seed=self.seed, epoch=epoch)
             drawn += order[max(0, first - epoch * size) : end - epoch * size].tolist()
         return drawn
+
+    def some_steps(self) -> list[list[int]]:
+        """The examples of all steps, or of as many as are looked at, evenly spread."""
+        numbers = np.linspace(0, self.num_steps - 1, min(self.num_steps, NUM_STEPS_LOOKED_AT)).astype(int)
+        return [self.step(int(number)) for number in numbers]
 
     def epoch(self, number: int) -> float:
         """How many times the data has been seen when step `number` has ended."""

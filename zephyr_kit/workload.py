@@ -13,8 +13,6 @@ from zephyr_kit.corpus import Corpus
 from zephyr_kit.plan import Indices, Plan, pack
 from zephyr_kit.stages import Train, TrainStage
 
-NUM_STEPS_PACKED = 200
-"""Of longer stages, so many steps are packed, evenly spread."""
 PROMPT_SHARE = 0.25
 """Of an example that is made up."""
 
@@ -59,8 +57,7 @@ class Rows:
     @cached_property
     def steps(self) -> list[list[int]]:
         """Some steps, or all."""
-        count = self.plan.num_steps
-        return [self.plan.step(int(number)) for number in np.unique(np.linspace(0, count - 1, min(count, NUM_STEPS_PACKED)).astype(int))]
+        return self.plan.some_steps()
 
     @property
     def fullest_step(self) -> int:

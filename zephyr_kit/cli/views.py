@@ -12,7 +12,7 @@ from zephyr_kit.cli.passages import Passage, passages
 from zephyr_kit.gate import Threshold, thresholds
 from zephyr_kit.inspection import BLANKS
 from zephyr_kit.lengths import Lengths, measured
-from zephyr_kit.plan import pack
+from zephyr_kit.workload import Rows
 
 if TYPE_CHECKING:
     from zephyr_kit.gate import Gate
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 NUM_LONGEST = 5
 NUM_REASONS = 20
-NUM_STEPS_PACKED = 200
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,11 @@ def _leak(data: Inspection, held_out: Inspection | None) -> Iterator[Figure]:
 
 
 def _work(data: Inspection, train: Train, seed: int) -> Iterator[Figure]:
-    plan = train.plan(data.corpus.lengths, seed)
-    lengths = data.corpus.row_lengths(share_prompts=train.share_prompts)
-    steps = [plan.step(number) for number in range(min(plan.num_steps, NUM_STEPS_PACKED))]
-    packs = [batch for step in steps for batch in pack(step, lengths, train.capacity)]
-    filled = sum(int(lengths[batch].sum()) for batch in packs) / (len(packs) * train.capacity)
-    yield Figure("optimiser steps", (f"{plan.num_steps:,}",), f"of {_batches(len(packs) / len(steps))} each, on one device")
+    rows = Rows(data.corpus, train, seed)
+    work = rows.workload(rows.packs(train.capacity), train.capacity)
+    yield Figure("optimiser steps", (f"{work.num_steps:,}",), f"of {_batches(work.batches_per_step)} each, on one device")
     room = f"of tokens_per_batch = {train.capacity:,}; there is no padding"
-    yield Figure("batches filled", (f"{filled:.1%}",), room)
+    yield Figure("batches filled", (f"{work.packing:.1%}",), room)
 
 
 def _batches(mean: float) -> str:
