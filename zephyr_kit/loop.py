@@ -73,12 +73,13 @@ class Loop:
         first, train, owed = self.trainer.num_steps_taken, self.train, False
         skipped = self.world.word(self.log.num_skipped())
         memory = partial(memory_in_use, self.feed.device)
-        meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped, memory=memory)
         asked: Exit | None = None
         with self.checkpoints.saving() as save:
             if self.world.word(self._looks_at(first) and not self.log.has_look(first)):
                 self._look(first)  # the run was left before it came to that
-            for totals in self._steps():
+            feed = self._fitting_feed()
+            meter = Meter(num_steps=self.plan.num_steps, epoch=self.plan.epoch, rows=self._rows, num_skipped=skipped, memory=memory)
+            for totals in self._steps(feed):
                 self._report(meter.add(totals))
                 step, asked = totals.step, self._requested()
                 if step - first == NUM_STEPS_TO_MOVE:
@@ -109,11 +110,13 @@ class Loop:
         code = self.world.highest(int(self.stop.requested() or 0))
         return next((each for each in Exit if code and each == code), None)
 
-    def _steps(self) -> Iterator[Totals]:
-        """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
+    def _fitting_feed(self) -> Feed:
+        """In batches that memory suffices for, as far as is known before the first step."""
         feed = self._as_found_to_fit(self.feed)
-        if feed.device.type == "cuda":
-            feed = self._try_largest(feed)
+        return self._try_largest(feed) if feed.device.type == "cuda" else feed
+
+    def _steps(self, feed: Feed) -> Iterator[Totals]:
+        """Every step; in smaller batches from where memory does not suffice, the step begun anew."""
         while self.trainer.num_steps_taken < self.plan.num_steps:
             lack = ""
             for work in feed.steps(self.plan, first=self.trainer.num_steps_taken):

@@ -71,13 +71,11 @@ class Screen:
 
     def add(self, report: Report) -> None:
         """A step was taken."""
-        now = self._clock()
-        taken = report.step - self._step
-        if taken > 0:
-            # Steps are told some at a time, so a single one is the mean of all since the last telling.
-            latest = (now - self._began) / (report.step - self.run.first_step)
+        if report.tokens_per_second:
+            # Steps are told some at a time: the speed is that of them all, while the time between two tellings is that of none.
+            latest = report.num_tokens / report.tokens_per_second
             self._seconds_per_step = RECENT * self._seconds_per_step + (1 - RECENT) * latest if self._seconds_per_step else latest
-        self._at, self._step, self._epoch = now, report.step, report.epoch
+        self._at, self._step, self._epoch = self._clock(), report.step, report.epoch
         self._tokens_per_second = report.tokens_per_second
         values = {"loss": report.loss, **report.metrics, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
         self._note(values)
