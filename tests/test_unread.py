@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from policies import assert_close, backend, gradients, load, scores, shake
+from policies import assert_close, backend, gradients, load, shake
 from tiny import random_trees, write_model
 from torch.utils.flop_counter import FlopCounterMode
 from zkit_attentions.dense import Dense
 from zkit_mistral.backend import Lora
-from zkit_mistral.policy import MistralPolicy, bare
+from zkit_mistral.policy import bare
 
 from zephyr_kit.batch import Batch, Tree, lay_out
 from zephyr_kit.protocols import Start
@@ -70,7 +70,6 @@ def test_who_looks_into_a_layer_finds_it_whole(weights: Path) -> None:
     """What is exported is compared by layers with what they make of the last tokens of a row."""
     policy, batch, seen = load(weights), lay_out(TREES), []
     bare(policy.module.model).model.layers[-1].mlp.register_forward_hook(lambda _, __, made: seen.append(made))
-    assert isinstance(policy, MistralPolicy)
     policy.distributions(batch)
     assert seen[0][0].abs().sum(-1).min() > 0
 
@@ -79,9 +78,10 @@ def test_a_row_without_targets_has_no_scores_and_no_gradients(weights: Path) -> 
     tree = TREES[0]
     batch = lay_out([Tree(tree.prompt, tree.completions, tuple(np.zeros_like(flags) for flags in tree.trained))])
     policy = load(weights, lora=Lora(rank=4))
-    assert scores(policy, TREES).shape == lay_out(TREES).target_M.shape
     assert policy.score(batch).shape == (0,)
-    assert all(not gradient.any() for gradient in gradients(policy, batch).values())
+    found = gradients(policy, batch)
+    assert found
+    assert not any(gradient.any() for gradient in found.values())
 
 
 def test_sources_are_read_once_each() -> None:

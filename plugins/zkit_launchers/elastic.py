@@ -80,6 +80,7 @@ def _own_logs(job: Job, stack: ExitStack) -> Path:
 
     Of several machines, each has its own; those of one name, as containers may be, are told apart by a number.
     """
+
     def hold(name: str) -> Path:
         logs = job.folder / "logs" / name
         stack.enter_context(RunFolder(logs).locked())

@@ -91,7 +91,7 @@ class Screen:
 
     @property
     def left(self) -> float | None:
-        """Seconds to the end, as far as can be told."""
+        """Seconds that the steps to come will take; saves, and looks at held-out data, come on top."""
         if not self._seconds_per_step or self._step >= self.run.num_steps:
             return None
         return max(0.0, (self.run.num_steps - self._step) * self._seconds_per_step - (self._clock() - self._at))
