@@ -135,8 +135,11 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """What git calls this state of the kit; None outside of a checkout."""
-    return _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"])
+    """What git calls this state of the kit, "-dirty" if anything but results has changed since; None outside of a checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    revision = _first_line([*git, "describe", "--always"])
+    changed = _first_line([*git, "diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results"])
+    return f"{revision}-dirty" if revision and changed else revision
 
 
 def _card() -> dict[str, str]:
