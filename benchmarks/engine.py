@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ APART = (*MODEL_WORK, "clipping", "feed")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is measured."""
-    parser.add_argument("--model", choices=SHAPES, default="25m", help="default: %(default)s")
+    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["25m", "37m"])
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["arena", "chat"])
     parser.add_argument("--steps", type=int, default=8, help="the first is not timed (default: %(default)s)")
 
@@ -37,11 +38,11 @@ def run(given: argparse.Namespace) -> None:
     """Measure each workload in a fresh process, freed memory being kept."""
     home = cache_folder("benchmarks")
     rows = []
-    for workload in given.workload:
-        case = Case(given.model, "full", workload, given.steps, home)
+    for model, workload in itertools.product(given.model, given.workload):
+        case = Case(model, "full", workload, given.steps, home)
         work, _ = apart(prepare, case, folder=home, processors=given.processors)
         figures = apart(measure, case, work, folder=home, processors=given.processors, environment=ALLOCATORS["kept"])
-        rows.append({"workload": workload, "model": given.model, **figures})
+        rows.append({"workload": workload, "model": model, **figures})
     report("engine", rows, processors=given.processors, packages=PACKAGES)
 
 

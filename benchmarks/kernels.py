@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import GIB, RESULTS, surroundings, timed
+from benchmarks.measure import RESULTS, confine, surroundings, timed
+from zephyr_kit.sizes import GIB
 
 PACKAGES = {"liger-kernel": "liger_kernel", "peft": "peft", "torch": "torch", "triton": "triton", "xformers": "xformers"}
 HEADS, KV_HEADS, SIZE = 32, 8, 128
@@ -45,6 +46,7 @@ def run(given: argparse.Namespace) -> None:
     """Every way of every case; one that cannot is told with its reason."""
     import torch
 
+    confine(given.processors)
     rows = []
     for case in _cases(given):
         expected = _results(case.expected, case.inputs) if case.expected is not None else None

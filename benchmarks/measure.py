@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from zephyr_kit.sizes import GIB
+
 RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_LOOKS = 0.2
-GIB = 2**30
 ZKIT = str(Path(sys.executable).with_name("zkit"))
 """The command, as a user starts it."""
 PACKAGES = ("datasketch", "tokenizers", "transformers")
@@ -98,7 +99,7 @@ def apart(work: Callable[..., Any], *given: Any, folder: Path, processors: int, 
     # Set here, not in the new process: an allocator reads its settings before anything else runs.
     with (
         mock.patch.dict(os.environ, {**cache, **(environment or {})}),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_confine, initargs=(processors,)) as pool,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=confine, initargs=(processors,)) as pool,
     ):
         return pool.submit(work, *given).result()
 
@@ -170,6 +171,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _confine(processors: int) -> None:
+def confine(processors: int) -> None:
+    """Let this process and its children use so many processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])

@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmarks import models
 from benchmarks.dialogues import shared
-from benchmarks.measure import GIB, ZKIT, apart, report
+from benchmarks.measure import ZKIT, apart, report
 from zephyr_kit.cache import cache_folder
+from zephyr_kit.sizes import GIB
 
 TRAINED = {
     "full": "",

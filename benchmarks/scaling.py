@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import GIB, apart, report
+from benchmarks.measure import apart, report
+from zephyr_kit.sizes import GIB
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 MARKS = "<!-- simulated -->", "<!-- end -->"
@@ -34,8 +35,6 @@ SHAPE = {
 """Llama 2's and 3's 70 B, with Mistral's vocabulary: 68.7 billion weights."""
 TOKENS, PER_MACHINE = 8192, 8
 TOKENS_PER_STEP = 524_288
-RATE, EFFICIENCY = 989e12, 0.4
-"""Operations a second of an H100 in dense bfloat16, by its datasheet, and the share of it that a step reaches: assumed."""
 INSIDE, BETWEEN = 450e9, 50e9
 """Bytes a second that a device sends: NVLink 4 inside a machine, 400 Gbit/s InfiniBand between machines, by datasheet."""
 ARITHMETIC, MESSAGES, STEP = "s of arithmetic", "s of messages", "s a step of 524,288 tokens"
@@ -108,8 +107,10 @@ def modelled(facts: Mapping[str, Any], count: int, *, hybrid: bool) -> dict[str,
 
     A gather or reduction over n devices sends (n - 1) / n of the whole from each; over machines, the slower link sets the pace.
     """
+    from zephyr_kit.devices import named_device
+
     batches = TOKENS_PER_STEP / TOKENS / count
-    compute = batches * facts["TFLOP"] * 1e12 / (RATE * EFFICIENCY)
+    compute = batches * facts["TFLOP"] * 1e12 / named_device("h100-80").tabled_rate
     sent = sum(
         size * GIB * (min(count, PER_MACHINE) - 1) / min(count, PER_MACHINE) / INSIDE
         if hybrid or count <= PER_MACHINE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 Moment = tuple[float, float]
@@ -50,6 +49,8 @@ class Watch:
 
     def loaded(self) -> None:
         """Called when the model is there."""
+        from zephyr_kit.devices import resident
+
         self.start = resident()
 
     def step_ended(self) -> None:
@@ -63,18 +64,10 @@ class Watch:
         return Trace(list(losses), list(norms), seconds, worked, self.ends[0][0] - self.begun[0], self.start, peak())
 
 
-def resident() -> int:
-    """Bytes of memory that this process has now."""
-    return _told("VmRSS")
-
-
 def peak() -> int:
-    """Bytes of memory that this process had at most; on a GPU, bytes of the GPU's."""
+    """Bytes of memory that this process had at most; on a GPU, bytes of the GPU's that tensors took."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _told("VmHWM")
+    from zephyr_kit.devices import peak_memory
 
-
-def _told(name: str) -> int:
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_memory(torch.device("cpu"))

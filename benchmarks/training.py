@@ -12,13 +12,14 @@ from typing import Any
 
 from benchmarks import ours, table, theirs
 from benchmarks.cases import Case, Work, prepare
-from benchmarks.measure import GIB, RESULTS, apart, surroundings
+from benchmarks.measure import RESULTS, apart, surroundings
 from benchmarks.models import SHAPES
 from benchmarks.plot import plot
 from benchmarks.trace import Trace, Watch
 from benchmarks.workloads import WORKLOADS
 from zephyr_kit.cache import cache_folder
 from zephyr_kit.cli.allocator import NAME, SETTINGS
+from zephyr_kit.sizes import GIB
 
 OURS = "zephyr-kit"
 PACKAGES = ("numpy", "peft", "torch", "transformers", "trl")

@@ -302,6 +302,18 @@ def test_opening(tmp_path: Path) -> None:
     assert mine.fingerprint() == pickle.loads(pickle.dumps(mine)).fingerprint()
 
 
+def test_a_folder_is_read_once_while_its_files_stay_as_they_are(tmp_path: Path) -> None:
+    byte_pairs([CODE], 300).save_pretrained(tmp_path / "it")
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(ZEPHYR, "utf-8")
+    opened = [open_tokenizer(str(tmp_path / "it"), template=str(mine)) for _ in range(2)]
+    assert opened[0] is opened[1]
+    mine.write_text("ä" + ZEPHYR, "utf-8")
+    assert open_tokenizer(str(tmp_path / "it"), template=str(mine)).tokens.chat_template == "ä" + ZEPHYR
+    byte_pairs([CODE], 290).save_pretrained(tmp_path / "it")
+    assert len(open_tokenizer(str(tmp_path / "it"), template=str(mine)).tokens) < len(opened[0].tokens)
+
+
 @pytest.mark.parametrize("damaged", [b"", QWEN.encode()[: len(QWEN) // 2], b"\x00\xff\xfe"])
 @pytest.mark.parametrize("file", ["chat_template.jinja", "mine.jinja"])
 def test_a_damaged_template_is_named_and_no_row_is(tmp_path: Path, file: str, damaged: bytes) -> None:

@@ -34,6 +34,17 @@ class Tree:
         """Tokens with the prompt counted once: the measure that steps are counted in."""
         return len(self.prompt) + sum(map(len, self.completions))
 
+    @property
+    def targets(self) -> tuple[Flags, ...]:
+        """Which tokens of each completion are asked for: the trained ones, but not a first one that nothing comes before."""
+        if len(self.prompt):
+            return self.trained
+        return tuple(trained & (np.arange(len(trained)) > 0) for trained in self.trained)
+
+    def row_length(self, *, share_prompts: bool) -> int:
+        """Tokens that it takes in a row."""
+        return self.num_tokens + (0 if share_prompts else len(self.prompt) * (len(self.completions) - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -108,14 +119,13 @@ class _Row:
         self.size += len(ids)
         return first
 
-    def sequence(self, first: int, before: int, ids: Ids, trained: Flags, rating: float) -> None:
-        """Append the targets of a completion whose first token is at `first`, the one before it at `before`."""
+    def sequence(self, first: int, before: int, ids: Ids, is_target: Flags, rating: float) -> None:
+        """Append the targets of a completion whose first token is at `first`, the one before it, if any, at `before`."""
         self.ratings.append(rating)
         source = np.arange(first - 1, first + len(ids) - 1)
         if len(ids):
             source[0] = before
-        wanted = trained & (source >= 0)
-        self.targets.append((source[wanted], ids[wanted]))
+        self.targets.append((source[is_target], ids[is_target]))
 
     def batch(self) -> Batch:
         lengths = [len(ids) for ids in self.tokens]
@@ -152,12 +162,12 @@ def lay_out(trees: Sequence[Tree], *, share_prompts: bool = True) -> Batch:
     for i, tree in enumerate(trees):
         size = len(tree.prompt)
         ratings = tree.ratings or (math.nan,) * len(tree.completions)
-        for number, (ids, trained, rating) in enumerate(zip(tree.completions, tree.trained, ratings, strict=True)):
+        for number, (ids, is_target, rating) in enumerate(zip(tree.completions, tree.targets, ratings, strict=True)):
             if i in trunks:
-                row.sequence(branches[i][number], trunks[i] + size - 1, ids, trained, rating)
+                row.sequence(branches[i][number], trunks[i] + size - 1, ids, is_target, rating)
             else:
                 first = row.segment(tree.prompt, ids) + size
-                row.sequence(first, first - 1 if size else -1, ids, trained, rating)
+                row.sequence(first, first - 1, ids, is_target, rating)
     return row.batch()
 
 

@@ -51,10 +51,6 @@ class Missing:
     tree: Tree
     keys: Sequence[bytes]
 
-    def num_targets(self) -> list[int]:
-        """Of each completion; without a prompt, nothing comes before the first token."""
-        return [int((trained if len(self.tree.prompt) else trained[1:]).sum()) for trained in self.tree.trained]
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -90,7 +86,7 @@ class Scoring:
         for first in range(0, len(keys), EXAMPLES_AT_ONCE):
             missing = list(_missing(corpus, keys, range(first, min(first + EXAMPLES_AT_ONCE, len(keys))), values))
             new: dict[bytes, Values] = {}
-            lengths = [self._row_length(one.tree) for one in missing]
+            lengths = [one.tree.row_length(share_prompts=self.share_prompts) for one in missing]
             packs = pack(range(len(missing)), lengths, self.capacity, multiple=self.world.num_teams)
             for turn in range(0, len(packs), self.world.num_teams):
                 new |= self._score([[missing[i] for i in members] for members in packs[turn : turn + self.world.num_teams]])
@@ -108,7 +104,7 @@ class Scoring:
         own = [one.tree for one in packs[self.world.own_team]]
         batch = lay_out(own, share_prompts=self.share_prompts) if own else idle()
         logp_M = self.policy.score(batch.to(self.device)).cpu()
-        counts = [[count for one in members for count in one.num_targets()] for members in packs]
+        counts = [[int(is_target.sum()) for one in members for is_target in one.tree.targets] for members in packs]
         places = np.cumsum([0, *map(sum, counts)])
         # Sums with zeros, in the widest type, are exact.
         scores = torch.zeros(int(places[-1]), dtype=torch.float64)
@@ -125,9 +121,6 @@ class Scoring:
         knowing = self.world.total(torch.tensor([int(key in known) for key in keys])).tolist()
         return {key: known[key] for key, count in zip(keys, knowing, strict=True) if count == self.world.size}
 
-    def _row_length(self, tree: Tree) -> int:
-        return tree.num_tokens + (0 if self.share_prompts else len(tree.prompt) * (len(tree.completions) - 1))
-
 
 def scorer_of(model: Backend, start: Start) -> dict[str, Any]:
     """What the scores of the model that a stage starts from depend on, besides the tokens."""
@@ -138,13 +131,11 @@ def completion_keys(tree: Tree) -> Iterator[bytes]:
     """What stands for each completion: the prompt that it follows, its tokens, and which are trained; empty for one without targets."""
     prompt = hashlib.blake2b(len(tree.prompt).to_bytes(8, "little"), digest_size=16)
     prompt.update(tree.prompt.astype("<i4").tobytes())
-    for ids, trained in zip(tree.completions, tree.trained, strict=True):
-        # Without a prompt, nothing comes before the first token from which it could be predicted.
-        has_targets = (trained if len(tree.prompt) else trained[1:]).any()
+    for ids, trained, is_target in zip(tree.completions, tree.trained, tree.targets, strict=True):
         content = prompt.copy()
         content.update(ids.astype("<i4").tobytes())
         content.update(trained.tobytes())
-        yield content.digest() if has_targets else b""
+        yield content.digest() if is_target.any() else b""
 
 
 def _missing(corpus: Examples, keys: Sequence[Sequence[bytes]], indices: Sequence[int], known: Container[bytes]) -> Iterator[Missing]:

@@ -50,8 +50,7 @@ class Trees:
 
     def row_lengths(self, *, share_prompts: bool) -> Indices:
         """Tokens that each example takes in a row."""
-        repeats = [0 if share_prompts else len(tree.prompt) * (len(tree.completions) - 1) for tree in self.trees]
-        return self.lengths + np.array(repeats, np.int64)
+        return np.array([tree.row_length(share_prompts=share_prompts) for tree in self.trees], np.int64)
 
     @property
     def origins(self) -> Sequence[str]:

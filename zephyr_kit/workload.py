@@ -94,9 +94,10 @@ class Rows:
 def made_up(task: TrainStage, capacity: int) -> tuple[Tree, ...]:
     """The largest batch that there can be of data that is not at hand: examples as long as they may be."""
     completions = task.objective.completions
-    row = _row_length(task.max_length, completions, share=task.train.share_prompts)
+    longest = _tree(task.max_length, completions)
+    row = longest.row_length(share_prompts=task.train.share_prompts)
     most = task.train.examples_per_step or capacity
-    trees = [_tree(task.max_length, completions)] * min(most, max(1, capacity // row))
+    trees = [longest] * min(most, max(1, capacity // row))
     left = capacity - row * len(trees)
     shorter = task.max_length * left // row
     return (*trees, _tree(shorter, completions)) if len(trees) < most and shorter > 1 / PROMPT_SHARE else tuple(trees)
@@ -107,12 +108,8 @@ def most_in_a_step(task: TrainStage) -> int:
     if task.train.tokens_per_step is not None:
         return task.train.tokens_per_step + task.max_length * task.objective.completions
     assert task.train.examples_per_step is not None
-    return task.train.examples_per_step * _row_length(task.max_length, task.objective.completions, share=task.train.share_prompts)
-
-
-def _row_length(length: int, completions: int, *, share: bool) -> int:
-    prompt = int(length * PROMPT_SHARE)
-    return prompt + completions * (length - prompt) if share else completions * length
+    longest = _tree(task.max_length, task.objective.completions)
+    return task.train.examples_per_step * longest.row_length(share_prompts=task.train.share_prompts)
 
 
 def _tree(length: int, completions: int) -> Tree:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.measure import GIB
 from benchmarks.trace import Trace, Watch
+from zephyr_kit.sizes import GIB
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.prepared import open_work
-from benchmarks.measure import GIB
 from benchmarks.workloads import SEED
+from zephyr_kit.sizes import GIB
 
 
 def foretell(cell: Cell) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         trees = [_tree(context, [ids for _, ids in asked]) for context, asked in by_context.items()]
         numbers = [[number for number, _ in asked] for asked in by_context.values()]
         order = sorted(range(len(trees)), key=lambda index: -trees[index].num_tokens)
-        for members in _batches(order, [_row_length(tree, share=self.shares_prompts) for tree in trees]):
+        for members in _batches(order, [tree.row_length(share_prompts=self.shares_prompts) for tree in trees]):
             batch = lay_out([trees[index] for index in members], share_prompts=self.shares_prompts).to(self._device)
             sums_N = torch.zeros(batch.num_sequences, dtype=torch.float64)
             sums_N.index_add_(0, batch.sequence_M.cpu(), self.policy.score(batch).double().cpu())
@@ -239,10 +239,6 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
 def _tree(context: Sequence[int], continuations: Sequence[Sequence[int]]) -> Tree:
     rows = [np.array(ids, np.int32) for ids in continuations]
     return Tree(np.array(context, np.int32), tuple(rows), tuple(np.ones(len(ids), np.bool_) for ids in rows))
-
-
-def _row_length(tree: Tree, *, share: bool) -> int:
-    return tree.num_tokens + (0 if share else len(tree.prompt) * (len(tree.completions) - 1))
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -43,7 +43,7 @@ def target_logp(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tenso
 @torch.no_grad()
 def is_likeliest(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor) -> Tensor:
     """Whether each target has the highest logit, (M,)."""
-    rows = max(CHUNK[hidden_MD.device.type] // len(weight_VD), 1)
+    rows = _rows_at_once(hidden_MD, weight_VD)
     likeliest_M = torch.empty_like(target_M)
     for first in range(0, len(target_M), rows):
         part = slice(first, first + rows)
@@ -131,9 +131,7 @@ class _Buffer:
     @staticmethod
     def of(hidden_MD: Tensor, weight_VD: Tensor, *, kept: bool) -> _Buffer:
         num_rows, vocabulary = len(hidden_MD), weight_VD.shape[0]
-        kind = "cpu" if hidden_MD.device.type == "cpu" else "cuda"
-        chunk, held = (max(1, size // vocabulary) for size in (CHUNK[kind], BUFFER))
-        chunk = chunk // TILE[kind] * TILE[kind] or chunk
+        chunk, held = _rows_at_once(hidden_MD, weight_VD), max(1, BUFFER // vocabulary)
         # Whole chunks, so that the last ones end with the last row.
         held = held // chunk * chunk if kept else chunk
         softmax = softmax_for(hidden_MD)
@@ -167,6 +165,12 @@ class _Buffer:
 
     def _is_kept(self, rows: slice) -> bool:
         return bool(rows.start >= self.num_rows - len(self.logits))
+
+
+def _rows_at_once(hidden_MD: Tensor, weight_VD: Tensor) -> int:
+    kind = "cpu" if hidden_MD.device.type == "cpu" else "cuda"
+    rows = max(1, CHUNK[kind] // len(weight_VD))
+    return rows // TILE[kind] * TILE[kind] or rows
 
 
 def _empty(hidden_MD: Tensor) -> Tensor:

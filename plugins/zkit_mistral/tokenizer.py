@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,30 @@ class ChatTokenizer:
 
 
 def open_tokenizer(origin: Origin | str, *, template: str, system: str | None = None) -> ChatTokenizer:
-    """The tokenizer of a folder or a repository, with the template that the preset names."""
+    """The tokenizer of a folder or a repository, with the template that the preset names.
+
+    A folder's is read once while its files stay as they are, for a run asks for it again and again.
+    """
     origin = Origin(origin) if isinstance(origin, str) else origin
+    folder = Path(origin.place)
+    if not folder.is_dir():
+        return _opened(origin, template, system)
+    files = (file for file in (*folder.rglob("*"), Path(template)) if file.is_file())
+    return _opened_before(origin, template, system, tuple((file, _state(file)) for file in sorted(files)))
+
+
+@lru_cache(maxsize=1)
+def _opened_before(origin: Origin, template: str, system: str | None, _files: tuple[tuple[Path, tuple[int, ...]], ...]) -> ChatTokenizer:
+    return _opened(origin, template, system)
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Changes whenever the file does."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _opened(origin: Origin, template: str, system: str | None) -> ChatTokenizer:
     place, tokens = origin.place, origin.tokens()
     if not tokens.is_fast:
         raise ZkitError(f"{place}: the tokenizer has no fast version, which is needed to tell trained tokens from others")
