@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import models
@@ -47,6 +48,7 @@ train = {{ steps = 2, examples_per_step = 16, learning_rate = 1e-4, tokens_per_b
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of which models."""
     parser.add_argument("--model", nargs="+", choices=models.SHAPES, default=["37m", "160m"])
+    parser.add_argument("--runs", type=int, default=3, help="what is measured is the median of so many (default: %(default)s)")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -58,34 +60,37 @@ def run(given: argparse.Namespace) -> None:
             weights = apart(models.make, model, "float32", home, folder=home, processors=given.processors)
             text = PRESET.format(weights=weights, trained=TRAINED[trained], stage=STAGES[stage].format(data=shared() / "data"))
             facts = {"model": model, "stage": stage, "trained": trained}
-            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, facts, given.processors))
+            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, facts, given))
             print(json.dumps(rows[-1]), flush=True)  # noqa: T201
     names = dict.fromkeys(name for row in rows for name in row)
     report("memory", [{name: row.get(name, 0.0) for name in names} for row in rows], processors=given.processors)
 
 
-def measure(folder: Path, text: str, facts: Mapping[str, Any], processors: int) -> dict[str, Any]:
-    """One combination: the plan's figure, and the peak of a process that trains."""
+def measure(folder: Path, text: str, facts: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """One combination: the plan's figure, and the peaks of processes that train."""
     folder.mkdir()
-    foretold, measured = apart(_plan_and_run, folder, text, folder=folder, processors=processors)
+    foretold, peaks = apart(_plan_and_runs, folder, text, given.runs, folder=folder, processors=given.processors)
+    measured = median(peaks)
     parts = {f"GiB, {name}": round(size / GIB, 3) for name, size in foretold["by_part"].items()}
-    totals = {"foretold GiB": round(foretold["peak"] / GIB, 3), "measured GiB": round(measured / GIB, 3)}
+    spread = {"least GiB": round(min(peaks) / GIB, 3), "most GiB": round(max(peaks) / GIB, 3)}
+    totals = {"foretold GiB": round(foretold["peak"] / GIB, 3), "measured GiB": round(measured / GIB, 3), **spread}
     return {**facts, **totals, "foretold / measured": round(foretold["peak"] / measured, 3), **parts}
 
 
-def _plan_and_run(folder: Path, text: str) -> tuple[dict[str, Any], int]:
+def _plan_and_runs(folder: Path, text: str, runs: int) -> tuple[dict[str, Any], list[int]]:
     """Called in a small process: Linux counts what a process had before it became another one."""
     preset = folder / "memory.toml"
     preset.write_text(text, "utf-8")
     told = subprocess.run([ZKIT, "plan", str(preset), "--json"], capture_output=True, check=True, text=True)  # noqa: S603
-    measured = _peak([ZKIT, "run", str(preset), "--output", str(folder / "run")], folder / "told.txt")
-    return json.loads(told.stdout)["stages"][0]["bytes"], measured
+    return json.loads(told.stdout)["stages"][0]["bytes"], [_peak(preset, folder / f"run-{number}") for number in range(runs)]
 
 
-def _peak(command: list[str], told: Path) -> int:
-    """Bytes that a process had resident at its highest."""
+def _peak(preset: Path, output: Path) -> int:
+    """Bytes that a run, to which nothing is known from before, had resident at its highest."""
+    told, environment = output.with_suffix(".txt"), {**os.environ, "ZKIT_CACHE": str(output.with_suffix(".cache"))}
     with told.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
+        command = [ZKIT, "run", str(preset), "--output", str(output)]
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
