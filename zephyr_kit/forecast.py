@@ -24,7 +24,7 @@ LADDER = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 """What `tokens_per_batch` is chosen from."""
 ROOM = 0.9
 """The share of a device's memory that a chosen `tokens_per_batch` may come to."""
-HEAP_GAPS = 0.5
+HEAP_GAPS = 0.25
 """What a CPU's heap holds in gaps beside activations and head, as a share of them: 0.45 to 0.58 were measured."""
 LIBRARIES, MAPPED, CHECKPOINT, GAPS = "libraries", "weight files", "checkpoint", "gaps of the heap"
 
