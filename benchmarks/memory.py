@@ -60,16 +60,16 @@ def run(given: argparse.Namespace) -> None:
             weights = apart(models.make, model, "float32", home, folder=home, processors=given.processors)
             text = PRESET.format(weights=weights, trained=TRAINED[trained], stage=STAGES[stage].format(data=shared() / "data"))
             facts = {"model": model, "stage": stage, "trained": trained}
-            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, facts, given))
+            rows.append(measure(Path(folder) / f"{model}-{stage}-{trained}", text, facts, given.processors, given.runs))
             print(json.dumps(rows[-1]), flush=True)  # noqa: T201
     names = dict.fromkeys(name for row in rows for name in row)
     report("memory", [{name: row.get(name, 0.0) for name in names} for row in rows], processors=given.processors)
 
 
-def measure(folder: Path, text: str, facts: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, text: str, facts: Mapping[str, Any], processors: int, runs: int = 1) -> dict[str, Any]:
     """One combination: the plan's figure, and the peaks of processes that train."""
     folder.mkdir()
-    foretold, peaks = apart(_plan_and_runs, folder, text, given.runs, folder=folder, processors=given.processors)
+    foretold, peaks = apart(_plan_and_runs, folder, text, runs, folder=folder, processors=processors)
     measured = median(peaks)
     parts = {f"GiB, {name}": round(size / GIB, 3) for name, size in foretold["by_part"].items()}
     spread = {"least GiB": round(min(peaks) / GIB, 3), "most GiB": round(max(peaks) / GIB, 3)}

@@ -18,7 +18,7 @@ from zkit_optimizers.adamw import AdamW
 from zkit_sft.objective import Sft
 
 from zephyr_kit import engine
-from zephyr_kit.checkpoint import Checkpoints
+from zephyr_kit.checkpoint import Checkpoints, State
 from zephyr_kit.engine import LackError, NumbersError, Trainer, TrainingError
 from zephyr_kit.exits import Exit
 from zephyr_kit.feed import Feed
@@ -94,6 +94,28 @@ def test_where_memory_lacks_the_step_is_begun_anew_in_smaller_batches(tmp_path: 
     assert small.narrator.lines[0].startswith(told)
     torch.testing.assert_close(small.trainer.parameters[0], large.trainer.parameters[0], rtol=1e-12, atol=1e-14)
     assert [line["loss"] for line in small.log.lines()] == pytest.approx([line["loss"] for line in large.log.lines()], rel=1e-12)
+
+
+def test_the_state_is_copied_only_for_steps_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is full of it, a copy as the run ends, or is told to stop, would end it without the checkpoint."""
+    copied: list[bool] = []
+    on_host = State.on_host
+
+    def noted(state: State, **how: bool) -> State:
+        copied.append(how["copied"])
+        shared = on_host(state, **how).tensors
+        assert all((tensor.data_ptr() == shared[name].data_ptr()) is not how["copied"] for name, tensor in state.tensors.items())
+        return on_host(state, **how)
+
+    monkeypatch.setattr(State, "on_host", noted)
+    whole, stopped = (loop_of(TablePolicy(), tmp_path / name) for name in ("whole", "stopped"))
+    whole.run()
+    assert copied == [*[True] * (STEPS // 2 - 1), False]
+    copied.clear()
+    monkeypatch.setattr(stopped.stop, "requested", lambda: Exit.TERMINATED)
+    with pytest.raises(Stopped):
+        stopped.run()
+    assert copied == [False]
 
 
 def test_the_largest_batch_can_be_tried_before_the_first_step(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.tiny import ListCorpus, random_trees, write_model
 from tests.toys import Listener
 from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
-from zephyr_kit.devices import TABLED, Device, host_memory, named_device
+from zephyr_kit.devices import TABLED, Device, host_memory, memory_left, named_device
 from zephyr_kit.forecast import LADDER, Forecast, Outlook, over_devices, skeleton_start
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
@@ -128,12 +128,41 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(preset, plugins):
         seen.append(" ".join(remedy.changes))
         changed = load(preset, plugins.offers, changes=remedy.changes)
         assert outlook(changed, "dpo", room).forecast().fits
+        keys = [change.partition("=")[0] for change in remedy.changes]
+        assert len(set(keys)) == len(keys)
     for told, key in zip(seen, ("tokens_per_batch", "activation_checkpointing", "adamw_8bit", "model.lora", "model.quantize"), strict=True):
         assert key in told
     assert "model." not in seen[0]
     assert "optimizer" not in seen[1] + seen[3]
     with pytest.raises(NotReady, match="no setting that is known makes it fit; take a smaller model"):
         foresee(outlook(read, "dpo", 1000), Listener())
+
+
+def test_a_remedy_holds_nothing_that_brings_next_to_nothing(preset, plugins):
+    """Where rows are short, to compute activations again slows a step down and saves no memory."""
+    short = load(preset, plugins.offers, changes=["stages.sft.max_length=8", "stages.sft.train.examples_per_step=1"])
+    enough = outlook(short, "sft", GIB).forecast().peak
+    remedy = find_remedy(outlook(short, "sft", int(0.9 * enough)))
+    assert remedy is not None
+    assert [change.partition("=")[0] for change in remedy.changes] == ["stages.sft.train.optimizer"]
+
+
+def test_rows_that_are_longer_than_a_batch_are_told(preset, plugins):
+    short = load(preset, plugins.offers, changes=["stages.sft.train.tokens_per_batch=16"])
+    view, listener = replace(outlook(short, "sft", GIB), corpus=ListCorpus(random_trees(16, longest=40))), Listener()
+    forecast = foresee(view, listener)
+    assert forecast.workload.packing <= 1
+    assert listener.lines[0].endswith(f"in batches of up to 16 tokens (but examples of up to {forecast.workload.longest}, each by itself)")
+
+
+def test_a_gpu_takes_its_time_to_be_told_what_to_do(preset, plugins):
+    """However small the model is."""
+    forecast = replace(outlook(load(preset, plugins.offers), "sft", GIB), corpus=ListCorpus(random_trees(64, longest=40))).forecast()
+    fast = replace(forecast, device=replace(forecast.device, tabled_rate=1e18))
+    assert forecast.rehearsal.operations > 100
+    batches = forecast.workload.num_steps * forecast.workload.batches_per_step
+    assert fast.seconds == pytest.approx(batches * forecast.rehearsal.operations * 5e-6, rel=0.2)
+    assert replace(fast, device=replace(fast.device, kind="cpu")).batch_seconds != fast.batch_seconds
 
 
 def test_batches_are_the_largest_that_leave_room_and_no_larger_than_a_step(preset, plugins):
@@ -194,6 +223,13 @@ def test_a_container_has_what_it_may_take(tmp_path):
     for text, expected in ((f"{2**20}\n", 2**20), ("max\n", whole), (str(2**60), whole)):
         limit.write_text(text)
         assert host_memory(limit) == expected
+
+
+def test_what_others_hold_is_not_left(tmp_path):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal: 9 kB\nMemAvailable:   1024 kB\n")
+    assert MIB < memory_left(torch.device("cpu"), told) < host_memory()
+    assert memory_left(torch.device("cpu"), tmp_path / "none") == host_memory()
 
 
 @pytest.mark.parametrize(

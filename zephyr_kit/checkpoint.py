@@ -47,8 +47,8 @@ class State:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
-    def on_host(self, *, leads: bool = True) -> State:
-        """A copy that training does not change, of what this rank is to write: its shares, and what is whole if it leads.
+    def on_host(self, *, leads: bool = True, copied: bool = True) -> State:
+        """What this rank is to write: its shares, and what is whole if it leads; copied, in a way that training does not change.
 
         Each tensor in storage of its own: bitsandbytes shares a table among all its states, which would change with any of them.
         """
@@ -56,7 +56,7 @@ class State:
         for name, tensor in self.tensors.items():
             share = share_of(tensor)
             if leads if share is None else not share.is_copy:
-                tensors[name if share is None else share.named(name)] = local(tensor).detach().to("cpu", copy=True).contiguous()
+                tensors[name if share is None else share.named(name)] = local(tensor).detach().to("cpu", copy=copied).contiguous()
         return State(self.step, tensors, dict(self.facts))
 
 
@@ -142,21 +142,21 @@ class Checkpoints:
 
     def save(self, state: State) -> Path:
         """Write a checkpoint, and wait for it."""
-        return self.write(self._begun(state))
+        return self.write(self._begun(state, copied=False))
 
     @contextmanager
-    def saving(self) -> Iterator[Callable[[State], None]]:
-        """A `save` that returns when the state is copied to the host; it is written while training goes on.
+    def saving(self) -> Iterator[Callable[..., None]]:
+        """A `save` that returns when the state is on the host; copied, for training `goes_on` while it is written, if it does.
 
         One at a time: the next waits for the one before, and raises what went wrong with it. So does the
         end of the context; if it ends with an exception, it waits all the same, and that one is raised.
         """
         waiting: list[Future[Path]] = []
 
-        def save(state: State) -> None:
+        def save(state: State, *, goes_on: bool = True) -> None:
             while waiting:
                 waiting.pop().result()
-            waiting.append(writer.submit(self.write, self._begun(state)))
+            waiting.append(writer.submit(self.write, self._begun(state, copied=goes_on)))
 
         with ThreadPoolExecutor(1, "zkit-checkpoint") as writer:
             yield save
@@ -181,9 +181,9 @@ class Checkpoints:
         self._prune(begun.state.step)
         return place
 
-    def _begun(self, state: State) -> Begun:
+    def _begun(self, state: State, *, copied: bool) -> Begun:
         """What this rank is to write, and a folder for it, which all ranks know when this returns."""
-        own = state.on_host(leads=self.world.leads)
+        own = state.on_host(leads=self.world.leads, copied=copied)
         staging = self.folder / f".{_name(state.step)}.{os.getpid()}"
         if self.world.leads:
             self.clean()

@@ -91,6 +91,17 @@ def host_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
         return whole
 
 
+def memory_left(device: torch.device, told: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of the device that nobody but this process has in use just now; all of them where that is not to be learnt."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", told.read_text("ascii", "replace"), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return min(host_memory(), KIB * int(found[1]) + resident()) if found else host_memory()
+
+
 def resident() -> int:
     """Bytes of memory that this process has in use."""
     try:

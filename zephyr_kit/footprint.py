@@ -38,7 +38,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now: Counter[str] = Counter()
         self.peak: Mapping[str, int] = {}
-        self.flops = 0
+        self.flops = self.operations = 0
         self.messages: Counter[str] = Counter()
         """How many collective operations of each kind."""
         self.message_bytes: Counter[str] = Counter()
@@ -78,10 +78,10 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
 
     def begin(self) -> None:
-        """Forget the peak, the arithmetic and the messages so far."""
+        """Forget the peak, the arithmetic, the operations and the messages so far."""
         self.messages.clear()
         self.message_bytes.clear()
-        self.flops, self._highest, self.peak = 0, self._total, dict(self.now)
+        self.flops, self.operations, self._highest, self.peak = 0, 0, self._total, dict(self.now)
 
     def move(self, tensor: Tensor, part: str) -> None:
         """What this tensor holds belongs to another part from now on."""
@@ -103,6 +103,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         self.flops += _flops(func, args, kwargs or {}, result)
+        self.operations += not func.is_view
         if func.namespace == "c10d":
             name = str(func._overloadpacket).rpartition(".")[2].strip("_")
             self.messages[name] += 1

@@ -93,7 +93,7 @@ class Loop:
                 # Nothing among steps that may yet have to be taken back, unless these are the last ones taken here.
                 kept = owed and (not meter.num_skipped or asked is not None or step == self.plan.num_steps)
                 if kept:
-                    save(self.trainer.state())
+                    save(self.trainer.state(), goes_on=asked is None and step < self.plan.num_steps)
                 owed = owed and not kept
                 if asked is not None:
                     break

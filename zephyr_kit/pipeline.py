@@ -16,7 +16,7 @@ from zephyr_kit.answers import Answers
 from zephyr_kit.cache import cache_folder, cache_in_use
 from zephyr_kit.config import plain
 from zephyr_kit.corpus import Corpus
-from zephyr_kit.devices import give_back_memory, this_device
+from zephyr_kit.devices import give_back_memory, memory_left, this_device
 from zephyr_kit.distilling import Distilling
 from zephyr_kit.evaluating import evaluate, folder_names
 from zephyr_kit.evaluations import read_evaluation
@@ -34,6 +34,7 @@ from zephyr_kit.prompts import read_prompts
 from zephyr_kit.protocols import Bench, Evaluation, Start
 from zephyr_kit.records import digest, sealed, write_json, write_text
 from zephyr_kit.runs import FILES, RunFolder, StageFolder
+from zephyr_kit.sizes import in_words
 from zephyr_kit.stage_data import check_data, prepare_part
 from zephyr_kit.stages import BASE, DistillStage, EvaluateStage, FeedbackStage, TrainStage
 from zephyr_kit.standing import Outdated, Standing, Trained
@@ -166,7 +167,11 @@ class Pipeline:
         outlook = Outlook(stage, task, skeleton_start(self.preset, stage), device, self.preset.seed, corpus, libraries)
         # A rehearsal's backward pass calls Python back from C++, where an exception may abort the process.
         with self.stop.later("the plan is made"):
-            return foresee(outlook, self.narrator, self.world)
+            forecast = foresee(outlook, self.narrator, self.world)
+        left = memory_left(self.device) // (self.world.local_size if device.kind == "cpu" else 1)
+        if forecast is not None and forecast.peak > left:
+            self.narrator.say(f"stage {stage.name}: others hold so much of that memory that {in_words(left)} are left just now")
+        return forecast
 
     def _note_preset(self) -> None:
         write_json(self.folder.path / "settings.json", [plain(setting) for setting in self.preset.settings])

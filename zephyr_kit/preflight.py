@@ -63,9 +63,14 @@ def foresee(outlook: Outlook, narrator: Narrator, world: World | None = None) ->
         raise NotReady(does_not_fit(forecast, find_remedy(way)))
     narrator.say(
         f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
-        f"in batches of up to {forecast.tokens_per_batch:,} tokens{', sharded' if forecast.device.count > 1 else ''}"
+        f"in batches of up to {forecast.tokens_per_batch:,} tokens{_longer(forecast)}{', sharded' if forecast.device.count > 1 else ''}"
     )
     return forecast
+
+
+def _longer(forecast: Forecast) -> str:
+    longest = forecast.workload.longest if forecast.workload is not None else 0
+    return f" (but examples of up to {longest:,}, each by itself)" if longest > forecast.tokens_per_batch else ""
 
 
 def does_not_fit(forecast: Forecast, remedy: Remedy | None) -> str:

@@ -67,6 +67,8 @@ class Rehearsal:
     num_tokens: int
     flops: int
     """Of the batch: forward and backward, and a live reference."""
+    operations: int
+    """That a device is told to do for the batch, one after another."""
     reference_flops: int
     """Of the batch, in the pass of the reference, and in that of its mismatched pairs where the objective surveys these."""
     mapped: int
@@ -128,6 +130,7 @@ class _Rehearsing:
             sum(map(nbytes, _state(trainer))),
             len(self.batch.tokens_T),
             self.num_sharing * self.footprint.flops,
+            self.footprint.operations,
             self.num_sharing * reference_flops,
             self.skeleton.mapped,
             self.skeleton.remark,

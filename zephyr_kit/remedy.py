@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from zephyr_kit.forecast import LADDER, Forecast, Outlook, highest
 from zephyr_kit.protocols import Leaner
 
 LOWER = (512, 1024)
 """Batches that are too small to be chosen, and may be what fits."""
+WORTH_IT = 0.95
+"""The share of the peak that must not be left for all that slows a step down to be part of a remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,22 @@ class _Candidate:
     """A stage with changes."""
 
     outlook: Outlook
+    tokens: int
+    """Of the smallest batches."""
     changes: tuple[str, ...] = ()
 
+    @cached_property
+    def peak(self) -> float:
+        """Bytes in the smallest batches; infinite for settings that the model's code cannot go with."""
+        try:
+            return self.outlook.with_batches_of(self.tokens).peak
+        except Exception:  # whatever that code raises
+            return math.inf
+
     def with_model(self, step: Leaner) -> _Candidate:
-        stage = replace(self.outlook.stage, model=step.offer)
+        """With this key alone: the step's own table has those of the steps before it too."""
+        model: Any = self.outlook.stage.model
+        stage = replace(self.outlook.stage, model=replace(model, **{step.key: getattr(step.offer, step.key)}))
         own = step.same_result or step.key in stage.changed
         return self._with(replace(self.outlook, stage=stage), f"{'stages.' + stage.name + '.' if own else ''}model.{step.key}={step.value}")
 
@@ -47,15 +64,16 @@ class _Candidate:
         return self._with(self.outlook.changed(reference="cached"), f'stages.{self.outlook.stage.name}.reference="cached"')
 
     def _with(self, outlook: Outlook, change: str) -> _Candidate:
-        return _Candidate(outlook, (*self.changes, change))
+        key = change.partition("=")[0]
+        return _Candidate(outlook, self.tokens, (*(each for each in self.changes if each.partition("=")[0] != key), change))
 
 
 def find_remedy(outlook: Outlook) -> Remedy | None:
     """The mildest candidate that fits in small batches, then in the largest batches that fit."""
     given = outlook.task.train.tokens_per_batch
     rungs = [rung for rung in (*LOWER, *LADDER) if rung <= (given or outlook.rungs()[-1])] or [LOWER[0]]
-    for candidate in _candidates(_Candidate(outlook)):
-        if _fits(candidate.outlook, rungs[0]):
+    for candidate in _candidates(_Candidate(outlook, rungs[0])):
+        if candidate.peak <= outlook.device.memory:
             own = candidate.outlook.forecast()
             if own.fits:
                 return Remedy(candidate.changes, own)
@@ -64,16 +82,10 @@ def find_remedy(outlook: Outlook) -> Remedy | None:
     return None
 
 
-def _fits(outlook: Outlook, tokens: int) -> bool:
-    try:
-        return outlook.with_batches_of(tokens).fits
-    except Exception:  # settings that the model's code cannot go with are no remedy
-        return False
-
-
 def _candidates(bare: _Candidate) -> Iterator[_Candidate]:
     """First what comes to the same model, then a leaner optimizer, last what trains another model."""
     yield bare
+    given = bare
     steps = bare.outlook.stage.model.leaner()
     same, other = ([step for step in steps if step.same_result is wanted] for wanted in (True, False))
     for step in same:
@@ -82,6 +94,8 @@ def _candidates(bare: _Candidate) -> Iterator[_Candidate]:
     if bare.outlook.task.reference == "live":
         bare = bare.with_cached_reference()
         yield bare
+    if bare.peak > WORTH_IT * given.peak:
+        bare = given
     yield from map(bare.with_optimizer, bare.outlook.task.train.optimizer.leaner())
     for step in other:
         bare = bare.with_model(step)

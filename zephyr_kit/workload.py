@@ -77,7 +77,8 @@ class Rows:
         """The figures."""
         whole = int(self.corpus.row_lengths(share_prompts=False).sum())
         tokens, batches = int(self.lengths.sum()), sum(map(len, packs))
-        filled = sum(int(self.lengths[batch].sum()) for step in packs for batch in step)
+        fillings = [int(self.lengths[batch].sum()) for step in packs for batch in step]
+        filled, room = sum(fillings), sum(max(capacity, filling) for filling in fillings)
         return Workload(
             len(self.corpus),
             self.plan.num_steps,
@@ -85,7 +86,7 @@ class Rows:
             tokens,
             round(filled / len(packs)),
             batches / len(packs),
-            filled / (batches * capacity),
+            filled / room,
             1 - tokens / whole,
             int(self.lengths.max()),
         )

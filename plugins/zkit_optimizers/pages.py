@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from bitsandbytes.optim import AdamW
 
-from zkit_optimizers.rounding import widened
+# It recommends a package for a product that no optimizer uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from bitsandbytes.optim import AdamW  # noqa: E402
+
+from zkit_optimizers.rounding import widened  # noqa: E402
 
 CHANGING = ("state1", "state2", "absmax1", "absmax2")
 """What an update changes beside the parameter."""

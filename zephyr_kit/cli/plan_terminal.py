@@ -77,8 +77,9 @@ def _lines(forecast: Forecast) -> Iterator[tuple[str, str]]:
     shape, work = forecast.rehearsal.shape, forecast.workload
     share = shape.num_trained / shape.num_parameters
     yield "model", f"{short(shape.num_parameters)} parameters, {short(shape.num_trained)} of them trained ({share:.1%})"
-    by = "chosen" if forecast.chosen else "set"
-    yield "batches", f"{by} to {forecast.tokens_per_batch:,} tokens at most, the largest has {forecast.rehearsal.num_tokens:,}"
+    by, largest = "chosen" if forecast.chosen else "set", forecast.rehearsal.num_tokens
+    limit = "at most" if largest <= forecast.tokens_per_batch else "but for examples that are longer"
+    yield "batches", f"{by} to {forecast.tokens_per_batch:,} tokens {limit}, the largest has {largest:,}"
     if work is not None:
         yield from _data_lines(work)
     yield "a checkpoint", f"{in_words(forecast.rehearsal.state)} on the disk"
@@ -97,9 +98,8 @@ def _data_lines(work: Workload) -> Iterator[tuple[str, str]]:
 
 
 def _speed(forecast: Forecast) -> str:
-    if forecast.rate is None:
+    if forecast.batch_seconds is None:
         return "not known: the card is not in the table"
-    per_token = forecast.rehearsal.flops / forecast.rehearsal.num_tokens
     tabled = forecast.device.tabled_rate is not None
     basis = f"{GPU_EFFICIENCY} of a datasheet's rate" if tabled else f"{CPU_EFFICIENCY} of a rate measured now"
-    return f"about {forecast.rate / per_token:,.0f} tokens/s, from {basis}"
+    return f"about {forecast.rehearsal.num_tokens / forecast.batch_seconds:,.0f} tokens/s, from {basis}"

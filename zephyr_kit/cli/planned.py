@@ -65,7 +65,9 @@ def look_ahead(preset: Preset, device: Device, narrator: Narrator, run: Path, *,
             corpus, remark = _corpus(stage, stage.task, preset.seed, narrator) if with_data else (None, "planned without its data")
             num_in_team = World(size=device.count).in_teams(stage.task.train.context_parallel).num_in_team
             outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus, num_in_team=num_in_team)
-            yield _planned(outlook, remark)
+            with narrator.track(f"planning stage {stage.name}"):
+                planned = _planned(outlook, remark)
+            yield planned
 
 
 def _planned(outlook: Outlook, remark: str) -> Planned:
