@@ -183,7 +183,7 @@ def open_tokenizer(origin: Origin | str, *, template: str, system: str | None = 
     folder = Path(origin.place)
     if not folder.is_dir():
         return _opened(origin, template, system)
-    files = (file for file in (*folder.rglob("*"), Path(template)) if file.is_file())
+    files = (file for file in (*folder.glob("*"), *folder.glob("*/*"), Path(template)) if file.is_file())
     return _opened_before(origin, template, system, tuple((file, _state(file)) for file in sorted(files)))
 
 
