@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -9,12 +10,15 @@ import sys
 
 import pytest
 
+from zephyr_kit import garbage
 from zephyr_kit.cli.allocator import BEFORE, GROWING, NAME, OF_TORCH, SETTINGS, let_segments_grow
+from zephyr_kit.devices import give_back_memory
 
 REPORT = """
 import json, os, sys
 from pathlib import Path
 from zephyr_kit.cli.allocator import begin_anew
+from zephyr_kit.devices import give_back_memory
 
 begin_anew()
 # As glibc leaves it: cut at each colon.
@@ -44,3 +48,13 @@ def test_segments_of_gpu_memory_grow_unless_the_user_says_otherwise(monkeypatch,
         monkeypatch.setenv(own, "max_split_size_mb:512")
     let_segments_grow()
     assert os.environ.get(OF_TORCH[0]) == {None: GROWING, OF_TORCH[0]: "max_split_size_mb:512"}.get(own)
+
+
+def test_garbage_is_looked_for_as_usual_when_models_come() -> None:
+    garbage.look_seldom()
+    try:
+        assert gc.get_threshold() != garbage.USUAL
+        give_back_memory()
+        assert gc.get_threshold() == garbage.USUAL
+    finally:
+        garbage.look_as_usual()

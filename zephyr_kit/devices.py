@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from zephyr_kit import ZkitError
+from zephyr_kit.garbage import look_as_usual
 from zephyr_kit.sizes import GIB, KIB
 
 CONTEXT = int(0.75 * GIB)
@@ -171,6 +172,7 @@ def find_device(name: str = "auto") -> torch.device:
 
 def give_back_memory() -> None:
     """Return what models that are no longer there have held; torch and glibc keep it, and another could not have it."""
+    look_as_usual()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -5,7 +5,6 @@ How it ends is told by `zephyr_kit.exits`.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -37,6 +36,7 @@ from zephyr_kit.cli.streams import without_secrets
 from zephyr_kit.cli.sweep import sweep
 from zephyr_kit.cli.third_parties import NO_THIRD_PARTY, third_parties_heeded
 from zephyr_kit.exits import Exit
+from zephyr_kit.garbage import look_seldom
 from zephyr_kit.heartbeat import LAUNCHER, own_signs
 from zephyr_kit.launched import is_a_rank, tie_to
 from zephyr_kit.plugins import Plugins
@@ -69,13 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch starts its threads: on a machine that others use too, threads that spin for long while they
     # wait for each other make small models several times slower; threads that never spin, on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # To look through all that is loaded for garbage, again and again while more is loaded, took a sixth of a start.
-    gc.set_threshold(*gc.get_threshold()[:2], 1000)
     if own_signs() is not None:
         tie_to(int(os.environ[LAUNCHER]), signal.SIGKILL)()
     if arguments is None and "run" in sys.argv[1:3]:
         begin_anew()
         let_segments_grow()
+        look_seldom()
     with third_parties_heeded(sys.argv[1:] if arguments is None else arguments), without_secrets():
         code = _exit_code(arguments)
         if is_a_rank():
