@@ -76,7 +76,7 @@ def run(given: argparse.Namespace) -> None:
         case = Case(model, method, workload, given.steps, home)
         work, num_tokens = apart(prepare, case, folder=home, processors=given.processors)
         for allocator in given.allocator:
-            print(f"{model} {method} {workload} {allocator}: {given.runs} of {given.steps} steps on each side", flush=True)  # noqa: T201
+            print(f"{model} {method} {workload} {allocator}: {given.runs} runs of {given.steps} steps of each side", flush=True)  # noqa: T201
             cell = _cell(case, allocator, _alternate(case, work, allocator, given), num_tokens)
             _tell(cell)
             _keep(given.results, {**cell, "surroundings": surroundings(given.processors, PACKAGES)})
