@@ -18,7 +18,6 @@ REPORT = """
 import json, os, sys
 from pathlib import Path
 from zephyr_kit.cli.allocator import begin_anew
-from zephyr_kit.devices import give_back_memory
 
 begin_anew()
 # As glibc leaves it: cut at each colon.

@@ -147,6 +147,16 @@ def test_a_remedy_holds_nothing_that_brings_next_to_nothing(preset, plugins):
     assert [change.partition("=")[0] for change in remedy.changes] == ["stages.sft.train.optimizer"]
 
 
+def test_a_remedy_slows_a_step_down_where_nothing_else_makes_it_fit(preset, plugins):
+    """Though it saved next to nothing with all weights."""
+    rows = ["stages.sft.max_length=64", "stages.sft.train.examples_per_step=1"]
+    leanest = ["model.lora={ rank = 16, alpha = 16 }", "model.quantize={ bits = 4 }", 'stages.sft.model.activation_checkpointing="block"']
+    peak = outlook(load(preset, plugins.offers, changes=[*rows, *leanest]), "sft", GIB).forecast().peak
+    remedy = find_remedy(outlook(load(preset, plugins.offers, changes=rows), "sft", peak))
+    assert remedy is not None
+    assert set(leanest) == set(remedy.changes)
+
+
 def test_rows_that_are_longer_than_a_batch_are_told(preset, plugins):
     short = load(preset, plugins.offers, changes=["stages.sft.train.tokens_per_batch=16"])
     view, listener = replace(outlook(short, "sft", GIB), corpus=ListCorpus(random_trees(16, longest=40))), Listener()

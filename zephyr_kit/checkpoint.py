@@ -146,7 +146,7 @@ class Checkpoints:
 
     @contextmanager
     def saving(self) -> Iterator[Callable[..., None]]:
-        """A `save` that returns when the state is on the host; copied, for training `goes_on` while it is written, if it does.
+        """A `save` that returns when the state is on the host, as a copy if training `goes_on` while it is written.
 
         One at a time: the next waits for the one before, and raises what went wrong with it. So does the
         end of the context; if it ends with an exception, it waits all the same, and that one is raised.

@@ -14,8 +14,6 @@ from zephyr_kit.protocols import Leaner
 
 LOWER = (512, 1024)
 """Batches that are too small to be chosen, and may be what fits."""
-WORTH_IT = 0.95
-"""The share of the peak that must not be left for all that slows a step down to be part of a remedy."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +80,22 @@ def find_remedy(outlook: Outlook) -> Remedy | None:
     return None
 
 
-def _candidates(bare: _Candidate) -> Iterator[_Candidate]:
-    """First what comes to the same model, then a leaner optimizer, last what trains another model."""
-    yield bare
-    given = bare
-    steps = bare.outlook.stage.model.leaner()
+def _candidates(given: _Candidate) -> Iterator[_Candidate]:
+    """First what comes to the same model, then a leaner optimizer, last what trains another model; each before what slows it down too."""
+    yield given
+    steps = given.outlook.stage.model.leaner()
     same, other = ([step for step in steps if step.same_result is wanted] for wanted in (True, False))
+    lean = given
     for step in same:
-        bare = bare.with_model(step)
-        yield bare
-    if bare.outlook.task.reference == "live":
-        bare = bare.with_cached_reference()
-        yield bare
-    if bare.peak > WORTH_IT * given.peak:
-        bare = given
-    yield from map(bare.with_optimizer, bare.outlook.task.train.optimizer.leaner())
+        lean = lean.with_model(step)
+        yield lean
+    if lean.outlook.task.reference == "live":
+        lean = lean.with_cached_reference()
+        yield lean
+    bases = [given] if lean is given else [given, lean]
+    optimizers = given.outlook.task.train.optimizer.leaner()
+    yield from (base.with_optimizer(each) for each in optimizers for base in bases)
     for step in other:
-        bare = bare.with_model(step)
-        yield bare
-        yield from map(bare.with_optimizer, bare.outlook.task.train.optimizer.leaner())
+        bases = [base.with_model(step) for base in bases]
+        yield from bases
+        yield from (base.with_optimizer(each) for each in optimizers for base in bases)
