@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from zephyr_kit.remedy import find_remedy
 from zephyr_kit.sizes import GIB, MIB, in_words
 from zephyr_kit.stages import TrainStage
 from zephyr_kit.workload import made_up, most_in_a_step
+from zephyr_kit.world import World
 
 pytestmark = pytest.mark.usefixtures("rehearsed_once")
 
@@ -98,7 +100,7 @@ def test_the_papers_model_fits_the_machines_it_is_said_to_fit(plugins):
     one = outlook(full, "dpo", 0)
     rehearsed = one.with_batches_of(2048)
     assert replace(rehearsed, device=named_device("h200")).fits
-    assert replace(one, device=named_device("a100-80", count=8)).with_batches_of(2048).fits
+    assert replace(one, device=replace(named_device("a100-80"), count=8)).with_batches_of(2048).fits
     assert not replace(rehearsed, device=named_device("a100-80")).fits
     rounding = 'stages.dpo.train.optimizer={ use = "adamw_8bit", stochastic_rounding = true }'
     short = load(next(file for file in PRESETS if file.stem == "zephyr-7b-full"), plugins.offers, changes=[rounding])
@@ -206,9 +208,34 @@ def test_devices_that_share_a_step_have_their_parts_of_it(preset, plugins):
     """Whether they share the weights or have copies."""
     given = load(preset, plugins.offers, changes=["stages.sft.train.examples_per_step=32", "stages.sft.train.sharding=auto"])
     one = replace(outlook(given, "sft", GIB), corpus=ListCorpus(random_trees(64, longest=40)))
-    alone, *shared = (each.with_batches_of(4096).rehearsal.num_tokens for each in (one, *over_devices(one, 4, 4)))
+    alone, *shared = (each.with_batches_of(4096).rehearsal.num_tokens for each in (one, *over_devices(one, World(size=4, local_size=4))))
     assert len(shared) == 2
     assert all(alone / 5 < tokens < alone / 3 for tokens in shared)
+
+
+def test_devices_have_copies_where_one_holds_all_and_else_shares(preset, plugins, monkeypatch):
+    """As a run on them would; by arithmetic, four with copies are four times as fast as one."""
+    monkeypatch.setattr("zephyr_kit.devices.CONTEXT", 0)
+    rows = ["stages.sft.train.examples_per_step=32", "stages.sft.train.tokens_per_batch=2048"]
+    whole = outlook(load(preset, plugins.offers, changes=rows), "sft", GIB).forecast()
+
+    def told(memory: float, *changes: str, devices: int = 4) -> dict[str, Any]:
+        monkeypatch.setitem(TABLED, "rtx4090", (memory / GIB, 165))
+        changed = [part for change in (*rows, *changes) for part in ("--set", change)]
+        _, text = planned(str(preset), "--device", "rtx4090", "--devices", str(devices), "--no-data", "--json", *changed)
+        return json.loads(text[text.index("{") :])["stages"][0]
+
+    roomy, tight = told(2 * whole.peak), told(0.9 * whole.peak)
+    assert (roomy["sharded"], tight["sharded"], tight["fits"]) == (False, True, True)
+    assert told(2 * whole.peak, 'stages.sft.train.sharding="sharded"')["sharded"]
+    assert not told(0.9 * whole.peak, 'stages.sft.train.sharding="replicated"')["fits"]
+    assert roomy["operations_a_second"] == 4 * told(2 * whole.peak, devices=1)["operations_a_second"]
+    assert "each has a copy of the weights" in planned(str(preset), "--device", "h200", "--devices", "2", "--no-data")[1]
+
+
+def test_processes_share_a_hosts_memory_and_have_gpus_of_their_own():
+    host, card = Device("cpu", "cpu", 8 * GIB, 0), named_device("h200")
+    assert (host.for_each_of(4).memory, card.for_each_of(4)) == (2 * GIB, card)
 
 
 def test_layers_that_are_kept_are_given_up_first():

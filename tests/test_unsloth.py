@@ -383,7 +383,7 @@ def test_prompts_that_are_to_be_shared_are_refused(weights: Path) -> None:
 def test_the_plan_says_so_and_counts_whole_rows(weights: Path, tmp_path: Path) -> None:
     device = named_device("a100-80")
     presets = [preset(weights), preset(weights, changes=('model.use="mistral"',))]
-    ours, theirs = (list(look_ahead(each, device, Listener(), tmp_path, with_data=False))[1] for each in presets)
+    ours, theirs = (list(look_ahead(each, device, World(), Listener(), tmp_path, with_data=False))[1] for each in presets)
     assert any("prompts are repeated" in remark for remark in ours.remarks)
     assert any("activations are counted as `mistral` keeps them" in remark for remark in ours.remarks)
     assert not any("prompts are repeated" in remark for remark in theirs.remarks)

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +59,32 @@ class Device:
     count: int = 1
     """So many of them share the model."""
 
-    def facts(self) -> dict[str, Any]:
-        """For a program."""
-        return {"name": self.name, "bytes": self.memory, "count": self.count, "rate_from_a_table": self.tabled_rate is not None}
+    def for_each_of(self, processes: int) -> Device:
+        """As each of so many processes of a machine has it: a GPU of its own, or its part of the host."""
+        return self if self.kind == "cuda" else replace(self, memory=self.memory // processes)
+
+    def facts(self, count: int) -> dict[str, Any]:
+        """For a program, of so many of them."""
+        return {"name": self.name, "bytes": self.memory, "count": count, "rate_from_a_table": self.tabled_rate is not None}
 
 
-def named_device(name: str, *, count: int = 1) -> Device:
+def named_device(name: str) -> Device:
     """A device of the table, or one of this machine (`auto`, `cpu`, `cuda`, `cuda:1`)."""
     if name.lower() in TABLED:
         gib, peak = TABLED[name.lower()]
-        return Device(name.lower(), "cuda", int(gib * GIB), CONTEXT, peak * 1e12 * GPU_EFFICIENCY, count)
+        return Device(name.lower(), "cuda", int(gib * GIB), CONTEXT, peak * 1e12 * GPU_EFFICIENCY)
     try:
-        return this_device(find_device(name), count=count)
+        return this_device(find_device(name))
     except ZkitError as error:
         raise ZkitError(f"{error}; or plan for one of {', '.join(sorted(TABLED))}") from error
 
 
-def this_device(device: torch.device, *, count: int = 1) -> Device:
+def this_device(device: torch.device) -> Device:
     """The device that is here."""
     if device.type != "cuda":
-        return Device(device.type, "cpu", host_memory(), HOST_LIBRARIES, None, count)
+        return Device(device.type, "cpu", host_memory(), HOST_LIBRARIES)
     facts = torch.cuda.get_device_properties(device)
-    return Device(str(device), "cuda", int(facts.total_memory), CONTEXT, _rate_by_name(facts.name), count)
+    return Device(str(device), "cuda", int(facts.total_memory), CONTEXT, _rate_by_name(facts.name))
 
 
 def host_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
@@ -167,6 +171,18 @@ def find_device(name: str = "auto") -> torch.device:
         raise ZkitError(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
+    return device
+
+
+def take_device(name: str = "auto") -> torch.device:
+    """The device to work on, from now on also torch's current one: Triton's kernels run there, wherever their tensors are."""
+    return made_current(find_device(name))
+
+
+def made_current(device: torch.device) -> torch.device:
+    """The device itself."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

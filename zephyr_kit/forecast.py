@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from zephyr_kit.protocols import Start
 from zephyr_kit.rehearsal import Parts, PlannedStep, Rehearsal, rehearse
 from zephyr_kit.stages import CPU_TOKENS_PER_BATCH, TrainStage
 from zephyr_kit.workload import Rows, Workload, made_up, most_in_a_step
+from zephyr_kit.world import World
 
 LADDER = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 """What `tokens_per_batch` is chosen from."""
@@ -46,6 +47,13 @@ class Forecast:
     libraries: int
     """Bytes that are taken before there is a model."""
     checkpoint_every: int = 1
+    num_devices: int = 1
+    """All that share the steps."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether devices share the weights."""
+        return self.device.count > 1
 
     @property
     def goes_on_beside_a_checkpoint(self) -> bool:
@@ -78,14 +86,14 @@ class Forecast:
         """Operations a second of all devices, efficiency included; None for a card that is not in the table."""
         shape = self.rehearsal.shape
         one = measured_rate(shape.matrix, shape.dtype) if self.device.kind == "cpu" else self.device.tabled_rate
-        return None if one is None else self.device.count * one
+        return None if one is None else self.num_devices * one
 
     @property
     def batch_seconds(self) -> float | None:
         """Of a batch as large as the rehearsed one: its arithmetic, or on a GPU what it takes to tell it all, if that is more."""
         if self.rate is None:
             return None
-        telling = TELLING * self.rehearsal.operations / self.device.count if self.device.kind == "cuda" else 0.0
+        telling = TELLING * self.rehearsal.operations / self.num_devices if self.device.kind == "cuda" else 0.0
         return max(self.rehearsal.flops / self.rate, telling)
 
     @property
@@ -159,7 +167,9 @@ class Outlook:
         rehearsal = self._rehearsed(planned)
         libraries = self.device.libraries if self.device.kind != "cpu" else self.libraries or resident()
         chosen = train.tokens_per_batch is None
-        return Forecast(self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries, train.checkpoint_every)
+        return Forecast(
+            self.stage.name, self.device, tokens, chosen, workload, rehearsal, libraries, train.checkpoint_every, self._num_devices
+        )
 
     def _rehearsed(self, planned: PlannedStep) -> Rehearsal:
         """By one device of those that share the model."""
@@ -175,8 +185,12 @@ class Outlook:
         return replace(self, task=replace(self.task, **task))  # type: ignore[arg-type]
 
     @property
+    def _num_devices(self) -> int:
+        return max(self.num_devices, self.device.count)
+
+    @property
     def _num_teams(self) -> int:
-        return max(self.num_devices, self.device.count) // self.num_in_team
+        return self._num_devices // self.num_in_team
 
     @cached_property
     def _rows(self) -> Rows | None:
@@ -200,12 +214,24 @@ def foretell(outlook: Outlook) -> tuple[Forecast | None, str]:
         return None, f"its memory cannot be foreseen ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
 
 
-def over_devices(outlook: Outlook, num_devices: int, num_local: int) -> list[Outlook]:
-    """The outlooks of the ways to train on so many devices that the stage allows, the one with the fewest messages first."""
-    shares = {"replicated": [1], "sharded": [num_devices], "hybrid": [num_local], "auto": [1, num_devices]}
+def over_devices(outlook: Outlook, world: World) -> list[Outlook]:
+    """The outlooks of the ways to train on these devices that the stage allows, the one with the fewest messages first.
+
+    Raises what `World.in_teams` does where they cannot be divided as the stage asks.
+    """
+    shares = {"replicated": [1], "sharded": [world.size], "hybrid": [world.local_size], "auto": [1, world.size]}
     train = outlook.task.train
-    outlook = replace(outlook, num_in_team=train.context_parallel, num_devices=num_devices)
-    return [replace(outlook, device=replace(outlook.device, count=count)) for count in shares[train.sharding]]
+    outlook = replace(outlook, num_in_team=world.in_teams(train.context_parallel).num_in_team, num_devices=world.size)
+    return [replace(outlook, device=replace(outlook.device, count=count)) for count in dict.fromkeys(shares[train.sharding])]
+
+
+def foretell_first_that_fits(ways: Sequence[Outlook]) -> tuple[Outlook, Forecast | None, str]:
+    """The first of these ways that fits, else the last, with what `foretell` says of it."""
+    for way in ways:
+        forecast, reason = foretell(way)
+        if forecast is None or forecast.fits:
+            break
+    return way, forecast, reason
 
 
 def skeleton_start(preset: Preset, stage: Stage) -> Start:
@@ -221,7 +247,7 @@ def with_capacity(task: TrainStage, forecast: Forecast | None) -> TrainStage:
         return task
     sharding = task.train.sharding
     if sharding == "auto":
-        sharding = "sharded" if forecast.device.count > 1 else "replicated"
+        sharding = "sharded" if forecast.sharded else "replicated"
     return replace(task, train=replace(task.train, tokens_per_batch=forecast.tokens_per_batch, sharding=sharding))
 
 

@@ -161,9 +161,7 @@ class Pipeline:
         return forecasts
 
     def _foresee(self, stage: Stage, task: TrainStage, corpus: Corpus, libraries: int | None = None) -> Forecast | None:
-        device = this_device(self.device)
-        if device.kind == "cpu":  # whose memory the ranks of a machine share
-            device = replace(device, memory=device.memory // self.world.local_size)
+        device = this_device(self.device).for_each_of(self.world.local_size)
         outlook = Outlook(stage, task, skeleton_start(self.preset, stage), device, self.preset.seed, corpus, libraries)
         # A rehearsal's backward pass calls Python back from C++, where an exception may abort the process.
         with self.stop.later("the plan is made"):

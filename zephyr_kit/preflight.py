@@ -15,7 +15,7 @@ from zephyr_kit import ZkitError
 from zephyr_kit.devices import this_device
 from zephyr_kit.disk import DiskError
 from zephyr_kit.doctor import version_problems
-from zephyr_kit.forecast import Forecast, Outlook, foretell, over_devices, skeleton_start
+from zephyr_kit.forecast import Forecast, Outlook, foretell_first_that_fits, over_devices, skeleton_start
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, portions_of
 from zephyr_kit.remedy import Remedy, find_remedy
@@ -48,22 +48,15 @@ def refuse_what_cannot_run(preset: Preset, stages: Sequence[Stage], run: RunFold
 
 def foresee(outlook: Outlook, narrator: Narrator, world: World | None = None) -> Forecast | None:
     """What a stage will take of each device; raises `NotReady` when that cannot hold it, None when it cannot be known."""
-    if world is not None:
-        world.in_teams(outlook.task.train.context_parallel)  # refuses what cannot be divided
-    ways = [outlook] if world is None or world.size == 1 else over_devices(outlook, world.size, world.local_size)
-    for way in ways:
-        forecast, reason = foretell(way)
-        if forecast is None:
-            narrator.say(f"stage {outlook.stage.name}: {reason}")
-            return None
-        if forecast.fits:
-            break
-    assert forecast is not None, "there is always a way to look at"
+    way, forecast, reason = foretell_first_that_fits(over_devices(outlook, world or World()))
+    if forecast is None:
+        narrator.say(f"stage {outlook.stage.name}: {reason}")
+        return None
     if not forecast.fits:
         raise NotReady(does_not_fit(forecast, find_remedy(way)))
     narrator.say(
         f"stage {forecast.stage}: about {in_words(forecast.peak)} of {in_words(forecast.device.memory)} at the most, "
-        f"in batches of up to {forecast.tokens_per_batch:,} tokens{_longer(forecast)}{', sharded' if forecast.device.count > 1 else ''}"
+        f"in batches of up to {forecast.tokens_per_batch:,} tokens{_longer(forecast)}{', sharded' if forecast.sharded else ''}"
     )
     return forecast
 
@@ -117,7 +110,7 @@ def machine_problems(preset: Preset, device: torch.device) -> Iterator[str]:
         return
     total = this_device(device).memory / GIB
     if total < needs.memory:
-        yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.0f}"
+        yield f"[needs] {needs.memory:g} GiB of memory on the device ({device}): this one has {total:.4g}"
 
 
 def _checks(preset: Preset, stages: Sequence[Stage], run: RunFolder, device: torch.device) -> Iterator[Check]:

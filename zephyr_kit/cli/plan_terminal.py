@@ -19,12 +19,10 @@ from zephyr_kit.workload import Workload
 BAR = 40
 
 
-def show(preset: Preset, device: Device, planned: Sequence[Planned], console: Console) -> None:
-    """Print every stage."""
-    many = f"{device.count} x " if device.count > 1 else ""
-    console.print(f"{preset.name} on {many}{device.name}, {in_words(device.memory)}{' each' if many else ''}", markup=False, style="bold")
-    if many:
-        console.print("the weights shared out over all of them", markup=False)
+def show(preset: Preset, device: Device, count: int, planned: Sequence[Planned], console: Console) -> None:
+    """Print every stage, on so many of the device."""
+    many, each_has = (f"{count} x ", " each") if count > 1 else ("", "")
+    console.print(f"{preset.name} on {many}{device.name}, {in_words(device.memory)}{each_has}", markup=False, style="bold")
     for each in planned:
         console.print()
         _show_stage(each, console)
@@ -77,6 +75,8 @@ def _lines(forecast: Forecast) -> Iterator[tuple[str, str]]:
     shape, work = forecast.rehearsal.shape, forecast.workload
     share = shape.num_trained / shape.num_parameters
     yield "model", f"{short(shape.num_parameters)} parameters, {short(shape.num_trained)} of them trained ({share:.1%})"
+    if forecast.num_devices > 1:
+        yield "devices", f"{'each has a share' if forecast.sharded else 'each has a copy'} of the weights"
     by, largest = "chosen" if forecast.chosen else "set", forecast.rehearsal.num_tokens
     limit = "at most" if largest <= forecast.tokens_per_batch else "but for examples that are longer"
     yield "batches", f"{by} to {forecast.tokens_per_batch:,} tokens {limit}, the largest has {largest:,}"

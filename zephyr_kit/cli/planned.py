@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from zephyr_kit import ZkitError
 from zephyr_kit.corpus import Corpus
 from zephyr_kit.devices import Device
-from zephyr_kit.forecast import Forecast, Outlook, foretell, skeleton_start
+from zephyr_kit.forecast import Forecast, Outlook, foretell_first_that_fits, over_devices, skeleton_start
 from zephyr_kit.gathered import are_there
 from zephyr_kit.observe import Narrator
 from zephyr_kit.preset import Preset, Stage, bound
@@ -54,28 +54,27 @@ class Planned:
             "data": None if forecast.workload is None else asdict(forecast.workload),
             "seconds": None if forecast.seconds is None else round(forecast.seconds, 3),
             "operations_a_second": forecast.rate,
+            "sharded": forecast.sharded,
             "would_fit_with": None if self.remedy is None else list(self.remedy.changes),
         }
 
 
-def look_ahead(preset: Preset, device: Device, narrator: Narrator, run: Path, *, with_data: bool) -> Iterator[Planned]:
+def look_ahead(preset: Preset, device: Device, world: World, narrator: Narrator, run: Path, *, with_data: bool) -> Iterator[Planned]:
     """Every stage that trains."""
     for stage in (bound(each, run) for each in preset.stages):
         if isinstance(stage.task, TrainStage):
             corpus, remark = _corpus(stage, stage.task, preset.seed, narrator) if with_data else (None, "planned without its data")
-            num_in_team = World(size=device.count).in_teams(stage.task.train.context_parallel).num_in_team
-            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus, num_in_team=num_in_team)
+            outlook = Outlook(stage, stage.task, skeleton_start(preset, stage), device, preset.seed, corpus)
             with narrator.track(f"planning stage {stage.name}"):
-                planned = _planned(outlook, remark)
+                planned = _planned(stage, stage.task, over_devices(outlook, world), remark)
             yield planned
 
 
-def _planned(outlook: Outlook, remark: str) -> Planned:
-    stage, task = outlook.stage, outlook.task
-    forecast, reason = foretell(outlook)
+def _planned(stage: Stage, task: TrainStage, ways: Sequence[Outlook], remark: str) -> Planned:
+    way, forecast, reason = foretell_first_that_fits(ways)
     if forecast is None:
         return Planned(stage, task, None, None, tuple(filter(None, (reason, stage.remark))))
-    remedy = None if forecast.fits else find_remedy(outlook)
+    remedy = None if forecast.fits else find_remedy(way)
     return Planned(stage, task, forecast, remedy, tuple(filter(None, (forecast.rehearsal.remark, stage.remark, remark))))
 
 
