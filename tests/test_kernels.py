@@ -77,6 +77,33 @@ def test_lora_in_one_pass_is_pefts(model, options, in_place):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+def bytes_kept(peft):
+    """For the backward pass, beside parameters."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in peft.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = peft.train()(input_ids=IDS).logits
+    assert logits.requires_grad
+    return sum(kept.values())
+
+
+def test_of_what_dropout_hides_a_byte_is_kept(model):
+    """And not the eight of what it leaves."""
+    plain, dropping, theirs = adapted(model), adapted(model, dropout=0.3), adapted(model, dropout=0.3)
+    for peft in (plain, dropping):
+        add_in_one_pass(peft)
+    numbers = IDS.numel() * sum(module.in_features for module in dropping.modules() if "forward" in vars(module))
+    assert bytes_kept(dropping) <= bytes_kept(plain) + numbers
+    assert bytes_kept(theirs) > bytes_kept(dropping) + 8 * numbers
+
+
 def test_lora_in_one_pass_has_the_gradient_of_its_value(model):
     peft = adapted(model)
     add_in_one_pass(peft)
@@ -125,12 +152,16 @@ def test_a_rotation_that_says_something_else_does_not(model):
 
 def test_ligers_kernels_are_for_cuda_gpus_where_it_is_installed(monkeypatch):
     monkeypatch.setattr("zkit_mistral.reach.find_spec", lambda name: object())
+    monkeypatch.setattr("zkit_mistral.reach.lacking", lambda distribution, extra: [])
     assert wants_liger(settings(), CUDA)
     assert wants_liger(settings(kernels="liger", dtype="float32"), CUDA)
     assert not wants_liger(settings(kernels="torch"), CUDA)
     assert not wants_liger(settings(compile=True), CUDA)
     assert not wants_liger(settings(dtype="float64"), CUDA)
     assert not wants_liger(settings(kernels="liger"), CPU)
+    monkeypatch.setattr("zkit_mistral.reach.lacking", lambda distribution, extra: ["liger-kernel>=0.8"])
+    assert not wants_liger(settings(), CUDA), "an old one may have other arguments"
+    monkeypatch.setattr("zkit_mistral.reach.lacking", lambda distribution, extra: [])
     monkeypatch.setattr("zkit_mistral.reach.find_spec", lambda name: None)
     assert not wants_liger(settings(), CUDA)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zkit_mistral.made import Made, how_made
+from zkit_mistral.made import Made, how_made, mark
 
 
 def add_in_one_pass(peft: Any, *, in_place: bool = True, make_again: bool = True) -> None:
@@ -69,8 +69,8 @@ def _whole(base: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
     return partial(_of_4_bits, state, dtype)
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _of_4_bits(state: Any, dtype: torch.dtype, weight: Tensor) -> Tensor:
@@ -83,8 +83,19 @@ def _of_4_bits(state: Any, dtype: torch.dtype, weight: Tensor) -> Tensor:
 def _adapter(layer: Any, x: Tensor, name: str, *, make_again: bool) -> tuple[Tensor, Tensor, Tensor, float, Made | None]:
     """Its input, its two matrices, its scale, and how the input came about if that is known."""
     dropout = layer.lora_dropout[name]
-    hidden = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.p else x
+    hidden = _dropped(x, dropout.p) if isinstance(dropout, nn.Dropout) and dropout.p and dropout.training else x
     return hidden, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], how_made(hidden) if make_again else None
+
+
+def _dropped(x: Tensor, p: float) -> Tensor:
+    """With a share `p` dropped; made again of what is given and of the byte that says whether a number is seen, which autograd keeps."""
+    dropped, seen = torch.native_dropout(x, p, train=True)
+    make, of = how_made(x) or (_as_it_is, (x,))
+    return mark(dropped, partial(_dropped_again, make, 1 / (1 - p)), seen, *of)
+
+
+def _dropped_again(make: Callable[..., Tensor], scale: float, seen: Tensor, *of: Tensor) -> Tensor:
+    return (make(*of) * seen).mul_(scale)
 
 
 def _type_of(layer: Any, name: str) -> torch.dtype:
