@@ -123,7 +123,8 @@ def surroundings(processors: int, packages: Sequence[str]) -> dict[str, Any]:
         **_card(),
         "revision": _revision(),
         "packages": {each: found for each in packages if (found := _version(each))},
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        # Where a folder lies on this machine is of use on no other.
+        "command": " ".join(["python -m benchmarks", *("FOLDER" if Path(word).is_absolute() else word for word in sys.argv[1:])]),
         "date": date.today().isoformat(),
     }
 

@@ -1,4 +1,4 @@
-"""Speed and memory of training on one GPU, beside trl: a 7 B model of random weights, in under ten minutes."""
+"""Speed and memory of training on one GPU, beside trl: a 7 B model of random weights; as much as eight minutes hold."""
 
 from __future__ import annotations
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cells import KINDS
+from benchmarks.gpu.cells import KINDS, Cell
 from benchmarks.gpu.runs import OURS
 
 MAX_DIFFERENCE = 1e-2
 """Of the loss of a step, as a share of it; more is no comparison."""
 MEASURED, NO_TIME = "measured", "not measured: no time left"
+DEFAULTS = {field.name: field.default for field in fields(Cell) if field.default is not MISSING}
+"""Settings that a cell had before they were kept."""
 Entry = dict[str, Any]
 
 
@@ -25,7 +28,7 @@ class Results:
 
     def begin(self, name: str, settings: Mapping[str, Any]) -> None:
         """Forget what was measured of this cell with other settings."""
-        if self.cells.get(name, {}).get("settings") != dict(settings):
+        if {**DEFAULTS, **self.cells.get(name, {}).get("settings", {})} != {**DEFAULTS, **settings}:
             self.cells[name] = {"settings": dict(settings), "sides": {}}
 
     def keep(self, name: str, side: str, facts: Mapping[str, Any]) -> None:
