@@ -23,6 +23,7 @@ from zkit_attentions.xformers import Xformers, XformersFlash
 from zephyr_kit import ZkitError
 from zephyr_kit.batch import Tree, lay_out, visible
 from zephyr_kit.testing import AttentionLaws
+from zephyr_kit.testing.strategies import trees
 
 CPU = torch.device("cpu")
 SHARED = lay_out(random_trees(5, 3, longest=200))
@@ -287,6 +288,25 @@ def test_an_older_gpu_is_told(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("version", "capability"), [(3, (10, 0)), (4, (12, 0))])
+def test_a_gpu_that_a_version_was_not_made_for_is_told(version, capability, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("zkit_attentions.cuda.find_spec", lambda name: object())
+    (told,) = Flash(version).problems(torch.device("cuda"))
+    assert f"compute capability up to {9 if version == 3 else 10}.x, and cuda has {capability[0]}.0" in told
+
+
+def test_varlen_is_torchs_own_again_after_flash(monkeypatch):
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA3", raising=False)
+    restored = []
+    monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: restored.append(1), raising=False)
+    Varlen().kernel()
+    assert restored
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)
+    Varlen().kernel()
+    assert len(restored) == 1
+
+
 def test_auto_takes_segments_on_a_cpu():
     query = torch.zeros(4, len(SHARED.tokens_T), 64, dtype=torch.bfloat16)
     assert choose(query, SHARED, window=None, dropout=0.0) == Segments()
@@ -318,13 +338,14 @@ def test_auto_takes_the_fastest_that_can_on_a_gpu(dtype, options, chosen, monkey
     assert found == chosen
 
 
-@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), Segments()), ((8, 0), Varlen())])
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), Segments()), ((8, 9), Varlen()), ((10, 0), Varlen())])
 def test_auto_takes_long_segments_one_by_one_on_hopper(capability, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     ids = np.ones(4000, np.int32)
     batch = lay_out([Tree(ids[:10], (ids,), (ids > 0,))])
     assert choose(_OnAGpu(), batch, window=None, dropout=0.0) == chosen
+    assert ("tokens each" in Auto().choice(torch.device("cuda"))) == (chosen == Segments())
 
 
 def test_torch_without_flash_attention_is_told(monkeypatch):
@@ -347,6 +368,14 @@ class OnAGpu(AttentionLaws):
     def _machine(self):
         if problems := self.attention.problems(self.device) if torch.cuda.is_available() else ["no GPU"]:
             pytest.skip(problems[0])
+
+    def test_sees_no_further_than_its_window_where_nothing_is_shared(self):
+        """Mistral 7B v0.1 has one, of 4,096 tokens."""
+
+        class Narrow(type(self)):
+            windows = (50,)
+
+        Narrow()._for_rows(trees(2, count=(2, 4), shortest=130, longest=300), share_prompts=False, cases=self.long_cases, shrink=False)
 
 
 @pytest.mark.gpu

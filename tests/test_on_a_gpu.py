@@ -13,6 +13,7 @@ from zkit_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW8bit, PagedAdamW32
 from zkit_preference.dpo import Dpo
 from zkit_sft.objective import Sft
 
+from zephyr_kit import ZkitError
 from zephyr_kit.batch import lay_out
 from zephyr_kit.engine import Trainer
 from zephyr_kit.feed import StepWork, Work
@@ -120,7 +121,12 @@ def apart(one, other):
 def test_what_saves_time_or_memory_learns_as_well(weights, change):
     if "fp8" in change:
         pytest.importorskip("torchao")
-    plain, changed = (curve(weights, AdamW(), **settings) for settings in ({}, change))
+    try:
+        plain, changed = (curve(weights, AdamW(), **settings) for settings in ({}, change))
+    except ZkitError as error:
+        if "compile" not in change:
+            raise
+        pytest.skip(str(error))  # a torch that compiles it wrongly, which is found before the first step
     assert apart(changed, plain) < (0.05 if "fp8" in change else 0.01)
 
 

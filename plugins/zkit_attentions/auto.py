@@ -17,7 +17,8 @@ from zkit_attentions.varlen import Varlen
 
 LONG = 3072
 """Tokens of a segment on average from which torch's own choice for single ones beats flash attention of all at once, on Hopper."""
-HOPPER = (9, 0)
+HOPPER = 9
+"""Its compute capability. Others were not measured."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Auto:
         refused = Varlen().problems(device)
         if refused:
             return f"segments: {refused[0]}"
-        return f"varlen: the fastest in bfloat16; segments in float32 and from {LONG:,} tokens each; flex to share beyond a window"
+        long = f" and from {LONG:,} tokens each" if _is_hopper(device) else ""
+        return f"varlen: the fastest in bfloat16; segments in float32{long}; flex to share beyond a window"
 
 
 def choose(query: Tensor, batch: Batch, *, window: int | None, dropout: float) -> Attention:
@@ -62,7 +64,10 @@ def _choose(query: Tensor, batch: Batch, window: int | None, dropout: float) -> 
         flexible = not misfit(query, batch, window=None, dropout=dropout) and not Flex().problems(query.device)
         return Flex() if flexible else Segments()
     long = max(batch.parents, default=-1) < 0 and sum(batch.lengths) >= LONG * len(batch.lengths)
-    newer = torch.cuda.get_device_capability(query.device) >= HOPPER
-    if long and newer and (window is None or max(batch.lengths) <= window):
+    if long and _is_hopper(query.device) and (window is None or max(batch.lengths) <= window):
         return Segments()
     return Varlen()
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == HOPPER

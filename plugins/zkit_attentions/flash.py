@@ -15,7 +15,10 @@ from zkit_attentions.varlen import TorchFlash
 
 PACKAGES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 CAPABILITIES = {2: (8, 0), 3: (9, 0), 4: (9, 0)}
-INSTALLED_AS = {2: "flash-attn", 3: "flash-attn-3", 4: "flash-attn-4"}
+HIGHEST = {3: 9, 4: 10}
+"""What torch lets them run on."""
+HOPPERS = "'git+https://github.com/Dao-AILab/flash-attention.git#subdirectory=hopper'"
+INSTALLED_AS = {2: "flash-attn", 3: HOPPERS, 4: "flash-attn-4"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,14 @@ class Flash(FlashAttention):
     version: Literal[2, 3, 4] = 2
 
     def problems(self, device: torch.device) -> Sequence[str]:
-        package, installed_as = PACKAGES[self.version], INSTALLED_AS[self.version]
+        number = self.version
         return cuda_problems(
-            f"flash, version {self.version},", device, capability=CAPABILITIES[self.version], package=package, extra=installed_as
+            f"flash, version {number},",
+            device,
+            capability=CAPABILITIES[number],
+            highest=HIGHEST.get(number),
+            package=PACKAGES[number],
+            extra=INSTALLED_AS[number],
         )
 
     def kernel(self) -> Kernel:

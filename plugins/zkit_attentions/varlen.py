@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import attention
 
 from zkit_attentions.cuda import cuda_problems
 from zkit_attentions.two_pass import FlashAttention, Kernel, Pair, Pass, Triple
@@ -28,6 +29,10 @@ class Varlen(FlashAttention):
         return found
 
     def kernel(self) -> Kernel:
+        # `flash` may have put another version in its place, which torch does for the whole process, and older ones not at all.
+        current = getattr(attention, "current_flash_attention_impl", None)
+        if current is not None and current() is not None:
+            attention.restore_flash_attention_impl()
         return TorchFlash()
 
 

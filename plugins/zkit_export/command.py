@@ -45,7 +45,7 @@ def export(
     dialogues; one that differs by more than its type explains is not kept.
     """
     from zephyr_kit.cli.tell import Teller
-    from zephyr_kit.devices import find_device
+    from zephyr_kit.devices import take_device
     from zephyr_kit.models import find_model
     from zkit_export.exporting import Export
     from zkit_export.hub import check_hub, push
@@ -60,7 +60,7 @@ def export(
         raise ZkitError("--public: is for what is pushed; name the repository with --push OWNER/NAME")
     model = find_model(run, plugins, stage=stage)
     teller = Teller()
-    leaving = Export(model, wish, find_device(device), teller)
+    leaving = Export(model, wish, take_device(device), teller)
     if repository is not None:
         if leaving.tied_to:
             raise ZkitError(f"--push {repository}: the adapter stands on {leaving.tied_to}, which nobody else has; add --merge")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zephyr_kit import ZkitError
+from zephyr_kit.doctor import lacking
 
 CAPABILITY = (8, 9)
 """Ada's; Hopper's and Blackwell's are higher."""
@@ -27,8 +28,8 @@ def problems(device: torch.device) -> Iterator[str]:
             f"[model] fp8: takes a GPU that multiplies in float8 (compute capability {CAPABILITY[0]}.{CAPABILITY[1]}: Ada, Hopper, "
             f'or newer), but the device is {name}; set `fp8` = "none"'
         )
-    if find_spec("torchao") is None:
-        yield "[model] fp8: needs torchao, which is not installed: pip install 'zephyr-kit[fp8]'"
+    if find_spec("torchao") is None or lacking("zephyr-kit", "fp8"):
+        yield "[model] fp8: needs torchao, which is not installed, or too old: pip install 'zephyr-kit[fp8]'"
 
 
 def convert(model: Any, recipe: str, *, emulate: bool) -> None:

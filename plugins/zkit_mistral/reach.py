@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zephyr_kit.doctor import lacking
 from zephyr_kit.fingerprint import file_fingerprint
 from zephyr_kit.weights import looks_like_folder, revision_problems, weights_problems
 from zkit_mistral.adapters import NO_DORA, earlier_lora
@@ -51,7 +52,8 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
 def wants_liger(settings: Settings, device: torch.device) -> bool:
     """Whether Liger's kernels are asked for, and can be had; what is compiled joins such passes by itself, and cannot look into them."""
     asked = settings.kernels == "liger" or (settings.kernels == "auto" and not settings.compile)
-    return asked and device.type == "cuda" and settings.dtype != "float64" and find_spec("liger_kernel") is not None
+    there = find_spec("liger_kernel") is not None and not lacking("zephyr-kit", "liger")
+    return asked and device.type == "cuda" and settings.dtype != "float64" and there
 
 
 def refusals(settings: Settings, start: Start) -> Iterator[str]:

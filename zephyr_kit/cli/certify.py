@@ -87,7 +87,7 @@ def _certificates(
 
     from zephyr_kit.certificate import TOLERANCES
     from zephyr_kit.certificate import certify as certified
-    from zephyr_kit.devices import find_device
+    from zephyr_kit.devices import take_device
     from zephyr_kit.preset import training_stages
     from zephyr_kit.protocols import Attention
     from zephyr_kit.runs import RunFolder
@@ -97,7 +97,7 @@ def _certificates(
     with tempfile.TemporaryDirectory() as small:
         preset = miniature(preset, Path(small)) if smoke else preset
         trials = [
-            trial_of(preset, stage, RunFolder(folder), find_device(device), dtype, Size(steps, examples), teller)
+            trial_of(preset, stage, RunFolder(folder), take_device(device), dtype, Size(steps, examples), teller)
             for stage in training_stages(preset, names)
         ]
         most, kernels = tolerance or TOLERANCES[dtype], plugins.offered(Attention)

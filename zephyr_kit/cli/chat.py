@@ -72,14 +72,14 @@ def chat(
 def _open(plugins: Plugins, given: list[tuple[str, str | None]], device: str) -> dict[str, Speaker]:
     """Load each model, under its place."""
     from zephyr_kit.cli.tell import Teller
-    from zephyr_kit.devices import find_device
+    from zephyr_kit.devices import take_device
     from zephyr_kit.models import find_model
     from zephyr_kit.serving import Speaker
 
     found = [find_model(name, plugins, stage=stage) for name, stage in given]
     if len({one.place for one in found}) < len(found):
         raise ZkitError(f"--against {given[-1][0]}: is the same model; name another, as the folder of another stage: RUN/STAGE/model")
-    where, speakers = find_device(device), {}
+    where, speakers = take_device(device), {}
     for one in found:
         with Teller().track(f"loading {one.place}"):
             policy = one.backend.load(where, start=one.start, train=False)

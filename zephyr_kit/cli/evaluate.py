@@ -61,7 +61,7 @@ def evaluate(
     from zephyr_kit.cli.models import find_subjects, run_of
     from zephyr_kit.cli.suites import read_suites
     from zephyr_kit.cli.tell import Teller
-    from zephyr_kit.devices import find_device
+    from zephyr_kit.devices import take_device
     from zephyr_kit.disk import disk_errors_told
     from zephyr_kit.evaluating import evaluate_once
     from zephyr_kit.evaluations import FOLDER
@@ -70,7 +70,7 @@ def evaluate(
     from zephyr_kit.runs import RunFolder
     from zephyr_kit.subjects import Subject
 
-    teller, place, run = Teller(), find_device(device), run_of(models[0])
+    teller, place, run = Teller(), take_device(device), run_of(models[0])
     folder = output or (run / FOLDER if run else Path(FOLDER) / Path(models[0]).name)
     wanted = [(name, bound_suite(suite, run) if run else suite, settings) for name, suite, settings in read_suites(suites, plugins.offers)]
     with cache_in_use(), closing(Answers(cache_folder("answers"))) as answers:

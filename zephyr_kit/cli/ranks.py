@@ -130,16 +130,10 @@ def own_device(name: str, world: World) -> torch.device:
     """The one that this process works on; from now on also torch's current one."""
     import torch
 
-    from zephyr_kit.devices import find_device
+    from zephyr_kit.devices import find_device, made_current
 
     found = find_device(name)
-    if found.type != "cuda":
-        return found
-    own = torch.device("cuda", world.local_rank) if world.size > 1 else found
-    if own.index is not None:
-        # Triton's kernels run on the current device, wherever their tensors are.
-        torch.cuda.set_device(own)
-    return own
+    return made_current(torch.device("cuda", world.local_rank) if found.type == "cuda" and world.size > 1 else found)
 
 
 def make_folder(folder: Path) -> None:
