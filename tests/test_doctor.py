@@ -23,7 +23,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 def test_this_environment_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = call(capsys)
     assert (code, out.splitlines()[-1]) == (0, "nothing is in the way")
-    for name in ("python", "torch", "transformers", "accelerate", "jinja2", "memory", "cache", "attention segments", "plugin mistral"):
+    for name in ("python", "torch", "transformers", "accelerate", "jinja2", "memory", "cache", "attention segments", "mistral kernels"):
         assert re.search(rf"^(ok|note) +{name} ", out, re.MULTILINE), name
 
 

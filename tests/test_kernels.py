@@ -166,6 +166,21 @@ def test_ligers_kernels_are_for_cuda_gpus_where_it_is_installed(monkeypatch):
     assert not wants_liger(settings(), CUDA)
 
 
+def test_what_a_device_gets_is_told(monkeypatch):
+    assert set(Mistral.choices(CPU).values()) == {
+        "torch's norms, activations and rotations: the device is cpu",
+        "torch's, logits in the model's type: the device is cpu",
+    }
+    ours, plain = ("Liger's", "Triton's"), ("torch's norms, activations and rotations: no Liger", "torch's, logits in the model's type")
+    for there, (kernels, head) in ((object(), ours), (None, plain)):
+        for place in ("reach", "softmax"):
+            monkeypatch.setattr(f"zkit_mistral.{place}.find_spec", lambda name, there=there: there)
+        monkeypatch.setattr("zkit_mistral.reach.lacking", lambda distribution, extra: [])
+        told = Mistral.choices(CUDA)
+        assert told["kernels"].startswith(kernels)
+        assert told["head"].startswith(head)
+
+
 def settings(**changes):
     return Mistral(weights="mistralai/Mistral-7B-v0.1", attention=Auto(), **changes)
 

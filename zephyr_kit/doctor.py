@@ -61,7 +61,7 @@ def examine(plugins: Plugins) -> Iterator[Finding]:
     yield from _extras()
     yield from (Finding(name, "there" if find_spec(module) else "not installed", "good") for name, module in BESIDES.items())
     yield from _machine()
-    yield from _attentions(plugins)
+    yield from _kernels(plugins)
     yield from _plugins(plugins)
 
 
@@ -147,9 +147,9 @@ def _hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _attentions(plugins: Plugins) -> Iterator[Finding]:
+def _kernels(plugins: Plugins) -> Iterator[Finding]:
     from zephyr_kit.devices import find_device
-    from zephyr_kit.protocols import Attention, ChoosingAttention
+    from zephyr_kit.protocols import Attention, Backend, ChoosingAttention, ChoosingBackend
 
     device = find_device()
     for name, kind in plugins.offered(Attention).items():
@@ -157,6 +157,9 @@ def _attentions(plugins: Plugins) -> Iterator[Finding]:
         problems = kernel.problems(device)
         told = kernel.choice(device) if isinstance(kernel, ChoosingAttention) else f"on {device}"
         yield Finding(f"attention {name}", "; ".join(problems) or told, "remark" if problems else "good")
+    for name, backend in plugins.offered(Backend).items():
+        if isinstance(backend, ChoosingBackend):
+            yield from (Finding(f"{name} {what}", told) for what, told in backend.choices(device).items())
 
 
 def _plugins(plugins: Plugins) -> Iterator[Finding]:

@@ -84,9 +84,9 @@ class Forecast:
     @cached_property
     def rate(self) -> float | None:
         """Operations a second of all devices, efficiency included; None for a card that is not in the table."""
-        shape = self.rehearsal.shape
-        one = measured_rate(shape.matrix, shape.dtype) if self.device.kind == "cpu" else self.device.tabled_rate
-        return None if one is None else self.num_devices * one
+        if self.device.kind == "cpu":  # the host's, however many processes share it
+            return measured_rate(self.rehearsal.shape.matrix, self.rehearsal.shape.dtype)
+        return None if self.device.tabled_rate is None else self.num_devices * self.device.tabled_rate
 
     @property
     def batch_seconds(self) -> float | None:

@@ -33,6 +33,13 @@ class Mistral(Settings):
 
         return problems(self, device, start=start)
 
+    @classmethod
+    def choices(cls, device: torch.device) -> Mapping[str, str]:
+        """See `ChoosingBackend`."""
+        from zkit_mistral.reach import choices
+
+        return choices(device)
+
     def fingerprint(self) -> Mapping[str, Any]:
         from zkit_mistral.reach import template_fingerprint
 

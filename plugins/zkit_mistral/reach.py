@@ -52,8 +52,25 @@ def problems(settings: Settings, device: torch.device, *, start: Start) -> list[
 def wants_liger(settings: Settings, device: torch.device) -> bool:
     """Whether Liger's kernels are asked for, and can be had; what is compiled joins such passes by itself, and cannot look into them."""
     asked = settings.kernels == "liger" or (settings.kernels == "auto" and not settings.compile)
+    return asked and settings.dtype != "float64" and not _lacks_liger(device)
+
+
+def choices(device: torch.device) -> dict[str, str]:
+    """What a bfloat16 model gets on a device, and why."""
+    from zkit_mistral.softmax import lacks_triton
+
+    without_liger, without_triton = _lacks_liger(device), lacks_triton(device)
+    return {
+        "kernels": f"torch's norms, activations and rotations: {without_liger}" if without_liger else "Liger's, unless they are compiled",
+        "head": f"torch's, logits in the model's type: {without_triton}" if without_triton else "Triton's, logits in float32",
+    }
+
+
+def _lacks_liger(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the device is {device.type}"
     there = find_spec("liger_kernel") is not None and not lacking("zephyr-kit", "liger")
-    return asked and device.type == "cuda" and settings.dtype != "float64" and there
+    return "" if there else "no Liger, or an old one: pip install 'zephyr-kit[liger]'"
 
 
 def refusals(settings: Settings, start: Start) -> Iterator[str]:

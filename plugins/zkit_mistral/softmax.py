@@ -34,11 +34,18 @@ class Softmax(Protocol):
 
 def softmax_for(hidden: Tensor) -> Softmax:
     """Triton's on a CUDA GPU, torch's elsewhere, and in float64."""
-    if hidden.device.type == "cuda" and hidden.dtype != torch.float64 and find_spec("triton") is not None:
+    if hidden.dtype != torch.float64 and not lacks_triton(hidden.device):
         from zkit_mistral.softmax_triton import TritonSoftmax
 
         return TritonSoftmax(hidden.dtype)
     return InPlaceSoftmax()
+
+
+def lacks_triton(device: torch.device) -> str:
+    """Why there is no Triton for it; empty if there is."""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    return "" if find_spec("triton") is not None else "Triton is not installed"
 
 
 class InPlaceSoftmax:

@@ -242,6 +242,15 @@ class ChoosingAttention(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosingBackend(Protocol):
+    """The class of a backend that chooses among kernels by itself."""
+
+    def choices(self, device: torch.device) -> Mapping[str, str]:
+        """What a bfloat16 model gets on `device` of what is not set, and why, by what it is."""
+        ...
+
+
 class OptimizerFactory(Protocol):
     """A preset's `optimizer` table.
 
