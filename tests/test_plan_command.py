@@ -19,9 +19,9 @@ from zkit_mistral.shapes import TABLED as SHAPES
 from benchmarks import memory, models
 from tests.tiny import ListCorpus, random_trees, write_model
 from tests.toys import Listener
-from zephyr_kit import ZkitError
 from zephyr_kit.cli import build, main
-from zephyr_kit.devices import TABLED, Device, host_memory, memory_left, named_device
+from zephyr_kit.devices import TABLED, Device, UnknownDevice, host_memory, memory_left, named_device
+from zephyr_kit.exits import Exit
 from zephyr_kit.forecast import LADDER, Forecast, Outlook, over_devices, skeleton_start
 from zephyr_kit.plugins import Plugins
 from zephyr_kit.preflight import NotReady, foresee
@@ -374,8 +374,11 @@ def test_the_command_says_no_with_what_would_fit(preset, plugins, monkeypatch):
     assert code == 1
     assert "does not fit" in told
     assert "--set" in told
-    with pytest.raises(ZkitError, match=r"rtx4091: torch knows no such device.*; or plan for one of .*h200.*rtx4090"):
+    with pytest.raises(UnknownDevice, match=r"rtx4091: torch knows no such device.*; or plan for one of .*h200.*rtx4090"):
         named_device("rtx4091")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(preset), "--device", "rtx4091"])
+    assert ended.value.code == Exit.NOT_UNDERSTOOD
 
 
 def test_a_run_chooses_notes_and_tells_its_batches(preset, tmp_path, capsys):

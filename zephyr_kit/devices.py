@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from zephyr_kit import ZkitError
+from zephyr_kit.exits import Exit
 from zephyr_kit.garbage import look_as_usual
 from zephyr_kit.sizes import GIB, KIB
 
@@ -42,6 +43,12 @@ TABLED = {
     "a10g": (22.0, 70),
 }
 """GiB that torch can use of it, and 10^12 operations a second in dense bfloat16, by the datasheets."""
+
+
+class UnknownDevice(ZkitError):
+    """A name that is no device's."""
+
+    exit = Exit.NOT_UNDERSTOOD
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def named_device(name: str) -> Device:
     try:
         return this_device(find_device(name))
     except ZkitError as error:
-        raise ZkitError(f"{error}; or plan for one of {', '.join(sorted(TABLED))}") from error
+        raise type(error)(f"{error}; or plan for one of {', '.join(sorted(TABLED))}") from error
 
 
 def this_device(device: torch.device) -> Device:
@@ -168,7 +175,7 @@ def find_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ZkitError(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
+        raise UnknownDevice(f"--device {name}: torch knows no such device; try cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ZkitError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices on this machine")
     return device
