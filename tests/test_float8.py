@@ -146,6 +146,7 @@ def test_a_device_or_an_installation_without_it_is_told(weights: Path, monkeypat
     assert "compute capability 8.9: Ada, Hopper, or newer), but the device is cpu" in chip
     assert "pip install 'zephyr-kit[fp8]'" in library
     monkeypatch.setattr(float8, "find_spec", lambda _: "there")
+    monkeypatch.setattr(float8, "lacking", lambda *_: [])
     cards = {"cuda:0": ((8, 0), "A100"), "cuda:1": ((9, 0), "H100")}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[str(device)][0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[str(device)][1])

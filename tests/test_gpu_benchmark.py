@@ -167,6 +167,8 @@ def test_a_side_that_failed_stands_in_the_table_and_unequal_losses_are_no_compar
     results.begin("dpo-lora-selective", {})
     results.keep("dpo-lora-selective", OURS, {**facts, "losses": [1.1], "peak GiB": 0.5})
     assert results.cells["dpo-lora-selective"]["beside"][TRL]["share of its memory"] == 0.25
+    results.begin("dpo-lora", {"layers_kept": 0})  # as it was before that was a setting
+    assert set(results.cells["dpo-lora"]["sides"]) == {OURS, TRL}
     results.keep("sft-lora", TRL, {"outcome": "LacksMemory: 9 GiB"})
     results.keep("sft-lora", OURS, {"outcome": NO_TIME})  # does not take the place of what was measured
     text = write_table(Results(tmp_path).cells, tmp_path / "gpu.md")

@@ -28,7 +28,8 @@ class Results:
 
     def begin(self, name: str, settings: Mapping[str, Any]) -> None:
         """Forget what was measured of this cell with other settings."""
-        if {**DEFAULTS, **self.cells.get(name, {}).get("settings", {})} != {**DEFAULTS, **settings}:
+        kept = self.cells.get(name)
+        if kept is None or {**DEFAULTS, **kept["settings"]} != {**DEFAULTS, **settings}:
             self.cells[name] = {"settings": dict(settings), "sides": {}}
 
     def keep(self, name: str, side: str, facts: Mapping[str, Any]) -> None:
