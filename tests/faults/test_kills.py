@@ -22,12 +22,14 @@ pytestmark = pytest.mark.timeout(7200)
 def test_k1_killed_at_any_moment(job, straight, tmp_path, tell):
     """From the start to the end, with an empty cache."""
     count, draw, same, tries = times(5, 200), random.Random(1), 0, 0
-    killed = 0
+    killed, latest = 0, straight.seconds
     while killed < count:
         output, cache, tries = tmp_path / f"run-{tries}", tmp_path / f"cache-{tries}", tries + 1
         going = start(job, output, cache=cache)
-        time.sleep(draw.uniform(0, straight.seconds))
-        if not going.kill():
+        waited = draw.uniform(0, latest)
+        time.sleep(waited)
+        if not going.kill():  # it was over, sooner than on a busy machine
+            latest = waited
             continue
         killed += 1
         finish(job, output, cache=cache)
