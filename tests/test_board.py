@@ -236,6 +236,25 @@ def test_it_follows_a_training_live(browser, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_answer_that_comes_late_is_not_drawn(browser, tmp_path):
+    for number in range(2):
+        write_run(tmp_path / f"run-{number}", beta=number / 10, steps=20, done=True)
+    held = []
+    with served(tmp_path) as board, opened(browser, board.address, viewport={"width": 1300, "height": 1000}) as page:
+        page.locator("#plots .main-svg").first.wait_for()
+        page.get_by_role("button", name="Compare none").click()
+        page.locator("#empty").wait_for()
+        page.route("**/curves*", lambda route: route.continue_() if held else held.append(route))
+        page.get_by_label("compare run-0", exact=True).check()
+        page.get_by_label("compare run-1", exact=True).check()
+        page.locator("#settings thead th").nth(2).wait_for()
+        with page.expect_response("**/curves*"):
+            held[0].continue_()
+        page.wait_for_timeout(300)
+        assert page.locator("#settings thead th").count() == 3
+
+
+@pytest.mark.slow
 def test_every_control_works_with_pointer_and_keys_and_for_all_readers(browser, tmp_path):
     for number in range(10):
         write_run(tmp_path / f"run-{number}", beta=number / 10, steps=200, done=number != 9)

@@ -10,7 +10,7 @@ const ONGOING = ["running", "failed", "unfinished"];
 const board = {
   told: "", runs: {}, compared: new Set(), touched: false, colours: new Map(),
   sort: { by: "changed", down: true }, rows: new Map(),
-  curves: null, drawn: "", charts: new Map(),
+  curves: null, drawn: "", turn: 0, charts: new Map(),
 };
 
 // Asking
@@ -188,13 +188,16 @@ function tellProgress(cell, name, stage) {
 // The curves
 
 async function drawCompared() {
+  const turn = ++board.turn;
   const names = compared();
   const stages = [...new Set(names.flatMap((name) => Object.entries(board.runs[name].stages).filter(([, stage]) => stage.step).map(([stage]) => stage)))];
   fill($("stage"), stages, stages.at(-1));
   const path = `curves?stage=${encodeURIComponent($("stage").value)}&${query(names)}`;
   const wanted = path + names.map((name) => board.runs[name].version).join();
   if (wanted !== board.drawn) {
-    board.curves = names.length ? JSON.parse(await ask(path)) : { plots: [], axes: {} };
+    const curves = names.length ? JSON.parse(await ask(path)) : { plots: [], axes: {} };
+    if (turn !== board.turn) return; // another choice was made meanwhile, and is drawn
+    board.curves = curves;
     board.drawn = wanted;
   }
   drawCurves();
