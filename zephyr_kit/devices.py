@@ -187,7 +187,7 @@ def take_device(name: str = "auto") -> torch.device:
 
 
 def made_current(device: torch.device) -> torch.device:
-    """The device itself."""
+    """The device, which torch takes from now on where none is named."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
